@@ -1,0 +1,15 @@
+"""The one exception users are meant to read."""
+
+
+class TetherError(ValueError):
+    """Something the user gave or has does not fit; the message says what was expected, found, and what to do."""
+
+
+def near_misses(name: str, known: list[str] | tuple[str, ...], count: int = 3) -> str:
+    """A clause `; did you mean 'a' or 'b'?` naming the known words nearest to `name`, or the known words if none is near."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    if close:
+        return "; did you mean " + " or ".join(repr(word) for word in close) + "?"
+    return f"; known: {', '.join(map(repr, known))}" if known else ""
