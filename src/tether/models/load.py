@@ -1,0 +1,82 @@
+"""One door for every source of models."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from tether.errors import TetherError
+from tether.models.hub import DESCRIPTIONS, fetch
+from tether.models.model import Model
+
+
+def load(
+    source: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    activation: Literal["gelu", "quick_gelu"] | None = None,
+) -> Model:
+    """Load a contrastive vision-language model in evaluation mode.
+
+        load("builtin")                                   # the small model that comes with tether
+        load("path/to/folder")                            # saved by open_clip or transformers
+        load("hf:openai/clip-vit-base-patch16")           # hub id: local cache first, then download
+        load("open_clip:ViT-B-16/openai")                 # open_clip architecture and tag
+        load("open_clip:ViT-B-16/weights.safetensors", activation="gelu")
+
+    Activation, image size and tokenizer are taken from what comes with the weights and checked against each other and
+    against the weights. Only safetensors are read; code that comes with a model is never run.
+
+    Args:
+        source: see above.
+        device: where the weights go.
+        dtype: of the weights.
+        activation: what the weights were trained with, for weights that do not say it.
+
+    Raises:
+        TetherError: the source is unknown or not at hand, or its parts do not fit each other.
+    """
+    if activation not in (None, "gelu", "quick_gelu"):
+        raise TetherError(f"activation is 'gelu' or 'quick_gelu', not {activation!r}.")
+    model = _load(str(source), activation)
+    model.module.to(device=device, dtype=dtype)
+    return model
+
+
+def _load(source: str, activation: Literal["gelu", "quick_gelu"] | None) -> Model:
+    if source == "builtin":
+        from tether.models import builtin, hybrid  # noqa: F401  (importing hybrid makes timm know the image tower)
+
+        return _load_folder(builtin.folder(), source, activation)
+    kind, colon, name = source.partition(":")
+    if colon and kind == "open_clip":
+        from tether.models.load_open_clip import load_architecture
+
+        return load_architecture(name, source, activation)
+    if colon and kind == "hf":
+        folder = fetch(name, DESCRIPTIONS)
+        ours = (folder / "open_clip_config.json").is_file()
+        fetch(name, ("open_clip_*.safetensors",) if ours else ("model.safetensors", "model-*.safetensors"))
+        return _load_folder(folder, source, activation)
+    if Path(source).is_dir():
+        return _load_folder(Path(source), source, activation)
+    raise TetherError(
+        f"There is no folder {source!r}. A source is a folder, 'builtin', 'hf:org/name', or "
+        f"'open_clip:ARCHITECTURE/tag'."
+    )
+
+
+def _load_folder(folder: Path, source: str, activation: Literal["gelu", "quick_gelu"] | None) -> Model:
+    if (folder / "open_clip_config.json").is_file():
+        from tether.models.load_open_clip import load_folder
+
+        return load_folder(folder, source, activation)
+    if (folder / "config.json").is_file():
+        from tether.models.load_transformers import load_folder
+
+        return load_folder(folder, source, activation)
+    raise TetherError(
+        f"{folder} has neither an open_clip_config.json nor a config.json, so it holds no model of open_clip or "
+        f"transformers."
+    )

@@ -1,0 +1,33 @@
+"""Where open_clip's own towers have their sites: the fused `nn.MultiheadAttention` and the newer attention class."""
+
+from collections.abc import Iterator
+
+from open_clip.model import CLIP
+from open_clip.transformer import TextTransformer, VisionTransformer
+from torch import nn
+
+from tether.models.site import Site, block_sites
+
+
+def find(owner: nn.Module, prefix: str) -> Iterator[Site]:
+    """The sites of the Transformer that `owner` has as its attribute `transformer`, if it is a tower of open_clip."""
+    if isinstance(owner, VisionTransformer):
+        tower = "image"
+    elif isinstance(owner, CLIP | TextTransformer):
+        tower = "text"
+    else:
+        return
+    for depth, block in enumerate(owner.transformer.resblocks):
+        fused = isinstance(block.attn, nn.MultiheadAttention)
+        batch_first = block.attn.batch_first if fused else True
+        yield from block_sites(
+            block,
+            f"{prefix}transformer.resblocks.{depth}",
+            tower=tower,
+            depth=depth,
+            width=owner.transformer.width,
+            tokens="BNC" if batch_first else "NBC",
+            class_token=tower == "image",
+            attention=("attn" if fused else "attn.out_proj", "attn.out_proj"),
+            mlp="mlp.c_proj",
+        )

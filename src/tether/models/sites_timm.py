@@ -1,0 +1,67 @@
+"""Where timm's ViT (plain, EVA, NaFlex, hybrid), Swin (1 and 2) and ConvNeXt have their sites."""
+
+from collections.abc import Iterator
+
+from timm.models.convnext import ConvNeXt
+from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from tether.models.site import Site, block_sites, is_linear
+
+
+def find(owner: nn.Module, prefix: str) -> Iterator[Site]:
+    """The sites of `owner` if it is one of these models."""
+    if isinstance(owner, VisionTransformer | Eva | NaFlexVit):
+        class_token = owner.num_prefix_tokens > 0
+        for depth, block in enumerate(owner.blocks):
+            yield from block_sites(
+                block,
+                f"{prefix}blocks.{depth}",
+                tower="image",
+                depth=depth,
+                width=owner.embed_dim,
+                tokens="BNC",
+                class_token=class_token,
+                attention=("attn.proj", "attn.proj") if is_linear(block, "attn.proj") else None,
+                mlp="mlp.fc2" if is_linear(block, "mlp.fc2") else None,
+            )
+    elif isinstance(owner, SwinTransformer | SwinTransformerV2):
+        for depth, (path, block) in enumerate(_stages(owner.layers, f"{prefix}layers")):
+            yield from block_sites(
+                block,
+                path,
+                tower="image",
+                depth=depth,
+                width=block.dim,
+                tokens="BNC",
+                class_token=False,
+                attention=("attn.proj", "attn.proj"),
+                mlp="mlp.fc2",
+                windows=True,
+                layouts={"": "BHWC", "norm1": "BHWC"},
+            )
+    elif isinstance(owner, ConvNeXt):
+        for depth, (path, block) in enumerate(_stages(owner.stages, f"{prefix}stages")):
+            convolutions = not isinstance(block.mlp.fc2, nn.Linear)
+            yield from block_sites(
+                block,
+                path,
+                tower="image",
+                depth=depth,
+                width=block.mlp.fc2.weight.shape[0],
+                tokens="BCHW" if convolutions else "BHWC",
+                class_token=False,
+                attention=None,
+                mlp="mlp.fc2",
+                layouts={"": "BCHW"},
+            )
+
+
+def _stages(stages: nn.Sequential, path: str) -> Iterator[tuple[str, nn.Module]]:
+    for s, stage in enumerate(stages):
+        for b, block in enumerate(stage.blocks):
+            yield f"{path}.{s}.blocks.{b}", block
