@@ -1,0 +1,109 @@
+"""Function-space regularisation on simulated shifted samples, with consistency. A RECONSTRUCTION.
+
+After the idea of "Feed Two Birds with One Scone" (Yuan, Shu, Meng, Xu, arXiv 2509.05328), of which only the abstract
+was at hand: penalise the distance of fine-tuned and pre-trained model in function space on simulated
+out-of-distribution samples, and ask for stable predictions under perturbation. The simulators, the divergences, their
+direction and every number here are this library's choice, not the authors'.
+
+Use it when preserving weights or features does not help an architecture; it costs one forward of the frozen model
+and two more of the model in training.
+
+    L = λ₁ · D(f₀(x̃) ‖ f(x̃)) + λ₂ · D(sg f(x) ‖ f(x̃′))
+
+f are logits of the task's classes (zero-shot head), f₀ the pre-trained model, x̃ a simulated shift of x, x̃′ a small
+perturbation of x, sg no gradient; add it to a cross-entropy on x.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tether.errors import TetherError, near_misses
+from tether.objectives.divergence import Divergence, divergence
+from tether.objectives.simulated_shifts import Simulator, any_shift, jitter
+
+Logits = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionSpaceConfig:
+    """Weights and divergences of the two terms; all of them this library's choice."""
+
+    distance_weight: float = 1.0  # λ₁
+    consistency_weight: float = 1.0  # λ₂
+    distance: Divergence = "kl"
+    consistency: Divergence = "kl"
+
+    def __post_init__(self) -> None:
+        for kind in (self.distance, self.consistency):
+            if kind not in get_args(Divergence):
+                raise TetherError(f"Unknown divergence {kind!r}{near_misses(kind, get_args(Divergence))}")
+        if not (self.distance_weight >= 0 and self.consistency_weight >= 0):
+            raise TetherError(f"The weights of the function-space terms must be 0 or more; they are {self}.")
+
+
+class FunctionSpace:
+    """The two terms; `shift` simulates another distribution, `perturb` leaves the label alone.
+
+    >>> model, pretrained = (nn.Sequential(nn.Flatten(), nn.Linear(48, 5)) for _ in range(2))
+    >>> regularise = FunctionSpace(pretrained, FunctionSpaceConfig())
+    >>> pixels = torch.rand(2, 3, 4, 4)
+    >>> logits = model(pixels)
+    >>> loss = logits.logsumexp(1).mean() + regularise(model, pixels, logits, torch.Generator().manual_seed(0))
+    """
+
+    def __init__(
+        self,
+        pretrained: Logits,
+        config: FunctionSpaceConfig,
+        *,
+        shift: Simulator = any_shift,
+        perturb: Simulator = jitter,
+    ) -> None:
+        """`pretrained` gives logits of pixels; a module is run in evaluation mode and left in the mode it was in."""
+        self.pretrained, self.config = pretrained, config
+        self.shift, self.perturb = shift, perturb
+
+    def __call__(
+        self,
+        model: Logits,
+        pixels: Float[Tensor, "batch 3 height width"],
+        logits: Float[Tensor, "batch classes"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, ""]:
+        """The weighted sum of the terms for a batch; `logits` are the model's on the unchanged `pixels`.
+
+        Both models see the very same simulated pictures. A term of weight 0 costs nothing, and the generator moves
+        on by one number a call whatever the weights are.
+        """
+        config = self.config
+        shift_seed, perturb_seed = torch.randint(2**62, (2,), generator=generator, device=generator.device).tolist()
+        loss = logits.new_zeros(())
+        if config.distance_weight:
+            shifted = self.shift(pixels, torch.Generator().manual_seed(shift_seed))
+            with torch.no_grad(), _evaluating(self.pretrained):
+                reference = self.pretrained(shifted)
+            loss = loss + config.distance_weight * divergence(reference, model(shifted), config.distance)
+        if config.consistency_weight:
+            perturbed = self.perturb(pixels, torch.Generator().manual_seed(perturb_seed))
+            term = divergence(logits, model(perturbed), config.consistency)
+            loss = loss + config.consistency_weight * term
+        return loss
+
+
+@contextmanager
+def _evaluating(model: Logits) -> Iterator[None]:
+    """Evaluation mode for a while, each part of the module put back into its own mode afterwards."""
+    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
+    try:
+        for part, _ in modes:
+            part.training = False
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

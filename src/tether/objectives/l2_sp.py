@@ -1,0 +1,111 @@
+"""L2-SP as a penalty: the squared distance of the weights from where fine-tuning started.
+
+Li, Grandvalet, Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks" (ICML 2018). The
+simplest way to stay near the pre-trained weights; as part of the loss, Adam rescales its gradient by the second
+moment (the decoupled form is an optimizer). It costs one copy of the penalised weights.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tether.errors import TetherError
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2SPConfig:
+    """α for pre-trained tensors (the original work searches 1e-3…1) and β for new ones (0.01 there)."""
+
+    alpha: float = 0.1
+    beta: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not (self.alpha >= 0 and self.beta >= 0):
+            raise TetherError(f"The strengths of L2-SP must be 0 or more; they are {self}.")
+
+
+def l2_sp(
+    pairs: Iterable[tuple[Tensor, Tensor | None]], new: Iterable[Tensor], alpha: float, beta: float
+) -> Float[Tensor, ""]:
+    """(α/2) Σ ‖θ − θ⁰‖² over (θ, θ⁰) pairs + (β/2) Σ ‖θ‖² over new tensors, in float32 or better.
+
+    An anchor θ⁰ of None stands for zero, as it should be for the factors of a low-rank update.
+    """
+    terms = [alpha / 2 * _squared_norm(now if start is None else now - start.detach()) for now, start in pairs]
+    terms += [beta / 2 * _squared_norm(tensor) for tensor in new]
+    return torch.stack([term.to(terms[0].device) for term in terms]).sum() if terms else torch.zeros(())
+
+
+def _squared_norm(difference: Tensor) -> Tensor:
+    wide = difference.float() if difference.dtype in (torch.float16, torch.bfloat16) else difference
+    return wide.square().sum()
+
+
+class L2SP:
+    """The penalty on named parameters, with anchors kept by name and saved by `state_dict`.
+
+    >>> layer = torch.nn.Linear(3, 2)
+    >>> penalty = L2SP(dict(layer.named_parameters()), L2SPConfig(), new=["bias"])
+    >>> loss = layer(torch.ones(1, 3)).sum() + penalty()
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        config: L2SPConfig,
+        *,
+        anchors: Mapping[str, Tensor | None] | None = None,
+        new: Iterable[str] = (),
+    ) -> None:
+        """Anchor `parameters` where they are now, or at `anchors`, which then names exactly those not `new`.
+
+        Raises:
+            TetherError: a name in `new` or `anchors` that is no parameter, an anchor missing or of another shape.
+        """
+        self.config = config
+        self.new = frozenset(new)
+        self.parameters = dict(parameters)
+        _expect_names("new tensors", self.new & set(self.parameters), self.new)
+        held = self.parameters.keys() - self.new
+        if anchors is None:
+            anchors = {name: self.parameters[name] for name in held}
+        _expect_names("anchors", held, set(anchors))
+        self.anchors = {name: self._anchor(name, anchors[name]) for name in self.parameters if name in held}
+
+    def __call__(self) -> Float[Tensor, ""]:
+        """The penalty for the parameters as they are."""
+        pairs = [(self.parameters[name], anchor) for name, anchor in self.anchors.items()]
+        new = [tensor for name, tensor in self.parameters.items() if name in self.new]
+        return l2_sp(pairs, new, self.config.alpha, self.config.beta)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The anchors by parameter name; those that stand for zero are left out."""
+        return {name: anchor for name, anchor in self.anchors.items() if anchor is not None}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take saved anchors instead of the present ones.
+
+        Raises:
+            TetherError: the names or shapes are not those of `state_dict`.
+        """
+        _expect_names("saved anchors", set(self.state_dict()), set(state))
+        self.anchors |= {name: self._anchor(name, anchor) for name, anchor in state.items()}
+
+    def _anchor(self, name: str, anchor: Tensor | None) -> Tensor | None:
+        parameter = self.parameters[name]
+        if anchor is None:
+            return None
+        if anchor.shape != parameter.shape:
+            raise TetherError(
+                f"The anchor of {name} has shape {tuple(anchor.shape)}; the parameter has {tuple(parameter.shape)}."
+            )
+        return anchor.detach().to(parameter.device, parameter.dtype, copy=True)
+
+
+def _expect_names(what: str, expected: set[str], found: set[str]) -> None:
+    missing, unexpected = sorted(expected - found), sorted(found - expected)
+    if missing or unexpected:
+        raise TetherError(f"The {what} do not fit the parameters: missing {missing}, unexpected {unexpected}.")

@@ -1,0 +1,101 @@
+"""Lipsum-FT: keep the pre-trained relation of vision and language where no task is looking.
+
+"Lipsum-FT: Robust Fine-Tuning of Zero-Shot Models Using Random Text Guidance" (ICLR 2024): the logits of random texts
+may not move. Use it with full fine-tuning of the picture encoder under a frozen text encoder; it costs one forward of
+the frozen picture encoder and one of some eighty short texts a step.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tether.errors import TetherError
+from tether.objectives._precision import full_precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class LipsumFTConfig:
+    """The published defaults: 80 texts of 8 random tokens a step; the term's weight is 1."""
+
+    texts: int = 80
+    length: int = 8
+
+    def __post_init__(self) -> None:
+        if self.texts < 1 or self.length < 1:
+            raise TetherError(f"Lipsum-FT needs at least one text of one token; it has {self}.")
+
+
+@full_precision
+def lipsum_ft(
+    logits: Float[Tensor, "batch texts"], reference: Float[Tensor, "batch texts"]
+) -> Float[Tensor, ""]:
+    """Half the mean squared change of the logits: mean_i Σ_k (z_ik − z⁰_ik)² / (2K).
+
+    Both arguments are scale · picture · text with the *pre-trained* scale and text encoder. No gradient reaches
+    `reference`.
+
+    >>> float(lipsum_ft(torch.ones(2, 80), torch.zeros(2, 80)))
+    0.5
+    """
+    return (logits - reference.detach()).square().mean() / 2
+
+
+def random_texts(
+    config: LipsumFTConfig,
+    generator: torch.Generator,
+    *,
+    ids: range,
+    start: int | None,
+    end: int,
+    context_length: int,
+    pad: int = 0,
+) -> Int[Tensor, "texts context_length"]:
+    """Texts of tokens drawn evenly from `ids`, framed by the tokenizer's start (if any) and end tokens, and padded.
+
+    For OpenAI's vocabulary: ids=range(49406), start=49406, end=49407.
+
+    Raises:
+        TetherError: the texts do not fit into the context, or `ids` is empty or holds a special token.
+    """
+    framed = config.length + 1 + (start is not None)
+    if framed > context_length:
+        raise TetherError(
+            f"{config.length} random tokens and their frame need a context of {framed}; the model's is "
+            f"{context_length}. Set length to at most {context_length - framed + config.length}."
+        )
+    if not ids or end in ids or start in ids:
+        raise TetherError(f"ids ({ids}) must be a non-empty range without start ({start}) and end ({end}).")
+    device = generator.device
+    places = torch.randint(len(ids), (config.texts, config.length), generator=generator, device=device)
+    words = ids.start + ids.step * places
+    column = torch.ones(config.texts, 1, dtype=torch.long, device=device)
+    begin = [] if start is None else [start * column]
+    padding = pad * column.expand(-1, context_length - framed)
+    return torch.cat([*begin, words, end * column, padding], 1)
+
+
+class LipsumFT(nn.Module):
+    """The term with its scale: takes embeddings of pictures, and of the step's random texts by the frozen encoder.
+
+    >>> image = torch.nn.functional.normalize(torch.ones(2, 8), dim=-1)
+    >>> texts = torch.nn.functional.normalize(torch.eye(5, 8), dim=-1)
+    >>> float(LipsumFT(scale=100.0)(image, image, texts))
+    0.0
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    @full_precision
+    def forward(
+        self,
+        image: Float[Tensor, "batch dim"],
+        reference: Float[Tensor, "batch dim"],
+        texts: Float[Tensor, "texts dim"],
+    ) -> Float[Tensor, ""]:
+        """The term for the same pictures embedded by the model in training and by the pre-trained one."""
+        texts = texts.detach()
+        return lipsum_ft(self.scale * image @ texts.T, self.scale * reference @ texts.T)
