@@ -1,9 +1,9 @@
 """CAR-FT: keep the pre-trained model's reading of *how* a picture is shown.
 
-"Context-Aware Robust Fine-Tuning" (arXiv 2211.16175): cross-entropy plus a divergence between the distributions over
-contexts (a photo, a sketch, at night) that pre-trained and fine-tuned picture embeddings have. Use it with full
-fine-tuning when the shifts are changes of style; it costs one forward of the frozen picture encoder. The form and the
-weight 1 are widely reported but not confirmed against the paper's text.
+"Context-Aware Robust Fine-Tuning" (arXiv 2211.16175): cross-entropy plus a divergence between the
+distributions over contexts (a photo, a sketch, at night) that pre-trained and fine-tuned picture embeddings
+have. Use it with full fine-tuning when the shifts are changes of style; it costs one forward of the frozen
+picture encoder. The form and the weight 1 are widely reported but not confirmed against the paper's text.
 """
 
 from jaxtyping import Float
@@ -24,7 +24,8 @@ def car_ft(
 
 
 class CarFT(nn.Module):
-    """The term with its frozen contexts: one unit-length text embedding per prompt template without a class name.
+    """The term with its frozen contexts: one unit-length text embedding per prompt template without a class
+    name.
 
     >>> import torch
     >>> contexts = torch.nn.functional.normalize(torch.eye(3, 8) + 0.1, dim=-1)

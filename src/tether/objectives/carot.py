@@ -1,8 +1,8 @@
 """CaRot: contrastive fine-tuning with near-orthogonal projections and a slowly moving teacher.
 
-"Towards Calibrated Robust Fine-Tuning of Vision-Language Models" (NeurIPS 2024): FLYP, a pull of the visual projection
-towards orthogonality, and distillation from an exponential moving average of the model. Use it with full fine-tuning
-where calibration matters; it costs one more copy of the model and one more forward.
+"Towards Calibrated Robust Fine-Tuning of Vision-Language Models" (NeurIPS 2024): FLYP, a pull of the visual
+projection towards orthogonality, and distillation from an exponential moving average of the model. Use it
+with full fine-tuning where calibration matters; it costs one more copy of the model and one more forward.
 """
 
 import copy
@@ -42,8 +42,8 @@ class CaRotConfig:
 
 @full_precision
 def projection_orthogonality(projection: Float[Tensor, "width dim"]) -> Float[Tensor, ""]:
-    """‖VᵀV − I‖, Frobenius and not squared; `projection` V takes the tower's width to the shared dimension (open_clip's
-    `visual.proj`; the transpose of a `nn.Linear`'s weight).
+    """‖VᵀV − I‖, Frobenius and not squared; `projection` V takes the tower's width to the shared dimension
+    (open_clip's `visual.proj`; the transpose of a `nn.Linear`'s weight).
 
     With less width than dimension VᵀV cannot reach I; the value then has a floor above 0.
     """
@@ -63,7 +63,8 @@ def cross_orthogonality(
 def self_distillation(
     logits: Float[Tensor, "batch batch"], teacher: Float[Tensor, "batch batch"]
 ) -> Float[Tensor, ""]:
-    """Soft cross-entropy from the teacher's to the student's picture-by-text logits: rows plus columns, row means.
+    """Soft cross-entropy from the teacher's to the student's picture-by-text logits: rows plus columns, row
+    means.
 
     Its least value is the teacher's entropy, not 0. No gradient reaches `teacher`.
     """
@@ -73,7 +74,8 @@ def self_distillation(
 
 
 class CaRot(nn.Module):
-    """The terms that CaRot adds to a contrastive loss, and its teacher (`self.teacher`, saved with `state_dict`).
+    """The terms that CaRot adds to a contrastive loss, and its teacher (`self.teacher`, saved with
+    `state_dict`).
 
     >>> model = nn.Linear(4, 4)
     >>> carot = CaRot(model, CaRotConfig(every=1), steps=10)

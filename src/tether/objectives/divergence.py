@@ -20,11 +20,12 @@ def divergence(
     logits: Float[Tensor, "batch classes"],
     kind: Divergence = "kl",
 ) -> Float[Tensor, ""]:
-    """Mean over the batch of D(p ‖ q), p = softmax(reference), q = softmax(logits); never below 0, 0 when equal.
+    """Mean over the batch of D(p ‖ q), p = softmax(reference), q = softmax(logits); never below 0, 0 when
+    equal.
 
     "kl" is Σ p log(p/q), "reverse_kl" Σ q log(q/p), "js" the Jensen-Shannon divergence (at most log 2), and
-    "squared_logits" the mean over classes of (reference − logits)², the only one that feels a shift of all logits.
-    No gradient reaches `reference`.
+    "squared_logits" the mean over classes of (reference − logits)², the only one that feels a shift of all
+    logits. No gradient reaches `reference`.
 
     Raises:
         TetherError: an unknown kind.

@@ -1,8 +1,10 @@
-"""Where two sets of embeddings lie on the sphere: alignment of pairs, uniformity of sets. Metrics, differentiable.
+"""Where two sets of embeddings lie on the sphere: alignment of pairs, uniformity of sets. Metrics,
+differentiable.
 
-Alignment and uniformity: Wang and Isola, ICML 2020. The relative alignment and the uniformity across two sets are
-those of geodesic multi-modal mixup (arXiv 2203.03897). Use them to see whether fine-tuning pulls pairs together
-(alignment) or collapses the space (uniformity). All work in blocks of rows and take test sets of any size.
+Alignment and uniformity: Wang and Isola, ICML 2020. The relative alignment and the uniformity across two
+sets are those of geodesic multi-modal mixup (arXiv 2203.03897). Use them to see whether fine-tuning pulls
+pairs together (alignment) or collapses the space (uniformity). All work in blocks of rows and take test
+sets of any size.
 """
 
 import math
@@ -81,4 +83,6 @@ def _squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 def _require_two(x: Tensor) -> None:
     if len(x) < 2:
-        raise TetherError(f"This metric compares pairs of different rows and needs at least 2; there are {len(x)}.")
+        raise TetherError(
+            f"This metric compares pairs of different rows and needs at least 2; there are {len(x)}."
+        )

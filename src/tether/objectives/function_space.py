@@ -1,17 +1,17 @@
 """Function-space regularisation on simulated shifted samples, with consistency. A RECONSTRUCTION.
 
-After the idea of "Feed Two Birds with One Scone" (Yuan, Shu, Meng, Xu, arXiv 2509.05328), of which only the abstract
-was at hand: penalise the distance of fine-tuned and pre-trained model in function space on simulated
-out-of-distribution samples, and ask for stable predictions under perturbation. The simulators, the divergences, their
-direction and every number here are this library's choice, not the authors'.
+After the idea of "Feed Two Birds with One Scone" (Yuan, Shu, Meng, Xu, arXiv 2509.05328), of which only the
+abstract was at hand: penalise the distance of fine-tuned and pre-trained model in function space on
+simulated out-of-distribution samples, and ask for stable predictions under perturbation. The simulators,
+the divergences, their direction and every number here are this library's choice, not the authors'.
 
-Use it when preserving weights or features does not help an architecture; it costs one forward of the frozen model
-and two more of the model in training.
+Use it when preserving weights or features does not help an architecture; it costs one forward of the frozen
+model and two more of the model in training.
 
     L = λ₁ · D(f₀(x̃) ‖ f(x̃)) + λ₂ · D(sg f(x) ‖ f(x̃′))
 
-f are logits of the task's classes (zero-shot head), f₀ the pre-trained model, x̃ a simulated shift of x, x̃′ a small
-perturbation of x, sg no gradient; add it to a cross-entropy on x.
+f are logits of the task's classes (zero-shot head), f₀ the pre-trained model, x̃ a simulated shift of x,
+x̃′ a small perturbation of x, sg no gradient; add it to a cross-entropy on x.
 """
 
 from collections.abc import Callable, Iterator
@@ -54,7 +54,8 @@ class FunctionSpace:
     >>> regularise = FunctionSpace(pretrained, FunctionSpaceConfig())
     >>> pixels = torch.rand(2, 3, 4, 4)
     >>> logits = model(pixels)
-    >>> loss = logits.logsumexp(1).mean() + regularise(model, pixels, logits, torch.Generator().manual_seed(0))
+    >>> term = regularise(model, pixels, logits, torch.Generator().manual_seed(0))
+    >>> loss = nn.functional.cross_entropy(logits, torch.tensor([0, 3])) + term
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class FunctionSpace:
         shift: Simulator = any_shift,
         perturb: Simulator = jitter,
     ) -> None:
-        """`pretrained` gives logits of pixels; a module is run in evaluation mode and left in the mode it was in."""
+        """`pretrained` gives logits of pixels; a module is run in evaluation mode and left in the mode it
+        was in."""
         self.pretrained, self.config = pretrained, config
         self.shift, self.perturb = shift, perturb
 
@@ -78,11 +80,13 @@ class FunctionSpace:
     ) -> Float[Tensor, ""]:
         """The weighted sum of the terms for a batch; `logits` are the model's on the unchanged `pixels`.
 
-        Both models see the very same simulated pictures. A term of weight 0 costs nothing, and the generator moves
-        on by one number a call whatever the weights are.
+        Both models see the very same simulated pictures. A term of weight 0 costs nothing, and the
+        generator moves on by one number a call whatever the weights are.
         """
         config = self.config
-        shift_seed, perturb_seed = torch.randint(2**62, (2,), generator=generator, device=generator.device).tolist()
+        shift_seed, perturb_seed = torch.randint(
+            2**62, (2,), generator=generator, device=generator.device
+        ).tolist()
         loss = logits.new_zeros(())
         if config.distance_weight:
             shifted = self.shift(pixels, torch.Generator().manual_seed(shift_seed))

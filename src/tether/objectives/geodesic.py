@@ -1,12 +1,13 @@
 """Geodesic mixing of embeddings and the four losses built on it: m²-Mix, V-Mix, L-Mix, VL-Mix.
 
-"Geodesic Multi-Modal Mixup for Robust Fine-Tuning" (NeurIPS 2023, arXiv 2203.03897). CLIP keeps pictures and texts
-in two separate cones; points on the great circle between a picture and its own text lie in the empty space between
-the cones and are hard negatives for *other* pairs. Use it when a contrastively fine-tuned model should keep a
-well-spread space (retrieval, calibration, transfer).
+"Geodesic Multi-Modal Mixup for Robust Fine-Tuning" (NeurIPS 2023, arXiv 2203.03897). CLIP keeps pictures
+and texts in two separate cones; points on the great circle between a picture and its own text lie in the
+empty space between the cones and are hard negatives for *other* pairs. Use it when a contrastively
+fine-tuned model should keep a well-spread space (retrieval, calibration, transfer).
 
-Everything here works on a whole batch: row i of both arguments is one pair. Over several processes, gather the
-features first and use the same share everywhere, so that the reversed partner is taken over the global batch.
+Everything here works on a whole batch: row i of both arguments is one pair. Over several processes, gather
+the features first and use the same share everywhere, so that the reversed partner is taken over the global
+batch.
 """
 
 import torch
@@ -23,20 +24,23 @@ _NEAR = 1e-5  # 1 − |cosine| below which the closed formula gives way; 0.26 de
 def geodesic_mix(
     a: Float[Tensor, "batch dim"], b: Float[Tensor, "batch dim"], share: float | Float[Tensor, "batch"]
 ) -> Float[Tensor, "batch dim"]:
-    """Point on the great circle from `b` (share 0) to `a` (share 1), of unit length as its unit-length ends are.
+    """Point on the great circle from `b` (share 0) to `a` (share 1), of unit length as its unit-length ends
+    are.
 
         m_s(a, b) = sin(sφ)/sin φ · a + sin((1−s)φ)/sin φ · b,   φ = arccos(a·b)
 
-    `share` s in [0, 1] is the weight on the *first* argument, one for the batch or one per row. Half precision is
-    computed and returned in float32. For nearly equal ends the weights follow their expansion around φ = 0. Between
-    opposite ends there is no one great circle: the path taken starts at `a` and leaves it at right angles, towards
-    the coordinate axis that `a` is furthest from.
+    `share` s in [0, 1] is the weight on the *first* argument, one for the batch or one per row. Half
+    precision is computed and returned in float32. For nearly equal ends the weights follow their expansion
+    around φ = 0. Between opposite ends there is no one great circle: the path taken starts at `a` and
+    leaves it at right angles, towards the coordinate axis that `a` is furthest from.
     """
     if isinstance(share, Tensor):
         share = share.to(a.dtype)[:, None]
     cosine = (a * b).sum(-1, keepdim=True).clamp(-1, 1)
     near, opposite = cosine > 1 - _NEAR, cosine < _NEAR - 1
-    angle = torch.arccos(cosine.masked_fill(near | opposite, 0.0))  # rows decided below: kept off the singularities
+    angle = torch.arccos(
+        cosine.masked_fill(near | opposite, 0.0)
+    )  # rows decided below: kept off the singularities
 
     def weight(s: float | Tensor) -> Tensor:
         expansion = s * (1 + (1 - s * s) * (1 - cosine) / 3)
@@ -64,7 +68,8 @@ def m2_mix(
 ) -> Float[Tensor, ""]:
     """m²-Mix: contrast every true pair with the mixtures m_λ(image, text) of the *other* pairs.
 
-        logits_ij = I_i·T_i/τ on the diagonal, I_i·N_j/τ off it, N_j = m_λ(I_j, T_j); the same from the text's side
+        logits_ij = I_i·T_i/τ on the diagonal, I_i·N_j/τ off it, N_j = m_λ(I_j, T_j); the same from the
+        text's side
 
     The two cross-entropies are added as in the published training code; `halve` gives their mean, as in its
     published CLIP-style variant. `negative_temperature` is a temperature of its own for the mixed negatives.
@@ -97,9 +102,9 @@ def v_mix(
 ) -> Float[Tensor, ""]:
     """V-Mix: a mixture of two pictures belongs to both their texts, in the shares of the mixture.
 
-    Row i is m_λ(I_i, I_n−1−i) against all texts, with the soft target λE + (1−λ)R (E identity, R the identity
-    reversed), in both directions, halved. `original_negatives` mixes only the similarities on the diagonal and the
-    anti-diagonal and keeps the unmixed ones elsewhere.
+    Row i is m_λ(I_i, I_n−1−i) against all texts, with the soft target λE + (1−λ)R (E identity, R the
+    identity reversed), in both directions, halved. `original_negatives` mixes only the similarities on the
+    diagonal and the anti-diagonal and keeps the unmixed ones elsewhere.
     """
     mixed = geodesic_mix(image, image.flip(0), share)
     original = image if original_negatives else None
@@ -129,7 +134,8 @@ def vl_mix(
 ) -> Float[Tensor, ""]:
     """VL-Mix: both sides mixed with the same share; row i belongs to columns i and n−1−i.
 
-    The published target is E + R, whose rows add up to 2; `normalise_target` halves it, so that they add up to 1.
+    The published target is E + R, whose rows add up to 2; `normalise_target` halves it, so that they add up
+    to 1.
     """
     mixed_image, mixed_text = (geodesic_mix(side, side.flip(0), share) for side in (image, text))
     original = image if original_negatives else None

@@ -1,8 +1,9 @@
 """L2-SP as a penalty: the squared distance of the weights from where fine-tuning started.
 
-Li, Grandvalet, Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks" (ICML 2018). The
-simplest way to stay near the pre-trained weights; as part of the loss, Adam rescales its gradient by the second
-moment (the decoupled form is an optimizer). It costs one copy of the penalised weights.
+Li, Grandvalet, Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks" (ICML
+2018). The simplest way to stay near the pre-trained weights; as part of the loss, Adam rescales its
+gradient by the second moment (the decoupled form is an optimizer). It costs one copy of the penalised
+weights.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,7 +35,9 @@ def l2_sp(
 
     An anchor θ⁰ of None stands for zero, as it should be for the factors of a low-rank update.
     """
-    terms = [alpha / 2 * _squared_norm(now if start is None else now - start.detach()) for now, start in pairs]
+    terms = [
+        alpha / 2 * _squared_norm(now if start is None else now - start.detach()) for now, start in pairs
+    ]
     terms += [beta / 2 * _squared_norm(tensor) for tensor in new]
     return torch.stack([term.to(terms[0].device) for term in terms]).sum() if terms else torch.zeros(())
 
@@ -63,7 +66,8 @@ class L2SP:
         """Anchor `parameters` where they are now, or at `anchors`, which then names exactly those not `new`.
 
         Raises:
-            TetherError: a name in `new` or `anchors` that is no parameter, an anchor missing or of another shape.
+            TetherError: a name in `new` or `anchors` that is no parameter, an anchor missing or of another
+                shape.
         """
         self.config = config
         self.new = frozenset(new)
@@ -100,7 +104,8 @@ class L2SP:
             return None
         if anchor.shape != parameter.shape:
             raise TetherError(
-                f"The anchor of {name} has shape {tuple(anchor.shape)}; the parameter has {tuple(parameter.shape)}."
+                f"The anchor of {name} has shape {tuple(anchor.shape)}; the parameter has "
+                f"{tuple(parameter.shape)}."
             )
         return anchor.detach().to(parameter.device, parameter.dtype, copy=True)
 
@@ -108,4 +113,6 @@ class L2SP:
 def _expect_names(what: str, expected: set[str], found: set[str]) -> None:
     missing, unexpected = sorted(expected - found), sorted(found - expected)
     if missing or unexpected:
-        raise TetherError(f"The {what} do not fit the parameters: missing {missing}, unexpected {unexpected}.")
+        raise TetherError(
+            f"The {what} do not fit the parameters: missing {missing}, unexpected {unexpected}."
+        )

@@ -1,8 +1,8 @@
 """Lipsum-FT: keep the pre-trained relation of vision and language where no task is looking.
 
-"Lipsum-FT: Robust Fine-Tuning of Zero-Shot Models Using Random Text Guidance" (ICLR 2024): the logits of random texts
-may not move. Use it with full fine-tuning of the picture encoder under a frozen text encoder; it costs one forward of
-the frozen picture encoder and one of some eighty short texts a step.
+"Lipsum-FT: Robust Fine-Tuning of Zero-Shot Models Using Random Text Guidance" (ICLR 2024): the logits of
+random texts may not move. Use it with full fine-tuning of the picture encoder under a frozen text encoder;
+it costs one forward of the frozen picture encoder and one of some eighty short texts a step.
 """
 
 from dataclasses import dataclass
@@ -33,8 +33,8 @@ def lipsum_ft(
 ) -> Float[Tensor, ""]:
     """Half the mean squared change of the logits: mean_i Σ_k (z_ik − z⁰_ik)² / (2K).
 
-    Both arguments are scale · picture · text with the *pre-trained* scale and text encoder. No gradient reaches
-    `reference`.
+    Both arguments are scale · picture · text with the *pre-trained* scale and text encoder. No gradient
+    reaches `reference`.
 
     >>> float(lipsum_ft(torch.ones(2, 80), torch.zeros(2, 80)))
     0.5
@@ -52,7 +52,8 @@ def random_texts(
     context_length: int,
     pad: int = 0,
 ) -> Int[Tensor, "texts context_length"]:
-    """Texts of tokens drawn evenly from `ids`, framed by the tokenizer's start (if any) and end tokens, and padded.
+    """Texts of tokens drawn evenly from `ids`, framed by the tokenizer's start (if any) and end tokens, and
+    padded.
 
     For OpenAI's vocabulary: ids=range(49406), start=49406, end=49407.
 
@@ -77,7 +78,8 @@ def random_texts(
 
 
 class LipsumFT(nn.Module):
-    """The term with its scale: takes embeddings of pictures, and of the step's random texts by the frozen encoder.
+    """The term with its scale: takes embeddings of pictures, and of the step's random texts by the frozen
+    encoder.
 
     >>> image = torch.nn.functional.normalize(torch.ones(2, 8), dim=-1)
     >>> texts = torch.nn.functional.normalize(torch.eye(5, 8), dim=-1)

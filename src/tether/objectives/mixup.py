@@ -19,8 +19,8 @@ from tether.objectives.info_nce import info_nce
 class GeodesicMixupConfig:
     """Coefficients, temperatures and Beta parameters; the defaults are m³-Mix as its authors' scripts run it.
 
-    `GeodesicMixupConfig(v=0, l=0, vl=0, m2_beta=0.5)` is m²-Mix. The scripts search `m2` in {0.001, 0.005, 0.01,
-    0.05} and `vl` in {0.05, 0.1, 0.2}.
+    `GeodesicMixupConfig(v=0, l=0, vl=0, m2_beta=0.5)` is m²-Mix. The scripts search `m2` in {0.001, 0.005,
+    0.01, 0.05} and `vl` in {0.05, 0.1, 0.2}.
     """
 
     temperature: float = 0.01  # τ1, of the contrastive loss and of V-, L- and VL-Mix
@@ -54,7 +54,8 @@ def draw_share(beta: float, generator: torch.Generator) -> float:
 class GeodesicMixup(nn.Module):
     """Contrastive loss + coef · (m²-, V-, L-, VL-Mix), each with a share of its own drawn per batch.
 
-    Over several processes every one returns the loss of the global batch, provided that their generators agree.
+    Over several processes every one returns the loss of the global batch, provided that their generators
+    agree.
 
     >>> objective = GeodesicMixup(GeodesicMixupConfig())
     >>> features = torch.nn.functional.normalize(torch.eye(4) + 0.1, dim=-1)
@@ -77,15 +78,15 @@ class GeodesicMixup(nn.Module):
     ) -> Float[Tensor, ""]:
         """The whole loss of a batch of L2-normalised pairs.
 
-        `epoch`, from 0, matters only with `fade`; `index` is the number of each picture's text where `text` holds
-        the distinct texts of the batch only.
+        `epoch`, from 0, matters only with `fade`; `index` is the number of each picture's text where `text`
+        holds the distinct texts of the batch only.
         """
         config = self.config
         image, text = gather_with_grad(image), gather_with_grad(paired(text, index, len(image)))
         common = (config.temperature, config.original_negatives)
         loss = info_nce(image, text, 1 / config.temperature)
         fading = 1 / (epoch + 1) if config.fade else 1.0
-        # Every share is drawn, used or not: a coefficient set to 0 leaves the other terms' shares as they were.
+        # Every share is drawn, used or not: a coefficient of 0 leaves the other terms' shares as they were.
         m2, v, l, vl = (draw_share(b, generator) for b in (config.m2_beta, *3 * [config.beta]))  # noqa: E741
         if config.m2:
             term = m2_mix(image, text, m2, config.m2_temperature, halve=config.halve_m2)

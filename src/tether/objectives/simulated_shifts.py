@@ -1,7 +1,8 @@
 """Pictures made to look as if they came from elsewhere: batches of a simulated distribution shift.
 
-Pure functions of (pixels, generator) on normalised pixels; equal generator states give equal pictures. Those in
-`SHIFTS` borrow from another picture of the batch; `jitter` leaves what is shown as it is and suits consistency.
+Pure functions of (pixels, generator) on normalised pixels; equal generator states give equal pictures.
+Those in `SHIFTS` borrow from another picture of the batch; `jitter` leaves what is shown as it is and suits
+consistency.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,8 @@ def mix_amplitude(pixels: Pixels, generator: torch.Generator) -> Pixels:
 
 
 def mix_style(pixels: Pixels, generator: torch.Generator) -> Pixels:
-    """Each channel's mean and spread blended at random with those of another picture (as in MixStyle, ICLR 2021)."""
+    """Each channel's mean and spread blended at random with those of another picture (as in MixStyle, ICLR
+    2021)."""
     wide = pixels.float()
     mean, spread = wide.mean((2, 3), keepdim=True), wide.std((2, 3), keepdim=True) + 1e-6
     share, order = _uniform(pixels, generator), _order(len(pixels), generator, pixels.device)
@@ -34,7 +36,8 @@ def mix_style(pixels: Pixels, generator: torch.Generator) -> Pixels:
 
 
 def cut_mix(pixels: Pixels, generator: torch.Generator) -> Pixels:
-    """A random box, the same for the batch, filled from another picture (Yun et al., ICCV 2019); area even in 0…1."""
+    """A random box, the same for the batch, filled from another picture (Yun et al., ICCV 2019); area even
+    in 0…1."""
     height, width = pixels.shape[-2:]
     area, middle_y, middle_x = torch.rand(3, generator=generator, device=generator.device).tolist()
     side = area**0.5 / 2

@@ -1,8 +1,9 @@
 """StarFT: keep fine-tuning from leaning on backgrounds that the pre-trained model does not lean on.
 
-The published method adds to FLYP or to cross-entropy a divergence from a frozen copy of the model, over pictures ×
-"spurious" prompts (a class name together with a background). Use it where backgrounds and classes go together in the
-training data but not in use; it costs one forward of the frozen model on pictures and prompts.
+The published method adds to FLYP or to cross-entropy a divergence from a frozen copy of the model, over
+pictures × "spurious" prompts (a class name together with a background). Use it where backgrounds and
+classes go together in the training data but not in use; it costs one forward of the frozen model on
+pictures and prompts.
 """
 
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ def star_ft(
 ) -> Float[Tensor, ""]:
     """KL(reference ‖ model) over the prompts of *other* classes, mean over the batch.
 
-    Logits are scale · picture · prompt. Where picture and prompt share the class both count as −10⁸; a picture
-    without a prompt of another class contributes 0. No gradient reaches `reference`.
+    Logits are scale · picture · prompt. Where picture and prompt share the class both count as −10⁸; a
+    picture without a prompt of another class contributes 0. No gradient reaches `reference`.
 
     >>> import torch
     >>> labels, prompt_labels = torch.tensor([0, 1]), torch.tensor([0, 1, 2])

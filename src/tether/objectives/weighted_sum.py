@@ -8,9 +8,7 @@ from torch import Tensor
 from tether.errors import TetherError, near_misses
 
 
-def weighted_sum(
-    terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float]
-) -> Float[Tensor, ""]:
+def weighted_sum(terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float]) -> Float[Tensor, ""]:
     """Σ weight · term; a term without a weight counts 1, one of weight 0 not at all, be it infinite.
 
     >>> import torch
@@ -24,5 +22,7 @@ def weighted_sum(
         raise TetherError(f"There is a weight for {name!r}, which is no term{near_misses(name, list(terms))}")
     counted = [weights.get(name, 1.0) * term for name, term in terms.items() if weights.get(name, 1.0) != 0]
     if not counted:
-        raise TetherError(f"No term is left to minimise: the weights {dict(weights)} leave none of {list(terms)}.")
+        raise TetherError(
+            f"No term is left to minimise: the weights {dict(weights)} leave none of {list(terms)}."
+        )
     return sum(counted[1:], counted[0])

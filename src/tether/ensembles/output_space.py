@@ -1,0 +1,98 @@
+"""Output-space ensemble: the predictions of two models mixed, with temperatures fitted on validation data.
+
+The simplest ensemble of a zero-shot and a fine-tuned model, and the baseline of the sample-wise one
+(`vrf`). Use it when the weights cannot be averaged (another architecture, another head); it costs a second
+forward at inference.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tether.errors import TetherError
+
+
+def output_ensemble(
+    zero_shot: Float[Tensor, "batch classes"],
+    tuned: Float[Tensor, "batch classes"],
+    weight: float | Float[Tensor, "batch"] = 0.5,
+    *,
+    temperatures: tuple[float, float] = (1.0, 1.0),
+    space: Literal["probabilities", "logits"] = "probabilities",
+) -> Float[Tensor, "batch classes"]:
+    """Probabilities ω·P_tuned + (1−ω)·P_zero-shot, P = softmax(logits / temperature), in float32 or better.
+
+    `weight` ω in 0…1 is one number or one per sample; `temperatures` are (zero-shot, tuned). In the space
+    of logits, the tempered logits are mixed before one softmax instead. Restrict logits to a data set's
+    classes beforehand (`logits[:, classes]`): a softmax over absent classes weakens the more certain model.
+
+    >>> output_ensemble(torch.zeros(1, 2), torch.tensor([[0.0, 100.0]]), 0.5).tolist()
+    [[0.25, 0.75]]
+    """
+    dtype = torch.promote_types(torch.promote_types(zero_shot.dtype, tuned.dtype), torch.float32)
+    zero_shot, tuned = zero_shot.to(dtype) / temperatures[0], tuned.to(dtype) / temperatures[1]
+    if isinstance(weight, Tensor):
+        weight = weight.to(dtype)[:, None]
+    if space == "logits":
+        return (weight * tuned + (1 - weight) * zero_shot).softmax(-1)
+    return weight * tuned.softmax(-1) + (1 - weight) * zero_shot.softmax(-1)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature, the accuracy it was to match and the mean confidence that it reaches."""
+
+    temperature: float
+    accuracy: float
+    confidence: float
+
+
+def calibrate(
+    logits: Float[Tensor, "samples classes"],
+    labels: Int[Tensor, "samples"],
+    bounds: tuple[float, float] = (0.01, 100.0),
+) -> Calibration:
+    """The temperature at which the mean of the largest probability equals the accuracy, on *validation* data.
+
+    The mean confidence falls as the temperature rises, so the interval is halved 60 times and the search
+    always ends. Where accuracy lies outside what `bounds` can reach (a model below chance, or without a
+    mistake), the nearer bound is the answer and `confidence` shows the gap.
+
+    Raises:
+        TetherError: no samples.
+    """
+    if not len(logits):
+        raise TetherError("A temperature is fitted on labelled validation data; there is none.")
+    wide = logits.double()
+    accuracy = float((wide.argmax(-1) == labels).double().mean())
+
+    def confidence(log_temperature: float) -> float:
+        return float((wide / math.exp(log_temperature)).softmax(-1).amax(-1).mean())
+
+    low, high = map(math.log, bounds)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if confidence(middle) > accuracy else (low, middle)
+    return Calibration(math.exp(middle), accuracy, confidence(middle))
+
+
+def restrict(
+    logits: Float[Tensor, "batch classes"], classes: Sequence[int] | None
+) -> Float[Tensor, "batch kept"]:
+    """Logits of the classes that a data set has, in its order; all of them where `classes` is None.
+
+    Raises:
+        TetherError: a class beyond the last, or none.
+    """
+    if classes is None:
+        return logits
+    if not classes or not all(0 <= index < logits.shape[-1] for index in classes):
+        raise TetherError(
+            f"Expected class numbers from 0 to {logits.shape[-1] - 1}; found {list(classes)[:10]}."
+        )
+    return logits[:, list(classes)]
