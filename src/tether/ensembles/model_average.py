@@ -75,8 +75,8 @@ def check_compatible(states: Sequence[State]) -> None:
         for key, tensor in first.items():
             if state[key].shape != tensor.shape:
                 raise TetherError(
-                    f"{key} has shape {tuple(state[key].shape)} in state {number} and {tuple(tensor.shape)} in "
-                    f"the first: they cannot be averaged."
+                    f"{key} has shape {tuple(state[key].shape)} in state {number} and {tuple(tensor.shape)} "
+                    f"in the first: they cannot be averaged."
                 )
 
 

@@ -8,13 +8,14 @@ forward at inference.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tether.errors import TetherError
+from tether.errors import TetherError, near_misses
+
+SPACES = ("probabilities", "logits")
 
 
 def output_ensemble(
@@ -23,7 +24,7 @@ def output_ensemble(
     weight: float | Float[Tensor, "batch"] = 0.5,
     *,
     temperatures: tuple[float, float] = (1.0, 1.0),
-    space: Literal["probabilities", "logits"] = "probabilities",
+    space: str = "probabilities",
 ) -> Float[Tensor, "batch classes"]:
     """Probabilities ω·P_tuned + (1−ω)·P_zero-shot, P = softmax(logits / temperature), in float32 or better.
 
@@ -33,11 +34,16 @@ def output_ensemble(
 
     >>> output_ensemble(torch.zeros(1, 2), torch.tensor([[0.0, 100.0]]), 0.5).tolist()
     [[0.25, 0.75]]
+
+    Raises:
+        TetherError: an unknown space.
     """
     dtype = torch.promote_types(torch.promote_types(zero_shot.dtype, tuned.dtype), torch.float32)
     zero_shot, tuned = zero_shot.to(dtype) / temperatures[0], tuned.to(dtype) / temperatures[1]
     if isinstance(weight, Tensor):
         weight = weight.to(dtype)[:, None]
+    if space not in SPACES:
+        raise TetherError(f"Unknown space {space!r}{near_misses(space, SPACES)}")
     if space == "logits":
         return (weight * tuned + (1 - weight) * zero_shot).softmax(-1)
     return weight * tuned.softmax(-1) + (1 - weight) * zero_shot.softmax(-1)

@@ -18,7 +18,6 @@ are fitted, but on validation data, where the code uses the test set's labels. W
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +25,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tether.ensembles.output_space import calibrate, output_ensemble, restrict
-from tether.errors import TetherError
+from tether.errors import TetherError, near_misses
 
-NeighbourRule = Literal["share_of_failures", "per_thousand_training"]
+RULES = ("share_of_failures", "per_thousand_training")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +35,15 @@ class VRFConfig:
     """How the distance is measured and weighed; a and b left at None are chosen by validation accuracy."""
 
     share: float = 0.001  # p
-    rule: NeighbourRule = "share_of_failures"  # the paper's ⌊p·|V|⌋; the code's round(1000·|V|/|D|) ignores p
+    rule: str = "share_of_failures"  # the paper's ⌊p·|V|⌋; the code's round(1000·|V|/|D|) ignores p
     squared: bool = True
     a: float | None = None
     b: float | None = None
     fit_temperatures: bool = True
 
     def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise TetherError(f"Unknown rule {self.rule!r}{near_misses(self.rule, RULES)}")
         if not 0 < self.share <= 1:
             raise TetherError(
                 f"The share of failures to look at must be above 0 and at most 1; it is {self.share}."

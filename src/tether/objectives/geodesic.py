@@ -36,7 +36,8 @@ def geodesic_mix(
     """
     if isinstance(share, Tensor):
         share = share.to(a.dtype)[:, None]
-    cosine = (a * b).sum(-1, keepdim=True).clamp(-1, 1)
+    # Divided by the lengths: rows rounded to half precision are off unit length, by more than _NEAR.
+    cosine = F.cosine_similarity(a, b)[:, None].clamp(-1, 1)
     near, opposite = cosine > 1 - _NEAR, cosine < _NEAR - 1
     angle = torch.arccos(
         cosine.masked_fill(near | opposite, 0.0)

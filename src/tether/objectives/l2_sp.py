@@ -6,7 +6,7 @@ gradient by the second moment (the decoupled form is an optimizer). It costs one
 weights.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -110,7 +110,7 @@ class L2SP:
         return anchor.detach().to(parameter.device, parameter.dtype, copy=True)
 
 
-def _expect_names(what: str, expected: set[str], found: set[str]) -> None:
+def _expect_names(what: str, expected: Set[str], found: Set[str]) -> None:
     missing, unexpected = sorted(expected - found), sorted(found - expected)
     if missing or unexpected:
         raise TetherError(

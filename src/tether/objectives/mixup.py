@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tether._distributed import gather_with_grad
 from tether.errors import TetherError
+from tether.objectives._pairs import paired
 from tether.objectives._precision import full_precision
-from tether.objectives._similarity import paired
 from tether.objectives.geodesic import l_mix, m2_mix, v_mix, vl_mix
 from tether.objectives.info_nce import info_nce
 
@@ -19,8 +19,8 @@ from tether.objectives.info_nce import info_nce
 class GeodesicMixupConfig:
     """Coefficients, temperatures and Beta parameters; the defaults are m³-Mix as its authors' scripts run it.
 
-    `GeodesicMixupConfig(v=0, l=0, vl=0, m2_beta=0.5)` is m²-Mix. The scripts search `m2` in {0.001, 0.005,
-    0.01, 0.05} and `vl` in {0.05, 0.1, 0.2}.
+    `GeodesicMixupConfig(v=0.0, l=0.0, vl=0.0, m2_beta=0.5)` is m²-Mix. The scripts search `m2` in {0.001,
+    0.005, 0.01, 0.05} and `vl` in {0.05, 0.1, 0.2}.
     """
 
     temperature: float = 0.01  # τ1, of the contrastive loss and of V-, L- and VL-Mix
