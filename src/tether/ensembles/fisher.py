@@ -92,9 +92,9 @@ def fisher_average(
         TetherError: states or Fisher information that do not fit each other, impossible weights, floor not
             above 0.
     """
-    shares = normalised_weights(len(states), weights)
     check_compatible(states)
     check_compatible(fishers)
+    shares = normalised_weights(len(states), weights)
     first = states[0]
     unknown = sorted(fishers[0].keys() - first.keys())
     if len(fishers) != len(states) or unknown:
@@ -102,21 +102,24 @@ def fisher_average(
             f"Expected Fisher information of {len(states)} models under their own keys; found {len(fishers)} "
             f"sets, with unknown keys {unknown[:5]}."
         )
+    check_compatible([{key: first[key] for key in fishers[0]}, fishers[0]])
     if not floor > 0:
         raise TetherError(f"floor must be above 0, or untouched weights are 0/0; it is {floor}.")
 
     def merge(key: str) -> Tensor:
         if not first[key].is_floating_point():
             return first[key].clone()
-        numerator = torch.zeros_like(first[key], dtype=torch.float64)
-        denominator = torch.zeros_like(numerator)
-        for state, fisher, share in zip(states, fishers, shares, strict=True):
-            if not share:
-                continue
-            ones = torch.ones_like(numerator)
-            coefficient = share * (fisher[key].to(numerator).clamp(min=floor) if key in fisher else ones)
-            numerator += coefficient * state[key].to(numerator)
-            denominator += coefficient
-        return (numerator / denominator).to(first[key].dtype)
+        ones = torch.ones_like(first[key], dtype=torch.float64)
+        counted = [(s, f, share) for s, f, share in zip(states, fishers, shares, strict=True) if share]
+        coefficients = [
+            share * (fisher[key].to(ones).clamp(min=floor) if key in fisher else ones)
+            for _, fisher, share in counted
+        ]
+        total = sum(coefficients[1:], coefficients[0])
+        # Divided first: a model that counts alone has coefficient 1 exactly.
+        terms = [
+            c / total * state[key].to(ones) for c, (state, *_) in zip(coefficients, counted, strict=True)
+        ]
+        return sum(terms[1:], terms[0]).to(first[key].dtype)
 
     return {key: merge(key) for key in first}

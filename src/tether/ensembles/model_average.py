@@ -28,8 +28,8 @@ def average(states: Sequence[State], weights: Sequence[float] | None = None) -> 
         TetherError: no states, keys or shapes that differ, or weights that are negative, all 0 or not one
             per state.
     """
-    shares = normalised_weights(len(states), weights)
     check_compatible(states)
+    shares = normalised_weights(len(states), weights)
     return {key: _average_tensor([state[key] for state in states], shares) for key in states[0]}
 
 
