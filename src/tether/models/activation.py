@@ -1,9 +1,11 @@
 """Name the non-linearities of a model as they are, not as a configuration says."""
 
 import re
+from typing import Literal
 
 from torch import nn
 
+Activation = Literal["gelu", "quick_gelu"]
 NAMES = {
     "QuickGELU": "quick_gelu",
     "QuickGELUActivation": "quick_gelu",
@@ -14,7 +16,7 @@ NAMES = {
 
 
 def describe_activation(**towers: nn.Module) -> str:
-    """The activations in use, such as "quick_gelu", or "image: gelu, text: quick_gelu" where towers differ."""
+    """The activations in use: "quick_gelu", or "image: gelu, text: quick_gelu" where towers differ."""
     names = {tower: _activations(module) for tower, module in towers.items()}
     if len(set(names.values())) == 1:
         return next(iter(names.values()))

@@ -11,8 +11,8 @@ DESCRIPTIONS = ("*.json", "*.txt", "*.model")  # configuration and tokenizer
 def fetch(repository: str, patterns: Sequence[str]) -> Path:
     """The folder of the local cache that holds the files of `repository` that match any of the patterns.
 
-    Only files that match are downloaded, and nothing is if one that matches is there already. HF_HUB_OFFLINE and
-    HF_HOME are honoured by the hub's client.
+    Only files that match are downloaded, and nothing is if one that matches is there already. HF_HUB_OFFLINE
+    and HF_HOME are honoured by the hub's client.
 
     Raises:
         TetherError: nothing matches in the cache and the hub cannot be reached or has nothing that matches.
@@ -32,12 +32,14 @@ def fetch(repository: str, patterns: Sequence[str]) -> Path:
         folder = Path(snapshot_download(repository, allow_patterns=list(patterns)))
     except Exception as error:  # the client raises errors of several HTTP libraries
         raise TetherError(
-            f"{repository} is not in the local hub cache and could not be downloaded ({type(error).__name__}). Download "
-            f"it where there is a network (hf download {repository}), or give the folder it was saved to."
+            f"{repository} is not in the local hub cache and could not be downloaded "
+            f"({type(error).__name__}). Download it where there is a network (hf download {repository}), or "
+            f"give the folder it was saved to."
         ) from error
     if not _any(folder, patterns):
         raise TetherError(
-            f"{repository} has no file like {' or '.join(patterns)}. Only safetensors are loaded, never pickled weights."
+            f"{repository} has no file like {' or '.join(patterns)}. Only safetensors are loaded, never "
+            f"pickled weights."
         )
     return folder
 

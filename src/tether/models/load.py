@@ -1,11 +1,11 @@
 """One door for every source of models."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from tether.errors import TetherError
+from tether.models.activation import Activation
 from tether.models.hub import DESCRIPTIONS, fetch
 from tether.models.model import Model
 
@@ -15,7 +15,7 @@ def load(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    activation: Literal["gelu", "quick_gelu"] | None = None,
+    activation: Activation | None = None,
 ) -> Model:
     """Load a contrastive vision-language model in evaluation mode.
 
@@ -25,8 +25,8 @@ def load(
         load("open_clip:ViT-B-16/openai")                 # open_clip architecture and tag
         load("open_clip:ViT-B-16/weights.safetensors", activation="gelu")
 
-    Activation, image size and tokenizer are taken from what comes with the weights and checked against each other and
-    against the weights. Only safetensors are read; code that comes with a model is never run.
+    Activation, image size and tokenizer are taken from what comes with the weights and checked against each
+    other and against the weights. Only safetensors are read; code that comes with a model is never run.
 
     Args:
         source: see above.
@@ -44,9 +44,9 @@ def load(
     return model
 
 
-def _load(source: str, activation: Literal["gelu", "quick_gelu"] | None) -> Model:
+def _load(source: str, activation: Activation | None) -> Model:
     if source == "builtin":
-        from tether.models import builtin, hybrid  # noqa: F401  (importing hybrid makes timm know the image tower)
+        from tether.models import builtin, hybrid  # noqa: F401  (hybrid makes the image tower known to timm)
 
         return _load_folder(builtin.folder(), source, activation)
     kind, colon, name = source.partition(":")
@@ -67,7 +67,7 @@ def _load(source: str, activation: Literal["gelu", "quick_gelu"] | None) -> Mode
     )
 
 
-def _load_folder(folder: Path, source: str, activation: Literal["gelu", "quick_gelu"] | None) -> Model:
+def _load_folder(folder: Path, source: str, activation: Activation | None) -> Model:
     if (folder / "open_clip_config.json").is_file():
         from tether.models.load_open_clip import load_folder
 
@@ -77,6 +77,6 @@ def _load_folder(folder: Path, source: str, activation: Literal["gelu", "quick_g
 
         return load_folder(folder, source, activation)
     raise TetherError(
-        f"{folder} has neither an open_clip_config.json nor a config.json, so it holds no model of open_clip or "
-        f"transformers."
+        f"{folder} has neither an open_clip_config.json nor a config.json, so it holds no model of open_clip "
+        f"or transformers."
     )

@@ -1,9 +1,9 @@
-"""Load open_clip models: built-in architectures with a tag or a weights file, and folders with open_clip_config.json."""
+"""Load open_clip models: an architecture with a tag or weights file, or a folder with open_clip_config.json."""
 
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from open_clip import SimpleTokenizer, get_model_config, list_models
 from open_clip.coca_model import CoCa
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tether._files import read_json
 from tether.errors import TetherError, near_misses
-from tether.models.activation import describe_activation
+from tether.models.activation import Activation, describe_activation
 from tether.models.hub import DESCRIPTIONS, fetch
 from tether.models.model import ImageSpec, Model
 from tether.models.open_clip_text import end_id, ends_matter_only, text_features, text_tower
@@ -25,13 +25,13 @@ from tether.models.text import end_positions
 from tether.models.tokenizers import check_tokenizer, words_of
 from tether.models.weights import put_weights, read_weights
 
-Activation = Literal["gelu", "quick_gelu"]
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 
 
 def load_folder(folder: Path, source: str, activation: Activation | None = None) -> Model:
-    """The model of a folder with open_clip_config.json, weights in safetensors and, if it has its own, a tokenizer.
+    """The model of a folder with open_clip_config.json, weights in safetensors and, if it has its own, a
+    tokenizer.
 
     Raises:
         TetherError: something is missing, cut short, or does not fit the rest.
@@ -53,14 +53,15 @@ def load_folder(folder: Path, source: str, activation: Activation | None = None)
             path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".npz")
         )
         raise TetherError(
-            f"{folder} has no {WEIGHTS[0]}{f', only {others}, which are pickled and never loaded' if others else ''}."
+            f"{folder} has no "
+            f"{WEIGHTS[0]}{f', only {others}, which are pickled and never loaded' if others else ''}."
         )
     tokenizer_folder = folder if config.get("text_cfg", {}).get("hf_tokenizer_name") else None
     if tokenizer_folder is None and (folder / "tokenizer.json").is_file():
         raise TetherError(
             f"{folder} has a tokenizer.json that its open_clip_config.json does not use: text_cfg has no "
-            f"hf_tokenizer_name, so open_clip would read texts with CLIP's own tokenizer. Add the name or remove "
-            f"the file."
+            f"hf_tokenizer_name, so open_clip would read texts with CLIP's own tokenizer. Add the name or "
+            f"remove the file."
         )
     return _assemble(config, preprocess, file, source, tokenizer_folder)
 
@@ -68,8 +69,9 @@ def load_folder(folder: Path, source: str, activation: Activation | None = None)
 def load_architecture(name: str, source: str, activation: Activation | None = None) -> Model:
     """The model `ARCHITECTURE/tag` or `ARCHITECTURE/file.safetensors`.
 
-    A tag says which activation its weights were trained with, and that one is used. A weights file does not: for an
-    architecture that exists with both, `activation` must say it (or the architecture, by its ending -quickgelu).
+    A tag says which activation its weights were trained with, and that one is used. A weights file does not:
+    for an architecture that exists with both, `activation` must say it (or the architecture, by its ending
+    -quickgelu).
 
     Raises:
         TetherError: architecture or tag is unknown, or weights, activation, size or tokenizer do not fit.
@@ -94,14 +96,14 @@ def load_architecture(name: str, source: str, activation: Activation | None = No
         if not tag:
             tags = list_pretrained_tags_by_model(architecture)
             raise TetherError(
-                f"open_clip has no weights {weights!r} for {architecture}{near_misses(weights, tags)} (A weights file "
-                f"must be .safetensors.)"
+                f"open_clip has no weights {weights!r} for {architecture}{near_misses(weights, tags)} (A "
+                f"weights file must be .safetensors.)"
             )
         quick = tag.get("quick_gelu", False)
         if activation is not None and quick != (activation == "quick_gelu"):
             raise TetherError(
-                f"The weights {weights!r} of {architecture} were trained with {'quick_gelu' if quick else 'gelu'}, "
-                f"which contradicts activation={activation!r}."
+                f"The weights {weights!r} of {architecture} were trained with "
+                f"{'quick_gelu' if quick else 'gelu'}, which contradicts activation={activation!r}."
             )
         preprocess = tag
         file = _download(tag, source)
@@ -121,9 +123,9 @@ def _activation_of_file(architecture: str, source: str, activation: Activation |
         return True
     if activation is None and twin in list_models():
         raise TetherError(
-            f"A weights file does not say whether it was trained with GELU or QuickGELU, and {architecture} exists with "
-            f"both. Add activation='quick_gelu' (OpenAI's weights and what was fine-tuned from them, DFN, MetaCLIP) or "
-            f"activation='gelu' (LAION, DataComp) to load {source!r}."
+            f"A weights file does not say whether it was trained with GELU or QuickGELU, and {architecture} "
+            f"exists with both. Add activation='quick_gelu' (OpenAI's weights and what was fine-tuned from "
+            f"them, DFN, MetaCLIP) or activation='gelu' (LAION, DataComp) to load {source!r}."
         )
     return None if activation is None else activation == "quick_gelu"
 
@@ -132,7 +134,8 @@ def _download(tag: dict[str, Any], source: str) -> Path:
     repository, _, name = tag.get("hf_hub", "").rpartition("/")
     if not repository:
         raise TetherError(
-            f"The weights of {source} are published only as a pickled file ({tag.get('url')}), which is never loaded."
+            f"The weights of {source} are published only as a pickled file ({tag.get('url')}), which is "
+            f"never loaded."
         )
     stem = name.rsplit(".", 1)[0]
     names = (f"{stem}.safetensors",) if name else WEIGHTS[:2]
@@ -204,7 +207,7 @@ def _image_features(module: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def _build(config: dict[str, Any], source: str) -> nn.Module:
-    """The module a configuration describes, with random weights; nothing is downloaded for it but configurations."""
+    """The module a configuration describes, with random weights; downloads only configurations."""
     vision, text = config.get("vision_cfg"), config.get("text_cfg")
     if not isinstance(vision, dict) or not isinstance(text, dict):
         raise TetherError(f"The configuration of {source} has no vision_cfg and text_cfg; is it open_clip's?")
@@ -219,7 +222,7 @@ def _build(config: dict[str, Any], source: str) -> nn.Module:
 
 
 def _tokenizer(config: dict[str, Any], folder: Path | None, source: str) -> Any:
-    """The tokenizer a configuration names; `folder` holds it if the model came from a folder that has its own."""
+    """The tokenizer a configuration names; `folder` holds it if the model's folder has its own."""
     text = config["text_cfg"]
     context_length = text.get("context_length", 77)
     options = text.get("tokenizer_kwargs") or {}
@@ -246,14 +249,15 @@ def _image_spec(module: nn.Module, preprocess: dict[str, Any], source: str) -> I
     stated = preprocess.get("size")
     if stated is not None and to_2tuple(stated) != (height, width):
         raise TetherError(
-            f"{source} contradicts itself: pictures are prepared with {stated} pixels, the image tower takes {height}."
+            f"{source} contradicts itself: pictures are prepared with {stated} pixels, the image tower takes "
+            f"{height}."
         )
     trunk = getattr(module.visual, "trunk", None)
     embedded = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
     if embedded is not None and tuple(embedded) != (height, width):
         raise TetherError(
-            f"{source} contradicts itself: image_size is {height}, but the timm model {type(trunk).__name__} was made "
-            f"for {embedded[0]} × {embedded[1]} pixels."
+            f"{source} contradicts itself: image_size is {height}, but the timm model {type(trunk).__name__} "
+            f"was made for {embedded[0]} × {embedded[1]} pixels."
         )
     prepared = merge_preprocess_dict(PreprocessCfg(), preprocess)
     if (

@@ -37,8 +37,8 @@ class ImageSpec:
 class Model:
     """A contrastive vision-language model around an ordinary open_clip or transformers module.
 
-    Made by `tether.load`; everything that is done to `module` from outside (adapters, merging, compiling its blocks)
-    shows in what the model computes.
+    Made by `tether.load`; everything that is done to `module` from outside (adapters, merging, compiling its
+    blocks) shows in what the model computes.
 
         model = tether.load("builtin")
         image = model.encode_image(pixels)                       # [b, dim]
@@ -52,7 +52,7 @@ class Model:
     image: ImageSpec
     context_length: int
     activation: str
-    """Non-linearity of the MLPs, as in "quick_gelu", or "image: gelu, text: quick_gelu" where the towers differ."""
+    """Non-linearity of the MLPs: "quick_gelu", or "image: gelu, text: quick_gelu" where the towers differ."""
     tokenizer: Callable[[list[str]], Tensor] = field(repr=False)
     image_features: Callable[[nn.Module, Tensor], Tensor] = field(repr=False)
     text_features: Callable[[nn.Module, Tensor, int], Tensor] = field(repr=False)
@@ -88,8 +88,8 @@ class Model:
         size = self.image.size
         if pixels.shape[-2:] != (size, size):
             raise TetherError(
-                f"{self.source} takes pictures of {size} × {size} pixels, but these have {pixels.shape[-2]} × "
-                f"{pixels.shape[-1]} (height × width). Resize them; model.image says how."
+                f"{self.source} takes pictures of {size} × {size} pixels, but these have {pixels.shape[-2]} "
+                f"× {pixels.shape[-1]} (height × width). Resize them; model.image says how."
             )
         features = self.image_features(self.module, pixels.to(self.device, self.dtype))
         return F.normalize(features.float(), dim=-1)
@@ -97,8 +97,9 @@ class Model:
     def encode_text(self, tokens: Int[Tensor, "n length"], *, multiple: int = 1) -> Float[Tensor, "n dim"]:
         """Text features of length 1, in fp32.
 
-        Where the tower is causal and pools at the end-of-text token, work stops at the longest text of the batch. To
-        find its length without stalling a GPU, pass the tokens as they come from `tokenize`, on the CPU.
+        Where the tower is causal and pools at the end-of-text token, work stops at the longest text of the
+        batch. To find its length without stalling a GPU, pass the tokens as they come from `tokenize`, on the
+        CPU.
 
         Args:
             tokens: ids from `tokenize`; rows may be cut off after their longest text where that is exact.
@@ -128,7 +129,7 @@ class Model:
         return self.tokenizer(list(texts)).long()
 
     def fingerprint(self) -> str:
-        """SHA-256 of the weights as they are now, and of activation, image specification and context length."""
+        """SHA-256 of the weights as they are now, of activation, image specification and context length."""
         description = [self.family, self.activation, self.context_length, asdict(self.image)]
         return fingerprint(self.module, json.dumps(description))
 

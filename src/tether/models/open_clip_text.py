@@ -4,6 +4,7 @@ import torch
 from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tether.models.text import end_positions, truncate
 
@@ -20,7 +21,7 @@ def text_features(module: nn.Module, tokens: Tensor, multiple: int) -> Tensor:
 
 
 def text_tower(module: nn.Module) -> nn.Module | None:
-    """The module that owns the text Transformer: in `CLIP` the model itself; None if it is not open_clip's own."""
+    """The module that owns the text Transformer (in `CLIP` the model itself), if it is open_clip's."""
     if isinstance(module, CLIP):
         return module
     tower = getattr(module, "text", None)
@@ -39,7 +40,7 @@ def end_id(tower: nn.Module) -> int | None:
 
 
 def ends_matter_only(tower: nn.Module) -> bool:
-    """Whether what comes after the end-of-text token cannot matter: causal attention, pooled at that token."""
+    """Whether what comes after the end of the text cannot matter: causal attention, pooled at that end."""
     return (
         tower.attn_mask is not None
         and pool_type(tower) in ("argmax", "eos")
@@ -52,12 +53,21 @@ def _encode(tower: nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
     length = tokens.shape[1]
     dtype = tower.transformer.get_cast_dtype()
     x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
-    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-    x = tower.ln_final(x[torch.arange(len(x), device=x.device), ends])
-    if tower.text_projection is None:
+    x = tower.ln_final(_at_ends(tower.transformer, x, tower.attn_mask[:length, :length], ends))
+    projection = tower.text_projection
+    if projection is None:
         return x
-    return (
-        tower.text_projection(x)
-        if isinstance(tower.text_projection, nn.Linear)
-        else x @ tower.text_projection
-    )
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+
+def _at_ends(transformer: nn.Module, x: Tensor, mask: Tensor, ends: Tensor) -> Tensor:
+    """The Transformer's output at the end-of-text token of each row."""
+    *blocks, last = transformer.resblocks
+    if not hasattr(last, "at_ends"):  # see `last_block`
+        return transformer(x, attn_mask=mask)[torch.arange(len(x), device=x.device), ends]
+    for block in blocks:
+        if transformer.grad_checkpointing:
+            x = checkpoint(block, x, None, None, mask, use_reentrant=False)
+        else:
+            x = block(x, attn_mask=mask)
+    return last.at_ends(x, ends)

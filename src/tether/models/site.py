@@ -25,9 +25,9 @@ NOT_TOKENS = re.compile(
 class Site:
     """A place in a model where something can be attached: the output of one of its modules.
 
-    `attention` is the output of an attention's out-projection and `mlp` that of an MLP's second linear, both before
-    LayerScale, drop path and the residual sum; `block` is the output of a whole block; `linear` and `norm` are the
-    linears and norms inside the blocks.
+    `attention` is the output of an attention's out-projection and `mlp` that of an MLP's second linear, both
+    before LayerScale, drop path and the residual sum; `block` is the output of a whole block; `linear` and
+    `norm` are the linears and norms inside the blocks.
     """
 
     path: str
@@ -57,10 +57,10 @@ class Select:
     Args:
         tower: "image" or "text".
         kinds: kinds of site, see `Site`.
-        depths: first and last block, both included; negative numbers count from the end of each tower, so (-4, -1)
-            is the last four blocks of every tower.
-        pattern: glob on the site's path; `*` also matches dots. In a model of no known family, sites are found by
-            their pattern alone, with kinds ("linear",) or ("norm",).
+        depths: first and last block, both included; negative numbers count from the end of each tower, so
+            (-4, -1) is the last four blocks of every tower.
+        pattern: glob on the site's path; `*` also matches dots. In a model of no known family, sites are
+            found by their pattern alone, with kinds ("linear",) or ("norm",).
         count: how many sites this must give; anything else is an error.
 
     Raises:
@@ -93,8 +93,8 @@ def choose(sites: Sequence[Site], select: Select) -> list[Site]:
     """The sites that `select` asks for, in the order given.
 
     Raises:
-        TetherError: nothing matches, a depth lies outside a tower, the pattern selects everything, or the number of
-            sites is not the one that was asked for.
+        TetherError: nothing matches, a depth lies outside a tower, the pattern selects everything, or the
+            number of sites is not the one that was asked for.
     """
     towers = {site.tower for site in sites}
     if select.tower is not None and select.tower not in towers:
@@ -104,7 +104,8 @@ def choose(sites: Sequence[Site], select: Select) -> list[Site]:
     if not of_kind:
         kinds = sorted({site.kind for site in in_tower}, key=KINDS.index)
         raise TetherError(
-            f"No site is of kind {' or '.join(select.kinds)}. This model has sites of kind {', '.join(kinds)}."
+            f"No site is of kind {' or '.join(select.kinds)}. This model has sites of kind "
+            f"{', '.join(kinds)}."
         )
     chosen = _within(of_kind, in_tower, select.depths) if select.depths is not None else of_kind
     if select.pattern is not None:
@@ -116,8 +117,8 @@ def choose(sites: Sequence[Site], select: Select) -> list[Site]:
             )
         if len(matching) == len(sites) > 1:
             raise TetherError(
-                f"The pattern {select.pattern!r} matches all {len(sites)} sites and so selects nothing; leave it out "
-                f"or make it narrower."
+                f"The pattern {select.pattern!r} matches all {len(sites)} sites and so selects nothing; "
+                f"leave it out or make it narrower."
             )
         chosen = matching
     if select.count is not None and len(chosen) != select.count:
@@ -139,8 +140,8 @@ def _within(sites: Sequence[Site], in_tower: Sequence[Site], depths: tuple[int, 
         first, last = (depth + count if depth < 0 else depth for depth in depths)
         if not 0 <= first <= last < count:
             raise TetherError(
-                f"depths {depths} does not fit the {tower} tower, whose blocks are 0 to {count - 1} (or {-count} to "
-                f"-1). Give a range that fits, or choose one tower."
+                f"depths {depths} does not fit the {tower} tower, whose blocks are 0 to {count - 1} (or "
+                f"{-count} to -1). Give a range that fits, or choose one tower."
             )
         ranges[tower] = range(first, last + 1)
     return [site for site in sites if site.depth in ranges[site.tower]]
@@ -169,8 +170,8 @@ def block_sites(
     Args:
         block: the block itself.
         path: its path in the model.
-        attention: relative to the block, the module whose output is the attention's, and the linear that produces
-            it. Where they differ the linear is read by its owner and never called.
+        attention: relative to the block, the module whose output is the attention's, and the linear that
+            produces it. Where they differ the linear is read by its owner and never called.
         mlp: relative to the block, the MLP's second linear.
         windows: the attention works on batch × windows of tokens.
         layouts: layout of parts of the block, by relative path, where it is not `tokens`.

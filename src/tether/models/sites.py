@@ -19,11 +19,13 @@ FAMILIES = {  # the package a class comes from, and the module of ours that know
 def sites(module: nn.Module, select: Select | None = None) -> list[Site]:
     """The sites of a model that `select` asks for; by default those after attention and MLP of every block.
 
-    Call it on the ordinary model, before anything is attached. A model of no known family works with an explicit
+    Call it on the ordinary model, before anything is attached. A model of no known family works with an
+    explicit
     pattern: `sites(module, Select(pattern="blocks.*.mlp.fc2", kinds=("linear",)))`.
 
     Args:
-        module: a model of open_clip, transformers, timm or torchvision, a part of one, or a module that contains one.
+        module: a model of open_clip, transformers, timm or torchvision, a part of one, or a module that
+            contains one.
         select: which sites; None is `Select()`.
 
     Returns:
@@ -39,15 +41,15 @@ def sites(module: nn.Module, select: Select | None = None) -> list[Site]:
         known += [site for site in _by_type(module) if (site.path, site.kind) not in covered]
     elif not known:
         raise TetherError(
-            f"The sites of {type(module).__name__} are not known. Name them by a pattern on module paths, such as "
-            f"Select(pattern='blocks.*.mlp.fc2', kinds=('linear',))."
+            f"The sites of {type(module).__name__} are not known. Name them by a pattern on module paths, "
+            f"such as Select(pattern='blocks.*.mlp.fc2', kinds=('linear',))."
         )
     elif hasattr(module, "logit_scale"):
         for tower in ("image", "text"):
             if select.tower in (None, tower) and not any(site.tower == tower for site in known):
                 raise TetherError(
-                    f"The sites of this model's {tower} tower are not known. Choose the other tower, or name the "
-                    f"sites by a pattern on module paths, with kinds=('linear',)."
+                    f"The sites of this model's {tower} tower are not known. Choose the other tower, or name "
+                    f"the sites by a pattern on module paths, with kinds=('linear',)."
                 )
     return choose(known, select)
 
@@ -60,7 +62,7 @@ def _known(module: nn.Module) -> Iterator[Site]:
 
 
 def _by_type(module: nn.Module) -> Iterator[Site]:
-    """Every linear and norm, for models of no known family and for what lies outside the blocks of a known one."""
+    """Every linear and norm: for models of no known family, and for what lies outside known blocks."""
     fused = {
         f"{path}.out_proj" for path, part in module.named_modules() if isinstance(part, nn.MultiheadAttention)
     }

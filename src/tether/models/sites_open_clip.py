@@ -1,4 +1,4 @@
-"""Where open_clip's own towers have their sites: the fused `nn.MultiheadAttention` and the newer attention class."""
+"""Where open_clip's own towers have their sites, with fused `nn.MultiheadAttention` or its newer class."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from tether.models.site import Site, block_sites
 
 
 def find(owner: nn.Module, prefix: str) -> Iterator[Site]:
-    """The sites of the Transformer that `owner` has as its attribute `transformer`, if it is a tower of open_clip."""
+    """The sites of `owner.transformer`, if `owner` is a tower of open_clip."""
     if isinstance(owner, VisionTransformer):
         tower = "image"
     elif isinstance(owner, CLIP | TextTransformer):

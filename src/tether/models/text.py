@@ -11,8 +11,8 @@ def unique_rows(tokens: Int[Tensor, "n length"]) -> tuple[Int[Tensor, "distinct 
     `encode(distinct)[inverse]` equals `encode(tokens)`, and its gradient is that of encoding every row.
 
     Returns:
-        The distinct rows in lexicographic order, whatever the order of the batch, and indices into them such that
-        `distinct[inverse]` is `tokens`.
+        The distinct rows in lexicographic order, whatever the order of the batch, and indices into them such
+        that `distinct[inverse]` is `tokens`.
     """
     distinct, inverse = torch.unique(tokens, dim=0, return_inverse=True)
     return distinct, inverse

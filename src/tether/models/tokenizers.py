@@ -29,14 +29,14 @@ def check_tokenizer(
         ends: where the tower pools, if it pools at the end-of-text token.
 
     Raises:
-        TetherError: ids exceed the table, the tokenizer covers only part of it, rows have another length, or the tower
-            would not pool at the end of the text.
+        TetherError: ids exceed the table, the tokenizer covers only part of it, rows have another length, or
+            the tower would not pool at the end of the text.
     """
     ordinary, all_words = words
     if ordinary > rows or all_words < 0.95 * rows:
         raise TetherError(
-            f"The tokenizer of {source} knows {all_words} words, but the text tower's embedding table has {rows} rows. "
-            f"It is another model's tokenizer."
+            f"The tokenizer of {source} knows {all_words} words, but the text tower's embedding table has "
+            f"{rows} rows. It is another model's tokenizer."
         )
     tokens = tokenize(PROBES)
     if tokens.shape != (len(PROBES), context_length):
@@ -46,26 +46,26 @@ def check_tokenizer(
         )
     if int(tokens.max()) >= rows or int(tokens.min()) < 0:
         raise TetherError(
-            f"The tokenizer of {source} gives the id {int(tokens.max())}, but the text tower's embedding table has "
-            f"only {rows} rows. It is another model's tokenizer."
+            f"The tokenizer of {source} gives the id {int(tokens.max())}, but the text tower's embedding "
+            f"table has only {rows} rows. It is another model's tokenizer."
         )
     if ends is None:
         return
     positions = ends(tokens)
     pooled = tokens[range(len(PROBES)), positions]
-    rising = bool((positions.diff() > 0).all()) and int(positions[0]) > 0
+    rising = bool((positions.diff() >= 0).all()) and 0 < int(positions[0]) < int(positions[-1])
     padding = [tokens[row, int(position) + 1 :] for row, position in enumerate(positions)]
     padded = all(len(rest) == 0 or bool((rest == rest[-1]).all()) for rest in padding)
     if not rising or not padded or len(pooled.unique()) != 1:
         raise TetherError(
-            f"The text tower of {source} would read its feature at tokens {positions.tolist()} of three texts of rising "
-            f"length (ids {pooled.tolist()}), which are not where they end. The tokenizer or the tower's eos_id is "
-            f"another model's."
+            f"The text tower of {source} would read its feature at tokens {positions.tolist()} of three "
+            f"texts of rising length (ids {pooled.tolist()}), which are not where they end. The tokenizer or "
+            f"the tower's eos_id is another model's."
         )
 
 
 def words_of(tokenizer: Any) -> tuple[int, int]:
-    """How many words a Hugging Face tokenizer can give: one more than its largest ordinary id, and all of them."""
+    """One more than the largest id a Hugging Face tokenizer gives, without and with special tokens."""
     vocabulary = tokenizer.get_vocab()
     special = set(tokenizer.all_special_tokens)
     ordinary = max((index for word, index in vocabulary.items() if word not in special), default=-1) + 1

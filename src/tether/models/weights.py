@@ -18,8 +18,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """
     if file.suffix != ".safetensors":
         raise TetherError(
-            f"{file} is not a safetensors file. Pickled weights can run any code and are never loaded; convert the "
-            f"file once, in a process you trust, with safetensors.torch.save_file."
+            f"{file} is not a safetensors file. Pickled weights can run any code and are never loaded; "
+            f"convert the file once, in a process you trust, with safetensors.torch.save_file."
         )
     if not file.is_file():
         raise TetherError(f"There is no weights file {file}.")
@@ -61,6 +61,6 @@ def complain(origin: str, **faults: list[str]) -> None:
     ]
     if found:
         raise TetherError(
-            f"The weights of {origin} do not fit the model its configuration describes ({'; '.join(found)}). Is it the "
-            f"right file for this architecture, image size and context length?"
+            f"The weights of {origin} do not fit the model its configuration describes ({'; '.join(found)}). "
+            f"Is it the right file for this architecture, image size and context length?"
         )

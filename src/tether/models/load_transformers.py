@@ -1,0 +1,221 @@
+"""Load CLIP, SigLIP and SigLIP 2 from folders that transformers saved."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, CLIPModel, Siglip2Model, SiglipModel
+
+from tether._files import read_json
+from tether.errors import TetherError, near_misses
+from tether.models.activation import Activation, describe_activation
+from tether.models.model import ImageSpec, Model
+from tether.models.text import end_positions, truncate
+from tether.models.tokenizers import check_tokenizer, words_of
+from tether.models.weights import complain
+
+KINDS = {"clip": CLIPModel, "siglip": SiglipModel, "siglip2": Siglip2Model}
+RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+ARGMAX_END = (
+    2  # CLIP configurations with this eos_token_id pool at the largest id, see transformers' CLIPTextModel
+)
+
+
+def load_folder(folder: Path, source: str, activation: Activation | None = None) -> Model:
+    """The model of a folder with config.json, model.safetensors, a tokenizer and a preprocessor
+    configuration.
+
+    Raises:
+        TetherError: something is missing, cut short, of another kind of model, or does not fit the rest.
+    """
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in KINDS:
+        raise TetherError(
+            f"{source} holds a transformers model of type {kind!r}, which is not a contrastive model tether "
+            f"loads{near_misses(str(kind), list(KINDS))}"
+        )
+    module = _module(folder, kind, source)
+    found = describe_activation(image=module.vision_model, text=module.text_model)
+    if activation is not None and activation != found:
+        raise TetherError(
+            f"The configuration of {source} says {found}, which contradicts activation={activation!r}."
+        )
+    text = module.config.text_config
+    tokenizer = _tokenizer(folder, text.max_position_embeddings, source)
+    end = _end_id(module)
+    check_tokenizer(
+        tokenizer,
+        words=words_of(tokenizer.tokenizer),
+        rows=module.text_model.embeddings.token_embedding.num_embeddings,
+        context_length=text.max_position_embeddings,
+        ends=partial(end_positions, end_id=end) if kind == "clip" else None,
+        source=source,
+    )
+    return Model(
+        module=module.eval(),
+        source=source,
+        family="transformers",
+        image=_image_spec(folder, module, source),
+        context_length=text.max_position_embeddings,
+        activation=found,
+        tokenizer=tokenizer,
+        image_features=_patch_features if kind == "siglip2" else _image_features,
+        text_features=_clip_text_features if kind == "clip" else _text_features,
+    )
+
+
+def _module(folder: Path, kind: str, source: str) -> nn.Module:
+    if not any(folder.glob("model*.safetensors")):
+        raise TetherError(f"{folder} has no model.safetensors. Pickled weights are never loaded.")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        module, report = KINDS[kind].from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
+    except Exception as error:  # configuration, safetensors and size errors, of several libraries
+        raise TetherError(f"transformers cannot load {source}: {error}") from error
+    complain(
+        str(folder),
+        missing=sorted(report["missing_keys"]),
+        unexpected=sorted(report["unexpected_keys"]),
+        shapes=[str(mismatch) for mismatch in report["mismatched_keys"]],
+        infinite=[name for name, tensor in module.state_dict().items() if not bool(tensor.isfinite().all())],
+    )
+    return module
+
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    """A Hugging Face tokenizer that pads and cuts off to one length, as contrastive models are trained."""
+
+    tokenizer: Any
+    context_length: int
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        rows = self.tokenizer(
+            texts, padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
+        )
+        return rows["input_ids"]
+
+
+def _tokenizer(folder: Path, context_length: int, source: str) -> _Tokenizer:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return _Tokenizer(tokenizer, context_length)
+    except Exception as error:  # missing files, missing packages, broken JSON: of several libraries
+        raise TetherError(f"The tokenizer of {source} could not be loaded: {error}") from error
+
+
+def _image_spec(folder: Path, module: nn.Module, source: str) -> ImageSpec:
+    settings = _preprocessor(folder, source)
+    vision = module.config.vision_config
+    if isinstance(
+        module, Siglip2Model
+    ):  # made for any grid of patches; we give it the square one it was trained on
+        size = vision.patch_size * math.isqrt(vision.num_patches)
+        if settings.get("patch_size", vision.patch_size) != vision.patch_size:
+            raise TetherError(
+                f"{source} contradicts itself: its patches are {vision.patch_size} pixels wide."
+            )
+        resize = "squash"
+    else:
+        size = vision.image_size
+        stated, resize = _stated_size(settings, source)
+        if stated != size:
+            raise TetherError(
+                f"{source} contradicts itself: pictures are prepared with {stated} pixels, the image tower "
+                f"takes {size}."
+            )
+    resample = settings.get("resample", 3)
+    if resample not in RESAMPLE or not all(
+        settings.get(key, True) for key in ("do_resize", "do_normalize", "do_rescale")
+    ):
+        raise TetherError(
+            f"{source} prepares pictures in a way that is not supported: resample={resample}, "
+            + ", ".join(
+                f"{key}={settings.get(key, True)}" for key in ("do_resize", "do_rescale", "do_normalize")
+            )
+        )
+    try:
+        mean, std = tuple(map(float, settings["image_mean"])), tuple(map(float, settings["image_std"]))
+    except (KeyError, TypeError) as error:
+        raise TetherError(
+            f"{source} does not say with what mean and deviation pictures are normalised."
+        ) from error
+    return ImageSpec(size=size, mean=mean, std=std, interpolation=RESAMPLE[resample], resize=resize)
+
+
+def _preprocessor(folder: Path, source: str) -> dict[str, Any]:
+    """How pictures are prepared: in a file of its own, or inside the processor's."""
+    if (folder / "preprocessor_config.json").is_file():
+        return read_json(folder / "preprocessor_config.json")
+    if (folder / "processor_config.json").is_file():
+        inner = read_json(folder / "processor_config.json").get("image_processor")
+        if inner:
+            return inner
+    raise TetherError(
+        f"{source} has no preprocessor_config.json, so nothing says how its pictures are resized and "
+        f"normalised. Save the processor beside the model."
+    )
+
+
+def _stated_size(settings: dict[str, Any], source: str) -> tuple[int, str]:
+    """The size pictures end up with and how they are brought to it."""
+    size, crop = settings.get("size"), settings.get("crop_size")
+    shortest = size if isinstance(size, int) else (size or {}).get("shortest_edge")
+    if shortest is not None:
+        cropped = crop if isinstance(crop, int) else (crop or {}).get("height")
+        if settings.get("do_center_crop", True) and cropped == shortest:
+            return shortest, "shortest"
+    elif (
+        isinstance(size, dict)
+        and size.get("height") == size.get("width")
+        and not settings.get("do_center_crop")
+    ):
+        return size.get("height"), "squash"
+    raise TetherError(
+        f"{source} prepares pictures in a way that is not supported (size={size}, crop_size={crop}): "
+        f"supported are a shortest edge with a centre crop of the same size, and a square."
+    )
+
+
+def _image_features(module: nn.Module, pixels: Tensor) -> Tensor:
+    return module.get_image_features(pixel_values=pixels).pooler_output
+
+
+def _patch_features(module: nn.Module, pixels: Tensor) -> Tensor:
+    """SigLIP 2 takes flattened patches, each in the order height, width, channel."""
+    side = module.config.vision_config.patch_size
+    grid = pixels.shape[-1] // side
+    patches = pixels.unflatten(3, (grid, side)).unflatten(2, (grid, side)).permute(0, 2, 4, 3, 5, 1)
+    shapes = torch.full((len(pixels), 2), grid, device=pixels.device)
+    mask = torch.ones(len(pixels), grid * grid, dtype=torch.int32, device=pixels.device)
+    features = module.get_image_features(
+        pixel_values=patches.flatten(3).flatten(1, 2), pixel_attention_mask=mask, spatial_shapes=shapes
+    )
+    return features.pooler_output
+
+
+def _end_id(module: nn.Module) -> int | None:
+    end = module.config.text_config.eos_token_id
+    return None if end == ARGMAX_END else end
+
+
+def _clip_text_features(module: nn.Module, tokens: Tensor, multiple: int) -> Tensor:
+    """CLIP's text tower is causal and pools at the end of the text; what follows the last end is cut off."""
+    shorter = truncate(tokens, end_positions(tokens, _end_id(module)), multiple)
+    return _text_features(module, shorter, multiple)
+
+
+def _text_features(module: nn.Module, tokens: Tensor, multiple: int) -> Tensor:
+    tokens = tokens.to(module.device, non_blocking=True)
+    return module.get_text_features(input_ids=tokens).pooler_output
