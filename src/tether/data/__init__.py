@@ -1,0 +1,61 @@
+"""Data sets: the built-in one, users' own, the standard robustness sets; transforms, prompts, corruptions.
+
+Names are imported when they are first used, so that reading a listing does not load torchvision.
+"""
+
+from importlib import import_module
+
+from tether.data.records import Benchmark, Example, ImageRef, Split
+from tether.errors import TetherError
+
+_HOME = {
+    "CORRUPTIONS": "corruptions",
+    "EmojiShiftConfig": "emoji_shift",
+    "FolderConfig": "folder",
+    "ImageDataset": "dataset",
+    "ImageNetConfig": "imagenet",
+    "ManifestConfig": "manifest",
+    "SIMULATED_SHIFTS": "simulated",
+    "check": "reading",
+    "corrupt": "corruptions",
+    "corrupted": "corruptions",
+    "drop_unreadable": "reading",
+    "fill": "prompts",
+    "imagenet_templates": "prompts",
+    "normalize": "transforms",
+    "read_image": "reading",
+    "simulated_shifts": "simulated",
+    "split_by_identity": "splitting",
+    "templates": "prompts",
+    "test_transform": "transforms",
+    "train_transform": "transforms",
+}
+
+# The module of each configuration has a `load` that takes it.
+_CONFIGS = ("EmojiShiftConfig", "FolderConfig", "ImageNetConfig", "ManifestConfig")
+
+__all__ = ["Benchmark", "Example", "ImageRef", "Split", "load_benchmark", *_HOME]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def load_benchmark(config) -> Benchmark:
+    """The benchmark that a `FolderConfig`, `ManifestConfig`, `ImageNetConfig` or `EmojiShiftConfig`
+    describes.
+
+    Raises:
+        TetherError: the data are not there, not whole or not of the described form; or `config` is none of
+            these.
+    """
+    kind = type(config).__name__
+    if kind not in _CONFIGS:
+        raise TetherError(f"Expected one of {', '.join(_CONFIGS)}, not {kind}.")
+    return import_module(f"{__name__}.{_HOME[kind]}").load(config)

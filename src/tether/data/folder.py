@@ -1,0 +1,163 @@
+"""Image folders: one folder per class, one root per domain."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tether.data.prompts import templates
+from tether.data.reading import list_pictures
+from tether.data.records import Benchmark, Example, ImageRef, Split
+from tether.data.splitting import split_by_identity
+from tether.errors import TetherError, near_misses
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig:
+    """Where the pictures are. Every root holds one folder per class with its pictures, at any depth.
+
+    Args:
+        train: root of the training pictures; its folders are the classes.
+        validation, test: roots of in-distribution pictures; what is not given is cut from `train`, by class.
+        shifted: domain name → root of test pictures that look different.
+        domain: name of the look of `train`, `validation` and `test`.
+        validation_share, test_share: share of each class's pictures that is cut from `train`.
+        class_names: a file of names for the folders: JSON `{folder: name}`, or lines `folder<TAB>name`.
+            Otherwise a folder's name is the class's name, with spaces for underscores.
+        templates: name of a template set, a template, or several.
+        seed: decides which pictures are cut from `train`.
+
+    Raises:
+        TetherError: shares that leave nothing to train on, or a shifted domain with the in-distribution name.
+    """
+
+    train: str
+    validation: str | None = None
+    test: str | None = None
+    shifted: Mapping[str, str] = field(default_factory=dict)
+    domain: str = "in-distribution"
+    validation_share: float = 0.1
+    test_share: float = 0.2
+    class_names: str | None = None
+    templates: str | Sequence[str] = "photo"
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.domain in self.shifted:
+            raise TetherError(
+                f"The domain {self.domain!r} is the in-distribution one; a shifted one needs another name."
+            )
+        templates(self.templates)
+
+
+def load(config: FolderConfig) -> Benchmark:
+    """Read the folders' listings; pictures are read when they are used.
+
+    Raises:
+        TetherError: a missing or empty folder, pictures outside class folders, a shifted domain with an
+            unknown class, names that do not fit the folders.
+    """
+    folders = class_folders(config.train)
+    label_of = {folder: label for label, folder in enumerate(folders)}
+
+    given = _examples(config.train, label_of, "train")
+    test = _examples(config.test, label_of, "test") if config.test else None
+    validation = _examples(config.validation, label_of, "validation") if config.validation else None
+    shares = (0.0 if test else config.test_share, 0.0 if validation else config.validation_share)
+    cut_test, cut_validation, train = split_by_identity(given, shares, seed=config.seed)
+
+    tests = {config.domain: Split("test", config.domain, test or cut_test)}
+    for domain, root in config.shifted.items():
+        tests[domain] = Split(f"test {domain}", domain, _examples(root, label_of, domain))
+    return Benchmark(
+        name=Path(config.train).resolve().name,
+        class_names=_class_names(config, folders),
+        templates=templates(config.templates),
+        train=Split("train", config.domain, train),
+        validation=Split("validation", config.domain, validation or cut_validation),
+        tests=tests,
+        in_distribution=config.domain,
+    )
+
+
+def class_folders(root: str) -> list[str]:
+    """Names of the class folders in `root`, sorted.
+
+    Raises:
+        TetherError: there is no such folder, or no folder in it.
+    """
+    try:
+        folders = sorted(
+            entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
+        )
+    except OSError as error:
+        raise TetherError(f"Cannot list the folder {root}: {error.strerror}.") from error
+    if not folders:
+        raise TetherError(f"{root} holds no folders; expected one folder per class with its pictures inside.")
+    return folders
+
+
+def _examples(root: str, label_of: Mapping[str, int], role: str) -> tuple[Example, ...]:
+    for folder in class_folders(root):
+        if folder not in label_of:
+            raise TetherError(
+                f"{root} has a folder {folder!r} that is no class{near_misses(folder, tuple(label_of))}"
+            )
+    place = str(Path(root).resolve())
+    examples, loose = [], []
+    for name in list_pictures(root):
+        folder, _, inside = name.partition("/")
+        if not inside:
+            loose.append(name)
+            continue
+        # Equal file names under two roots are two pictures, hence the role; the place would make hashes
+        # local.
+        examples.append(Example(ImageRef(place, name), label_of[folder], identity=f"{role}/{name}"))
+    if loose:
+        raise TetherError(
+            f"{root} holds pictures outside any class folder, such as {loose[0]!r}; put them in one."
+        )
+    if not examples:
+        raise TetherError(f"{root} holds class folders, but no pictures in them.")
+    return tuple(examples)
+
+
+def _class_names(config: FolderConfig, folders: Sequence[str]) -> tuple[str, ...]:
+    if config.class_names is None:
+        return tuple(" ".join(folder.replace("_", " ").split()) for folder in folders)
+    names = read_class_names(Path(config.class_names))
+    if missing := [folder for folder in folders if folder not in names]:
+        raise TetherError(
+            f"{config.class_names} lacks names for {len(missing)} of {len(folders)} folders, first "
+            f"{missing[0]!r}{near_misses(missing[0], tuple(names))}"
+        )
+    return tuple(names[folder] for folder in folders)
+
+
+def read_class_names(path: Path) -> dict[str, str]:
+    """Names by folder or label, from JSON `{folder: name}` or from lines `folder<TAB>name`.
+
+    Raises:
+        TetherError: there is no such file, or it is of neither form.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            names = json.loads(text)
+            if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+                raise ValueError("not an object of names")
+            return names
+        return dict(_name_line(line) for line in text.splitlines() if line.strip())
+    except (OSError, ValueError) as error:
+        raise TetherError(
+            f"Cannot read class names from {path} ({error}); expected JSON {{folder: name}} or lines "
+            "'folder<TAB>name'."
+        ) from error
+
+
+def _name_line(line: str) -> tuple[str, str]:
+    folder, tab, name = line.partition("\t")
+    if not tab or not name.strip():
+        raise ValueError(f"no name after a tab in {line!r}")
+    return folder.strip(), name.strip()

@@ -1,0 +1,230 @@
+"""Reading pictures that somebody else made: bounded, deterministic, 8-bit RGB, and never silently wrong."""
+
+import io
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from tether.data.records import ImageRef, Split
+from tether.errors import TetherError
+
+MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow itself begins to warn
+MAX_BYTES = 256 * 2**20
+PICTURE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
+)
+
+# Pillow's other readers start programs (EPS) or are rarely exercised; none is needed for the formats above.
+Image.init()
+_FORMATS = sorted(set(Image.OPEN) & {"JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"})
+
+# What files and archives raise; RuntimeError is an encrypted member, NotImplementedError an unknown compression.
+_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
+
+
+def read_image(ref: ImageRef, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture as 8-bit RGB, upright, transparent parts on white, the first frame of an animation.
+
+    Raises:
+        TetherError: it is missing, unreadable, cut short, too large, or of a kind with no unambiguous RGB
+            form; the message names the file.
+    """
+    try:
+        return decode_image(read_bytes(ref), max_pixels=max_pixels)
+    except TetherError as error:
+        raise TetherError(f"Cannot read the picture {ref}: {error}") from error
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Like `read_image`, from a picture file's bytes.
+
+    Raises:
+        TetherError: as for `read_image`.
+    """
+    if not data:
+        raise TetherError("the file is empty.")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size  # from the header: nothing is decoded yet
+            if width * height > max_pixels:
+                raise TetherError(f"it has {width} × {height} pixels, more than the limit of {max_pixels:,}.")
+            image.load()
+            return _upright(_to_rgb(image), _orientation(image))
+    except (TetherError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TetherError(f"it has far more pixels than the limit of {max_pixels:,}.") from error
+    except Exception as error:  # decoders meet broken files with every kind of exception
+        raise TetherError(
+            f"it is damaged, cut short or no picture ({type(error).__name__}: {error})."
+        ) from error
+
+
+def read_bytes(ref: ImageRef) -> bytes:
+    """The bytes of the file or archive member, at most `MAX_BYTES`.
+
+    Raises:
+        TetherError: there is no such file or member, it is no regular file, or it is too large.
+    """
+    try:
+        if ref.in_archive:
+            return _read_member(ref)
+        path = os.path.join(ref.root, *ref.name.split("/"))
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise TetherError("it is not a regular file.")
+            _check_size(status.st_size)
+            return file.read()
+    except _UNREADABLE as error:
+        raise TetherError(f"{getattr(error, 'strerror', None) or error}.") from error
+
+
+def _read_member(ref: ImageRef) -> bytes:
+    archive = _open_archive(ref.root, os.getpid())
+    try:
+        member = archive.getinfo(ref.name)
+    except KeyError:
+        raise TetherError(f"the archive has no member {ref.name!r}.") from None
+    _check_size(member.file_size)
+    with archive.open(member) as file:
+        return file.read(member.file_size)  # what a false header hides beyond this size is never inflated
+
+
+@lru_cache(maxsize=32)
+def _open_archive(path: str, process: int) -> zipfile.ZipFile:
+    # One handle per process: a forked worker that used its parent's would move the parent's file position.
+    return zipfile.ZipFile(path)
+
+
+def _check_size(size: int):
+    if size > MAX_BYTES:
+        raise TetherError(f"the file has {size:,} bytes, more than the limit of {MAX_BYTES:,}.")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    if image.mode == "F":
+        raise TetherError(
+            "it holds floating-point values of unknown range; convert it to 8 or 16 bits first."
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """16-bit grey as 8-bit grey; Pillow's own conversion clips at 255 instead of scaling."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise TetherError("its grey values do not fit in 16 bits; convert it first.")
+    return ((values * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # a header that cannot be parsed says nothing about orientation, and spoils no pixel
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    if orientation not in range(2, 9):
+        return image
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.info["exif"] = exif.tobytes()
+    return ImageOps.exif_transpose(image)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A picture of a split that cannot be read, and why."""
+
+    image: ImageRef
+    reason: str
+
+
+def check(
+    split: Split, *, threads: int = 4, progress: Callable[[int, int], None] | None = None
+) -> tuple[Unreadable, ...]:
+    """Read every picture of the split once and list all that cannot be read.
+
+    `progress` is called with (pictures done, pictures in all).
+    """
+
+    def attempt(image: ImageRef) -> Unreadable | None:
+        try:
+            read_image(image)
+        except TetherError as error:
+            return Unreadable(image, str(error))
+        return None
+
+    found = []
+    with ThreadPoolExecutor(threads) as pool:
+        for done, result in enumerate(
+            pool.map(attempt, (example.image for example in split.examples)), start=1
+        ):
+            if result:
+                found.append(result)
+            if progress:
+                progress(done, len(split))
+    return tuple(found)
+
+
+def drop_unreadable(split: Split, unreadable: Sequence[Unreadable], *, max_rate: float = 0.01) -> Split:
+    """The split without the pictures that `check` found unreadable; its convention says how many are missing.
+
+    Raises:
+        TetherError: more than `max_rate` of the split is unreadable; the message lists the files.
+    """
+    bad = {item.image for item in unreadable}
+    kept = tuple(example for example in split.examples if example.image not in bad)
+    lost = len(split) - len(kept)
+    if lost > max_rate * len(split):
+        listing = "\n".join(f"  {item.reason}" for item in unreadable[:20])
+        raise TetherError(
+            f"{lost} of {len(split)} pictures of split {split.name!r} cannot be read, more than "
+            f"{max_rate:.1%}; repair the data set or raise the limit.\n{listing}"
+        )
+    if not lost:
+        return split
+    return replace(
+        split, examples=kept, convention=f"{split.convention}; {lost} unreadable pictures left out"
+    )
+
+
+def list_pictures(root: str | Path) -> list[str]:
+    """Names (paths with forward slashes) of all picture files below `root`, sorted; hidden files and folders
+    are passed over.
+
+    Raises:
+        TetherError: there is no such folder.
+    """
+    root = os.fspath(root)
+    if not os.path.isdir(root):
+        raise TetherError(f"There is no folder {root}.")
+    names, visited = [], set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        if (place := os.path.realpath(folder)) in visited:  # a link that leads back up would never end
+            folders.clear()
+            continue
+        visited.add(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = os.path.relpath(folder, root).replace(os.sep, "/")
+        for file in files:
+            if not file.startswith(".") and os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES:
+                names.append(file if inside == "." else f"{inside}/{file}")
+    return sorted(names)

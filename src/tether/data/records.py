@@ -1,0 +1,246 @@
+"""What a data set is here: examples, splits of them, and a benchmark of splits with one to train on."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from tether.data.prompts import check_templates
+from tether.errors import TetherError, near_misses
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Where a picture is: `name` is its path, with forward slashes, inside `root`, a folder or a `.zip`
+    archive.
+
+    The name alone goes into hashes, so they do not depend on where a machine keeps the data.
+
+    Raises:
+        TetherError: `name` is absolute or leads out of `root`.
+    """
+
+    root: str
+    name: str
+
+    def __post_init__(self):
+        parts = self.name.split("/")
+        if (
+            not self.name
+            or "\\" in self.name
+            or "\0" in self.name
+            or any(part in ("", ".", "..") for part in parts)
+        ):
+            raise TetherError(
+                f"{self.name!r} is not a path inside {self.root}: expected folders and a file name divided "
+                "by single forward slashes, without '.' and '..'."
+            )
+
+    @property
+    def in_archive(self) -> bool:
+        """Whether the root is a zip archive rather than a folder."""
+        return self.root.lower().endswith(".zip")
+
+    def __str__(self) -> str:
+        return f"{self.root}{'!' if self.in_archive else '/'}{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled picture.
+
+    Attributes:
+        label: index into the benchmark's class names.
+        captions: any number of texts that describe this picture.
+        identity: what it is a picture of. Two pictures of one identity never lie on both sides of a
+            train-test border. The picture's own name where nothing better is known.
+    """
+
+    image: ImageRef
+    label: int
+    captions: tuple[str, ...] = ()
+    identity: str = ""
+
+    def __post_init__(self):
+        if self.label < 0:
+            raise TetherError(f"The label of {self.image} is {self.label}; labels count from 0.")
+        if not self.identity:
+            object.__setattr__(self, "identity", self.image.name)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples that are used together, and how they are scored.
+
+    Attributes:
+        domain: the look these pictures share ("photo", "sketch", a vendor's name).
+        class_mask: the classes that compete in this split, ascending; None means all of the benchmark's.
+        groups: classes that count as one here: an answer anywhere in the label's group is right.
+        convention: how the split is scored, in words, for the report.
+        alteration: what is done to each picture after reading (see `tether.data.alterations`); "" means
+            nothing.
+
+    Raises:
+        TetherError: a picture occurs twice, a label is outside the mask, or groups overlap.
+    """
+
+    name: str
+    domain: str
+    examples: tuple[Example, ...]
+    class_mask: tuple[int, ...] | None = None
+    convention: str = "scored over all classes"
+    groups: tuple[tuple[int, ...], ...] = ()
+    alteration: str = ""
+
+    def __post_init__(self):
+        counts = Counter(example.image for example in self.examples)
+        if len(counts) < len(self.examples):
+            twice = [str(image) for image, count in counts.items() if count > 1]
+            raise TetherError(f"Split {self.name!r} holds the same picture more than once: {_some(twice)}.")
+        if self.class_mask is not None:
+            if list(self.class_mask) != sorted(set(self.class_mask)):
+                raise TetherError(
+                    f"The class mask of split {self.name!r} must be ascending and without repetition."
+                )
+            if outside := self.labels - set(self.class_mask):
+                raise TetherError(
+                    f"Split {self.name!r} has labels outside its class mask: {_some(sorted(outside))}."
+                )
+        members = [label for group in self.groups for label in group]
+        if len(members) != len(set(members)):
+            raise TetherError(
+                f"The groups of split {self.name!r} overlap; a class belongs to one group at most."
+            )
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def labels(self) -> set[int]:
+        """The labels that occur."""
+        return {example.label for example in self.examples}
+
+    @property
+    def identities(self) -> set[str]:
+        """The identities that occur."""
+        return {example.identity for example in self.examples}
+
+    @property
+    def images(self) -> set[ImageRef]:
+        """The pictures' places."""
+        return {example.image for example in self.examples}
+
+    def canonical_classes(self, class_count: int) -> tuple[int, ...]:
+        """For every class, the class it counts as in this split, or -1 where it does not compete.
+
+        A prediction (the best class that competes) is right if it counts as what the label counts as.
+        """
+        competing = set(range(class_count) if self.class_mask is None else self.class_mask)
+        counts_as = {label: group[0] for group in self.groups for label in group}
+        return tuple(
+            counts_as.get(label, label) if label in competing else -1 for label in range(class_count)
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names, labels, captions and identities in order, the domain, the scoring and the
+        alteration.
+
+        Equal on every machine that holds the same split; the pixels themselves are not read.
+        """
+        digest = hashlib.sha256()
+        head = (self.domain, self.class_mask, self.groups, self.alteration)
+        rows = ((e.image.name, e.label, e.captions, e.identity) for e in self.examples)
+        for row in (head, *rows):
+            digest.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A labelled data set with its shifted test splits.
+
+    Attributes:
+        templates: prompt templates with one `{}` for the class name.
+        train, validation: may both be empty where a benchmark is for evaluation only.
+        tests: test splits by name.
+        in_distribution: the name in `tests` of the split that looks like the training data.
+        notes: what a reader of the numbers must know about how the splits were made.
+
+    Raises:
+        TetherError: no test split; a class without a training picture; a class name that is empty or used
+            twice; a label without a name; an identity or a picture that is on two sides of the train,
+            validation and test borders.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    train: Split
+    validation: Split
+    tests: Mapping[str, Split]
+    in_distribution: str
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self):
+        check_templates(self.templates)
+        self._check_class_names()
+        if self.in_distribution not in self.tests:
+            raise TetherError(
+                f"Benchmark {self.name!r} has no test split {self.in_distribution!r}"
+                f"{near_misses(self.in_distribution, tuple(self.tests))}"
+            )
+        for split in (self.train, self.validation, *self.tests.values()):
+            used = split.labels.union(split.class_mask or ())
+            if used and max(used) >= len(self.class_names):
+                raise TetherError(
+                    f"Split {split.name!r} uses class {max(used)}, but there are {len(self.class_names)}."
+                )
+        if empty := [name for name, split in self.tests.items() if not len(split)]:
+            raise TetherError(f"Test splits without a single picture: {_some(empty)}.")
+        if len(self.train):
+            self._check_training()
+
+    def _check_class_names(self):
+        if blank := [label for label, name in enumerate(self.class_names) if not name.strip()]:
+            raise TetherError(f"Benchmark {self.name!r} has classes without a name: {_some(blank)}.")
+        if twice := [name for name, count in Counter(self.class_names).items() if count > 1]:
+            raise TetherError(
+                f"Benchmark {self.name!r} uses one name for several classes: {_some(twice)}. A prompt cannot "
+                "tell them apart; give each its own name."
+            )
+
+    def _check_training(self):
+        trained = set(
+            range(len(self.class_names)) if self.train.class_mask is None else self.train.class_mask
+        )
+        if empty := sorted(trained - self.train.labels):
+            names = [self.class_names[label] for label in empty]
+            raise TetherError(
+                f"{len(empty)} of {len(trained)} classes have no training picture: {_some(names)}. Add "
+                "pictures, or leave these classes out."
+            )
+        seen = (("training", self.train), ("validation", self.validation))
+        unseen = [
+            ("validation", self.validation),
+            *((f"test {name!r}", split) for name, split in self.tests.items()),
+        ]
+        for seen_name, seen_split in seen:
+            for name, split in unseen:
+                if split is seen_split:
+                    continue
+                shared = (seen_split.identities & split.identities) or (seen_split.images & split.images)
+                if shared:
+                    raise TetherError(
+                        f"{len(shared)} identities are in the {seen_name} split and in the {name} split: "
+                        f"{_some(sorted(map(str, shared)))}. Numbers from such a test would be worth "
+                        "nothing; put each identity on one side."
+                    )
+
+
+def _some(items: Sequence, count: int = 10) -> str:
+    """The first few items and how many more there are."""
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return ", ".join(str(item) for item in items[:count]) + more

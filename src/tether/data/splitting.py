@@ -1,0 +1,50 @@
+"""Cutting examples into train, validation and test by identity, class by class."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from tether.data.dataset import derived_seed
+from tether.data.records import Example
+from tether.errors import TetherError
+
+
+def split_by_identity(
+    examples: Sequence[Example], shares: Sequence[float], *, seed: int = 0
+) -> tuple[tuple[Example, ...], ...]:
+    """Parts with the given shares of every class's identities, and last the rest; no identity is in two
+    parts.
+
+    A class's identities are ordered by a hash of (seed, identity), so a class that grows or goes changes no
+    other class's parts. The rest always keeps at least one identity of every class; in every part the
+    examples stay in their order.
+
+    Raises:
+        TetherError: shares that are negative or leave no rest, or an identity with two labels.
+    """
+    if any(share < 0 for share in shares) or sum(shares) >= 1:
+        raise TetherError(
+            f"The shares {list(shares)} must not be negative and must leave something to train on."
+        )
+    label_of: dict[str, int] = {}
+    for example in examples:
+        if label_of.setdefault(example.identity, example.label) != example.label:
+            raise TetherError(
+                f"The identity {example.identity!r} has the labels {label_of[example.identity]} and "
+                f"{example.label}; an identity belongs to one class."
+            )
+    by_class: dict[int, list[str]] = defaultdict(list)
+    for identity, label in label_of.items():
+        by_class[label].append(identity)
+    part_of: dict[str, int] = {}
+    for identities in by_class.values():
+        identities.sort(key=lambda identity: (derived_seed(seed, identity), identity))
+        start = 0
+        for part, share in enumerate(shares):
+            end = min(start + round(share * len(identities)), len(identities) - 1)
+            part_of.update(dict.fromkeys(identities[start:end], part))
+            start = end
+    rest = len(shares)
+    return tuple(
+        tuple(example for example in examples if part_of.get(example.identity, rest) == part)
+        for part in range(rest + 1)
+    )

@@ -1,0 +1,45 @@
+import pytest
+
+from tether.data import fill, imagenet_templates, templates
+from tether.data.prompts import TEMPLATE_SETS
+from tether.errors import TetherError
+
+
+def test_imagenet_templates():
+    eighty, seven = imagenet_templates(), imagenet_templates(7)
+    assert (len(eighty), len(seven)) == (80, 7)
+    assert set(seven) <= set(eighty) and len(set(eighty)) == 80
+    assert "a photo of a {}." in eighty and "itap of a {}." in seven
+    with pytest.raises(TetherError, match="80 or 7"):
+        imagenet_templates(8)
+
+
+def test_every_set_is_sound():
+    for name in (*TEMPLATE_SETS, "imagenet-80", "imagenet-7"):
+        for filled in fill(templates(name), ["tabby"])[0]:
+            assert "tabby" in filled and "{" not in filled
+
+
+def test_templates_by_name_alone_or_several():
+    assert templates("pets") == ("a photo of a {}, a type of pet.",)
+    assert templates("an X-ray of a {}.") == ("an X-ray of a {}.",)
+    assert templates(["a {}.", "the {}."]) == ("a {}.", "the {}.")
+    with pytest.raises(TetherError, match="did you mean 'flowers'"):
+        templates("flower")
+
+
+@pytest.mark.parametrize("bad", ["a photo", "{} and {}", "a {0}", "a {} {x}", "a {", "{{}}"])
+def test_a_template_holds_one_place(bad):
+    with pytest.raises(TetherError):
+        templates([bad])
+    with pytest.raises(TetherError):
+        fill([bad], ["cat"])
+
+
+def test_no_template_at_all():
+    with pytest.raises(TetherError, match="At least one"):
+        templates([])
+
+
+def test_names_are_text_even_with_braces():
+    assert fill(["a {}.", "{}!"], ["cat", "{}"]) == (("a cat.", "cat!"), ("a {}.", "{}!"))

@@ -1,0 +1,58 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tether.data import Example, ImageRef, split_by_identity
+from tether.errors import TetherError
+
+
+def make(rows):
+    return [
+        Example(ImageRef("/d", f"{i}.png"), label, (), f"{label}-{who}")
+        for i, (label, who) in enumerate(rows)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=60), st.integers(0, 5))
+def test_parts_are_disjoint_whole_and_leave_a_rest(rows, seed):
+    examples = make(rows)
+    parts = split_by_identity(examples, (0.2, 0.3), seed=seed)
+    assert sorted(e.image.name for part in parts for e in part) == sorted(e.image.name for e in examples)
+    identities = [{e.identity for e in part} for part in parts]
+    assert not (
+        identities[0] & identities[1] or identities[0] & identities[2] or identities[1] & identities[2]
+    )
+    assert {e.label for e in parts[2]} == {e.label for e in examples}
+    for part in parts:
+        assert [examples.index(e) for e in part] == sorted(examples.index(e) for e in part)
+
+
+def test_shares_hold_per_class():
+    examples = make([(label, who) for label in range(3) for who in range(10 * (label + 1)) for _ in range(2)])
+    test, validation, train = split_by_identity(examples, (0.2, 0.1))
+    for label in range(3):
+        counts = [sum(e.label == label for e in part) for part in (test, validation, train)]
+        assert counts == [4 * (label + 1), 2 * (label + 1), 14 * (label + 1)]
+
+
+def test_another_class_changes_nothing():
+    small = split_by_identity(make([(0, who) for who in range(20)]), (0.3,))
+    rows = [(0, who) for who in range(20)] + [(1, who) for who in range(7)]
+    large = split_by_identity(make(rows), (0.3,))
+    assert {e.identity for e in small[0]} == {e.identity for e in large[0] if e.label == 0}
+
+
+def test_the_seed_decides():
+    examples = make([(0, who) for who in range(20)])
+    assert split_by_identity(examples, (0.5,), seed=0) == split_by_identity(examples, (0.5,), seed=0)
+    assert split_by_identity(examples, (0.5,), seed=0) != split_by_identity(examples, (0.5,), seed=1)
+
+
+def test_contradictions():
+    twice = [Example(ImageRef("/d", "a"), 0, (), "A"), Example(ImageRef("/d", "b"), 1, (), "A")]
+    with pytest.raises(TetherError, match="has the labels 0 and 1"):
+        split_by_identity(twice, (0.5,))
+    for shares in ((0.5, 0.5), (-0.1,)):
+        with pytest.raises(TetherError, match="shares"):
+            split_by_identity([], shares)
