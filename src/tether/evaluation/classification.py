@@ -1,0 +1,291 @@
+"""Classify the pictures of several splits with one set of weights, or with a whole path of them at once."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from tether import _distributed
+from tether._alpha import Alpha, alpha_of
+from tether.data.dataset import ImageDataset
+from tether.data.prompts import fill
+from tether.data.records import Split
+from tether.data.transforms import test_transform
+from tether.errors import TetherError
+from tether.evaluation.metrics import label_rank, once_by_index
+from tether.evaluation.scores import SplitScores, Sweep, alpha_text
+from tether.models.model import Model
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many pictures or prompts are done, and how many there are."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Classifier:
+    """Logits = scale · features · weightᵀ + bias, for features of length 1."""
+
+    weight: Float[Tensor, "classes dim"]
+    bias: Float[Tensor, " classes"] | None = None
+    scale: float = 1.0
+
+    def __call__(self, features: Float[Tensor, "b dim"]) -> Float[Tensor, "b classes"]:
+        logits = self.scale * (features.float() @ self.weight.to(features.device).float().T)
+        return logits if self.bias is None else logits + self.bias.to(features.device).float()
+
+
+def class_embeddings(
+    model: Model,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    batch_size: int = 256,
+    progress: Progress | None = None,
+) -> Float[Tensor, "classes dim"]:
+    """For each class the mean of the text features of its prompts, scaled to length 1 again.
+
+    Radford et al. 2021, section 3.1.4. Each distinct prompt is encoded once, short ones together.
+
+    Raises:
+        TetherError: no class, or a template without exactly one `{}`.
+    """
+    if not class_names:
+        raise TetherError("There are no class names; a zero-shot classifier needs at least one.")
+    classes_of: dict[str, list[int]] = {}
+    for label, prompts in enumerate(fill(templates, class_names)):
+        for prompt in prompts:
+            classes_of.setdefault(prompt, []).append(label)
+    distinct = sorted(classes_of, key=len)
+    sums = None
+    with _evaluating(model):
+        for start in range(0, len(distinct), batch_size):
+            prompts = distinct[start : start + batch_size]
+            features = model.encode_text(model.tokenize(prompts))
+            if sums is None:
+                sums = torch.zeros(len(class_names), features.shape[1], device=features.device)
+            rows, labels = zip(
+                *((row, label) for row, prompt in enumerate(prompts) for label in classes_of[prompt]),
+                strict=True,
+            )
+            index = torch.tensor(labels, device=features.device)
+            sums.index_add_(0, index, features[torch.tensor(rows, device=features.device)])
+            if progress:
+                progress("prompts", start + len(prompts), len(distinct))
+    return torch.nn.functional.normalize(sums, dim=-1)
+
+
+def zero_shot_classifier(model: Model, class_names: Sequence[str], templates: Sequence[str]) -> Classifier:
+    """The classifier made of the model's own text features and logit scale; see `class_embeddings`."""
+    return Classifier(weight=class_embeddings(model, class_names, templates), scale=model.logit_scale)
+
+
+def evaluate(
+    model: Model,
+    splits: Mapping[str, Split],
+    classifier: Classifier,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    open_split: Callable[[Split], Dataset] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, SplitScores]:
+    """Scores of the model as it is now on each split, with the split's own class mask and groups.
+
+    Under `torchrun` the processes share the pictures, and each gets the complete result.
+
+    Args:
+        workers: processes that read pictures; 0 reads in this one.
+        open_split: makes the data set of a split, whose items are dicts with "pixels" and "index"; by default
+            `ImageDataset` with the model's own test transform.
+
+    Raises:
+        TetherError: a split without pictures, a label beyond the classifier, or answers that are not numbers.
+    """
+    plan = [(lambda: None, [classifier])]
+    with _evaluating(model):
+        return _answer(model, splits, plan, batch_size, workers, open_split, progress)[0]
+
+
+def alpha_sweep(
+    model: Model,
+    delta: Mapping[str, Tensor],
+    splits: Mapping[str, Split],
+    alphas: Sequence[Alpha],
+    classifier: Callable[[float], Classifier],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    open_split: Callable[[Split], Dataset] | None = None,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Scores of the weights W0 + alpha · delta for every alpha, reading each picture once.
+
+    Per batch the weights are set to one alpha after the other. Pictures are encoded once per distinct alpha
+    of the image tower and classifiers are made once per distinct alpha of the text tower, so a grid of i × t
+    alphas costs i image passes and t text passes. The weights are as before afterwards, bit for bit, whatever
+    happens.
+
+    Args:
+        delta: fine-tuned minus base weights, by parameter name.
+        alphas: numbers, or `{"image": a, "text": b}`.
+        classifier: called once per distinct alpha of the text tower with the weights set, for example
+            `lambda alpha: zero_shot_classifier(model, names, templates)` or an interpolated linear head.
+
+    Raises:
+        TetherError: as `evaluate`; no alpha, one that is given twice or is not finite.
+    """
+    towers = _towers(alphas)
+    from tether.ensembles.weight_space import WeightPath
+
+    path = WeightPath(model.module, delta)
+    per_tower = any(isinstance(alpha, Mapping) for alpha in alphas)
+
+    def setting(alpha: float) -> Alpha:
+        return {"image": alpha, "text": alpha} if per_tower else alpha
+
+    try:
+        with _evaluating(model), _no_autocast_cache():
+            classifiers: dict[float, Classifier] = {}
+            for _, text in towers:
+                if text not in classifiers:
+                    path.set(setting(text))
+                    classifiers[text] = classifier(text)
+            images = list(dict.fromkeys(image for image, _ in towers))
+            members = [[i for i, (image, _) in enumerate(towers) if image == one] for one in images]
+            plan = [
+                (lambda one=one: path.set(setting(one)), [classifiers[towers[i][1]] for i in group])
+                for one, group in zip(images, members, strict=True)
+            ]
+            answers = _answer(model, splits, plan, batch_size, workers, open_split, progress)
+    finally:
+        path.restore()
+    order = {member: place for place, member in enumerate(itertools.chain(*members))}
+    return Sweep(tuple(alphas), tuple(answers[order[i]] for i in range(len(towers))))
+
+
+def _answer(
+    model: Model,
+    splits: Mapping[str, Split],
+    plan: Sequence[tuple[Callable[[], object], Sequence[Classifier]]],
+    batch_size: int,
+    workers: int,
+    open_split: Callable[[Split], Dataset] | None,
+    progress: Progress | None,
+) -> list[dict[str, SplitScores]]:
+    """One dict of scores per classifier of the plan: `prepare` the weights, encode, apply the classifiers."""
+    if not splits:
+        raise TetherError("There is no split to evaluate.")
+    open_split = open_split or (lambda split: ImageDataset(split, test_transform(model.image)))
+    results: list[dict[str, SplitScores]] = [{} for _, group in plan for _ in group]
+    total, done = sum(map(len, splits.values())), 0
+    for name, split in splits.items():
+        scorer = _Scorer(split, plan[0][1][0].weight.shape[0])
+        loader = DataLoader(Subset(open_split(split), _share(len(split))), batch_size, num_workers=workers)
+        parts: list[list[Tensor]] = [[] for _ in results]
+        seen = []
+        for batch in loader:
+            pixels = batch["pixels"].to(model.device)
+            outputs = []
+            for prepare, group in plan:
+                prepare()
+                features = model.encode_image(pixels)
+                outputs += [scorer(apply(features), batch["index"]) for apply in group]
+            for part, output in zip(parts, outputs, strict=True):
+                part.append(output)
+            seen.append(batch["index"])
+            done += len(pixels) * _distributed.world_size()
+            if progress:
+                progress(name, min(done, total), total)
+        index = _distributed.gather(torch.cat(seen))
+        for result, part in zip(results, parts, strict=True):
+            (rows,) = once_by_index(index, len(split), _distributed.gather(torch.cat(part).cpu()))
+            result[name] = SplitScores(
+                split=split,
+                predictions=rows[:, 0].long(),
+                ranks=rows[:, 1].long(),
+                confidences=rows[:, 2],
+                classes=scorer.classes,
+            )
+    return results
+
+
+class _Scorer:
+    """Prediction, rank of the label and confidence of each row of logits, by the rules of one split."""
+
+    def __init__(self, split: Split, classes: int):
+        if not len(split):
+            raise TetherError(f"Split {split.name!r} has no examples; there is nothing to evaluate.")
+        highest = max(split.labels.union(split.class_mask or ()))
+        if highest >= classes:
+            raise TetherError(
+                f"Split {split.name!r} has class {highest}, but the classifier knows only classes 0 to "
+                f"{classes - 1}. Use the class names of the split's own benchmark."
+            )
+        self.classes = classes
+        self.labels = torch.tensor([example.label for example in split.examples])
+        self.counts_as = torch.tensor(split.canonical_classes(classes))
+        self.grouped = bool(split.groups)
+
+    def __call__(self, logits: Float[Tensor, "b classes"], index: Int[Tensor, " b"]) -> Float[Tensor, "b 3"]:
+        counts_as = self.counts_as.to(logits.device)
+        labels = counts_as[self.labels[index].to(logits.device)]
+        logits = logits.double().masked_fill(counts_as < 0, -math.inf)
+        predictions = logits.argmax(1)
+        probabilities = logits.softmax(1)
+        if self.grouped:  # a group answers with its best class, and with the confidence of all its classes
+            target = counts_as.clamp(min=0).expand_as(logits)
+            logits = torch.full_like(logits, -math.inf).scatter_reduce(1, target, logits, "amax")
+            probabilities = torch.zeros_like(probabilities).scatter_add(1, target, probabilities)
+        confidences = probabilities.gather(1, counts_as[predictions][:, None]).squeeze(1)
+        return torch.stack([predictions.double(), label_rank(logits, labels).double(), confidences], 1)
+
+
+def _share(n: int) -> Sequence[int]:
+    """Indices this process evaluates; all processes get equally many, the last ones wrap around."""
+    world = _distributed.world_size()
+    return [i % n for i in range(_distributed.rank(), math.ceil(n / world) * world, world)] if n else []
+
+
+def _towers(alphas: Iterable[Alpha]) -> list[tuple[float, float]]:
+    """Every alpha as (image, text)."""
+    pairs = []
+    for alpha in alphas:
+        pair = (alpha_of(alpha, "image"), alpha_of(alpha, "text"))
+        if not all(map(math.isfinite, pair)):
+            raise TetherError(f"Every alpha must be a finite number; found {alpha_text(alpha)}.")
+        if pair in pairs:
+            raise TetherError(f"Alpha {alpha_text(alpha)} is given twice.")
+        pairs.append(pair)
+    if not pairs:
+        raise TetherError("A sweep needs at least one alpha, for example 0, 0.1, …, 1.")
+    return pairs
+
+
+@contextmanager
+def _evaluating(model: Model) -> Iterator[None]:
+    """No gradients, and every module in evaluation mode; each gets its own mode back."""
+    modes = [(module, module.training) for module in model.module.modules()]
+    model.module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Autocast keeps cast weights and does not see that they change in place; make it cast them each time."""
+    before = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)

@@ -1,0 +1,202 @@
+"""How sure a number is: intervals of one accuracy and of a mean over domains, tests of two methods.
+
+Two methods that are compared answer the same pictures, and the same emoji, product or patient may occur in
+several domains. Everything here therefore works on pairs and on clusters of identity instead of assuming
+independence.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tether.errors import TetherError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Lower and upper end of a confidence interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its confidence interval and the two-sided p-value of its being zero."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """McNemar's test: how many pictures only the first or only the second method got right, and p-values."""
+
+    only_first: int
+    only_second: int
+    exact: float
+    mid: float
+
+
+def wilson_interval(proportion: float, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval (1927) of a proportion measured on `n` examples; (0, 1) when n is 0."""
+    if not 0 <= proportion <= 1:
+        raise TetherError(f"A proportion lies between 0 and 1; found {proportion}.")
+    if n == 0:
+        return Interval(0.0, 1.0)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    centre = (proportion + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(proportion * (1 - proportion) / n + z * z / (4 * n * n))
+    # At 0 and 1 the ends are exact in theory and off by rounding in practice.
+    low = 0.0 if proportion == 0 else max(0.0, centre - half)
+    high = 1.0 if proportion == 1 else min(1.0, centre + half)
+    return Interval(low, high)
+
+
+def student_t_quantile(probability: float, degrees: int) -> float:
+    """The `probability` quantile of Student's t with a whole number of degrees of freedom.
+
+    Bisection on the closed form of Abramowitz and Stegun 26.7.3 and 26.7.4.
+    """
+    if not 0 < probability < 1 or degrees < 1:
+        raise TetherError(
+            f"Expected 0 < probability < 1 and degrees >= 1; found {probability} and {degrees}."
+        )
+    if probability < 0.5:
+        return -student_t_quantile(1 - probability, degrees)
+
+    def inside(t: float) -> float:  # probability that |T| < t
+        angle = math.atan(t / math.sqrt(degrees))
+        term = math.cos(angle) if degrees % 2 else 1.0
+        total = 0.0
+        for i in range(3 if degrees % 2 else 2, degrees + 1, 2):
+            total += term
+            term *= math.cos(angle) ** 2 * (i - 1) / i
+        if degrees % 2:
+            return 2 / math.pi * (angle + math.sin(angle) * total)
+        return math.sin(angle) * total
+
+    low, high = 0.0, 1.0
+    while inside(high) < 2 * probability - 1:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        if inside(middle) < 2 * probability - 1:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """Student's t interval of the mean of independent runs (seeds); None for one, which shows no spread."""
+    if len(values) < 2:
+        return None
+    mean, spread = sum(values) / len(values), standard_deviation(values)
+    half = student_t_quantile(0.5 + confidence / 2, len(values) - 1) * spread / math.sqrt(len(values))
+    return Interval(mean - half, mean + half)
+
+
+def standard_deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation (n - 1); 0 for fewer than two values."""
+    if len(values) < 2:
+        return 0.0
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def mcnemar(first: Bool[Tensor, " n"], second: Bool[Tensor, " n"]) -> McNemar:
+    """McNemar's test of two methods' right answers on the same independent pictures.
+
+    `exact` is the two-sided binomial p-value; `mid` subtracts half of the probability of the observed table
+    from each tail (Fagerland et al. 2013), which is less conservative and recommended.
+    """
+    b, c = int((first & ~second).sum()), int((~first & second).sum())
+    n, least = b + c, min(b, c)
+    if n == 0:
+        return McNemar(b, c, 1.0, 1.0)
+    i = torch.arange(least + 1, dtype=torch.float64)
+    log_choose = math.lgamma(n + 1) - torch.lgamma(i + 1) - torch.lgamma(n - i + 1)
+    log_probability = log_choose - n * math.log(2)
+    tail = log_probability.exp().sum().item()
+    observed = log_probability[-1].exp().item()
+    return McNemar(b, c, min(1.0, 2 * tail), 1.0 if b == c else min(1.0, 2 * tail - observed))
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down correction (1979): p-values that hold for all comparisons of a family at once."""
+    adjusted: dict[str, float] = {}
+    running = 0.0
+    for place, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        running = max(running, min(1.0, (len(p_values) - place) * p_values[name]))
+        adjusted[name] = running
+    return {name: adjusted[name] for name in p_values}
+
+
+def bootstrap_mean(
+    values: Mapping[str, Float[Tensor, "seeds n"]],
+    identities: Mapping[str, Sequence[Hashable]],
+    *,
+    draws: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Mean over domains of each domain's mean value, with a bootstrap interval clustered by identity.
+
+    `values[domain]` holds one row per seed and one column per picture: 1 and 0 for right and wrong, or the
+    difference of two methods (which makes this the paired bootstrap). `identities[domain]` names what each
+    picture shows. One draw takes as many identities as there are, with replacement, the same in all domains,
+    because pictures of one identity are hard or easy together; and as many seeds, when there are several.
+    With three seeds the share of the interval that is due to seeds is only rough.
+
+    Raises:
+        TetherError: no domain, a domain without pictures, or lengths that do not fit.
+    """
+    if not values or any(rows.shape[1] == 0 for rows in values.values()):
+        raise TetherError("A mean over domains needs at least one domain and at least one picture in each.")
+    for domain, rows in values.items():
+        if domain not in identities or len(identities[domain]) != rows.shape[1]:
+            raise TetherError(f"Domain {domain!r} has {rows.shape[1]} values but not as many identities.")
+    seeds = {len(rows) for rows in values.values()}
+    if len(seeds) != 1:
+        raise TetherError(f"Every domain needs the same seeds; found {sorted(seeds)} of them.")
+    number = {
+        name: i for i, name in enumerate(dict.fromkeys(x for names in identities.values() for x in names))
+    }
+    generator = torch.Generator().manual_seed(seed)
+    runs = seeds.pop()
+    sums, counts = {}, {}
+    for domain, rows in values.items():
+        index = torch.tensor([number[name] for name in identities[domain]])
+        sums[domain] = torch.zeros(len(number), runs, dtype=torch.float64)
+        sums[domain].index_add_(0, index, rows.double().cpu().T)
+        counts[domain] = torch.bincount(index, minlength=len(number)).double()
+
+    at_once = max(1, 10_000_000 // len(number))  # keeps the weights below 80 MB for any test set
+    means = []
+    for start in range(0, draws, at_once):
+        picks = torch.randint(len(number), (min(at_once, draws - start), len(number)), generator=generator)
+        weights = torch.zeros(picks.shape, dtype=torch.float64)
+        weights.scatter_add_(1, picks, torch.ones_like(weights))
+        chosen = torch.randint(runs, (len(picks), runs), generator=generator)
+        per_domain = [
+            ((weights @ sums[domain]) / (weights @ counts[domain])[:, None]).gather(1, chosen).mean(1)
+            for domain in values
+        ]
+        means.append(torch.stack(per_domain).mean(0))
+    samples = torch.cat(means)
+    samples = samples[samples.isfinite()]  # a draw may miss a tiny domain altogether
+    value = sum(rows.double().mean().item() for rows in values.values()) / len(values)
+    tail = (1 - confidence) / 2
+    low, high = samples.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    # Plus one: the observed sample is one of the possible draws, so p is never exactly zero.
+    below, above = int((samples <= 0).sum()), int((samples >= 0).sum())
+    p_value = min(1.0, 2 * (min(below, above) + 1) / (len(samples) + 1))
+    return Estimate(value, low, high, p_value)
