@@ -105,6 +105,11 @@ def test_every_run_but_the_best_is_evaluated_once():
     torch.testing.assert_close(calls[1]["weight"], average([states["2"], states["1"]])["weight"])
 
 
+def test_a_run_that_changes_nothing_is_taken_in():
+    states = {"a": state(1), "b": state(2)}
+    assert greedy_soup(states, {"a": 0.5, "b": 0.4}, lambda _: 0.5).ingredients == ("a", "b")
+
+
 def test_equal_scores_go_by_name():
     states = {"b": state(1), "a": state(2)}
     assert greedy_soup(states, {"a": 1.0, "b": 1.0}, lambda _: 0.0).ingredients == ("a",)

@@ -30,8 +30,10 @@ def test_m3_mix_is_the_sum_of_its_parts():
     m2, v, l, vl = (draw_share(beta, draws) for beta in (0.2, 0.5, 0.5, 0.5))  # noqa: E741
     parts = 0.01 * m2_mix(image, text, m2, 0.07) + 0.1 * vl_mix(image, text, vl)
     parts = parts + 0.05 * v_mix(image, text, v) + 0.05 * l_mix(image, text, l)
-    expected = info_nce(image, text, 100.0) + parts / 3
-    torch.testing.assert_close(GeodesicMixup(config)(image, text, generator(), epoch=2), expected)
+    plain = info_nce(image, text, 100.0)
+    torch.testing.assert_close(GeodesicMixup(config)(image, text, generator(), epoch=2), plain + parts / 3)
+    unfaded = GeodesicMixup(GeodesicMixupConfig())(image, text, generator(), epoch=2)
+    torch.testing.assert_close(unfaded, plain + parts)
 
 
 def test_without_coefficients_it_is_the_contrastive_loss():

@@ -3,7 +3,8 @@
 "Context-Aware Robust Fine-Tuning" (arXiv 2211.16175): cross-entropy plus a divergence between the
 distributions over contexts (a photo, a sketch, at night) that pre-trained and fine-tuned picture embeddings
 have. Use it with full fine-tuning when the shifts are changes of style; it costs one forward of the frozen
-picture encoder. The form and the weight 1 are widely reported but not confirmed against the paper's text.
+picture encoder. The KL divergence of context distributions is the abstract's; its direction and the weight
+1 are not confirmed against the paper.
 """
 
 from jaxtyping import Float

@@ -1,9 +1,10 @@
 """StarFT: keep fine-tuning from leaning on backgrounds that the pre-trained model does not lean on.
 
-The published method adds to FLYP or to cross-entropy a divergence from a frozen copy of the model, over
-pictures × "spurious" prompts (a class name together with a background). Use it where backgrounds and
-classes go together in the training data but not in use; it costs one forward of the frozen model on
-pictures and prompts.
+After the published StarFT code's description; which entries its mask covers (here: every prompt of the
+picture's class) is not confirmed. It adds to FLYP or to cross-entropy a divergence from a frozen copy of
+the model, over pictures × "spurious" prompts (a class name together with a background). Use it where
+backgrounds and classes go together in the training data but not in use; it costs one forward of the frozen
+model on pictures and prompts.
 """
 
 from dataclasses import dataclass
