@@ -1,0 +1,241 @@
+"""What the robust optimizers share: anchors, excluded parts, clocks, state that survives a restart."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, TypedDict
+
+import torch
+from torch import Tensor
+
+from tether.errors import TetherError, near_misses
+from tether.optimizers._bucket import Bucket, collect, scalar_dtype
+from tether.optimizers._checks import (
+    check_state,
+    check_tensor,
+    choose,
+    fits,
+    fitted_anchor,
+    matched_groups,
+    require,
+    shown,
+)
+
+Params = Iterable[Any]  # tensors, (name, tensor) pairs, or groups {"params": ..., option: value}
+
+
+class Options(TypedDict, total=False):
+    """Options of all robust optimizers; a group may set its own weight_decay, betas and the like.
+
+    base: the step that is made robust, "adamw" (default) or "sgd".
+    betas, eps, amsgrad: of AdamW.
+    momentum, dampening, nesterov: of SGD.
+    weight_decay: decay toward zero of the excluded tensors, and where a method says so of the anchored ones:
+        decoupled for AdamW, as in torch.optim.SGD for SGD.
+    maximize: ascend instead of descend; the pull toward the anchor stays a pull.
+    anchors: "start" (default): a copy of each tensor when it joins the optimizer; "zero": no anchor, as for
+        the factors of low-rank adapters; or a mapping from a name or a parameter to its anchor (used as it
+        is, without a copy, when it has the parameter's type and device) or to None for zero. A tensor that is
+        not in the mapping is copied.
+    exclude: names (with * and ?) or parameters that take the plain base step, such as a new head. A group
+        does it with {"excluded": True}.
+    foreach: False takes the slow, obvious path through the same formulas.
+    """
+
+    base: Literal["adamw", "sgd"]
+    betas: tuple[float, float] | list[float]
+    eps: float
+    amsgrad: bool
+    momentum: float
+    dampening: float
+    nesterov: bool
+    weight_decay: float
+    maximize: bool
+    anchors: Literal["start", "zero"] | Mapping[Any, Tensor | None]
+    exclude: Iterable[Any]
+    foreach: bool
+
+
+_COMMON: dict[str, Any] = {"weight_decay": 0.0, "maximize": False, "anchors": "start", "excluded": False}
+_OF_BASE: dict[str, dict[str, Any]] = {
+    "adamw": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
+    "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False},
+}
+
+
+class AnchoredOptimizer(torch.optim.Optimizer):
+    """Base class: `_update` moves the tensors of a bucket by one step around their anchors."""
+
+    learned: ClassVar[
+        dict[str, float]
+    ] = {}  # numbers kept beside every anchored tensor, and what they start at
+    remembered: ClassVar[
+        tuple[str, ...]
+    ] = ()  # tensors of the parameter's shape kept beside it, zero at the start
+
+    def __init__(self, params: Params, defaults: dict[str, Any], options: Mapping[str, Any]) -> None:
+        options = {"base": "adamw", **options}
+        choose(options, "base", *_OF_BASE)
+        base_options = _OF_BASE[options["base"]]
+        known = ["base", "anchors", "exclude", "foreach", "weight_decay", "maximize", *base_options]
+        for name in options.keys() - set(known):
+            if name in Options.__annotations__:
+                raise TetherError(f"{name} is no option of base={options['base']!r}, but of the other base.")
+            raise TetherError(
+                f"{type(self).__name__} has no option {name!r}{near_misses(name, [*known, *defaults])}"
+            )
+        self._foreach: bool = options.pop("foreach", True)
+        self._exclude = list(options.pop("exclude", ()))
+        self._excluded: set[Tensor] = set()
+        self._given: dict[Tensor, Tensor | None] = {}
+        mapping = options.pop("anchors", "start")
+        self._mapping = {} if isinstance(mapping, str) else dict(mapping)
+        group_anchors = mapping if isinstance(mapping, str) else "start"
+        self._used: set[Any] = set()  # entries of `exclude` and of the mapping that met a parameter
+        super().__init__(params, {**_COMMON, **base_options, "anchors": group_anchors, **options, **defaults})
+        for entry in [*self._exclude, *self._mapping]:
+            if entry not in self._used:
+                names = [name for group in self.param_groups for name in group.get("param_names", ())]
+                what = (
+                    near_misses(entry, names)
+                    if isinstance(entry, str)
+                    else "; it is not a parameter of this optimizer"
+                )
+                hint = "" if names else "; names need named parameters: pass model.named_parameters()"
+                raise TetherError(
+                    f"exclude or anchors names {shown(entry)}, but no parameter fits{what}{hint}"
+                )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; options it does not set are those of the optimizer.
+
+        Raises:
+            TetherError: an option is out of range or contradicts another, a tensor cannot be trained here, or
+                an anchor does not fit its parameter.
+        """
+        self._check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        names = group.get("param_names") or [None] * len(group["params"])
+        for name, param in zip(names, group["params"], strict=True):
+            check_tensor(param, name)
+            matches = [entry for entry in self._exclude if fits(entry, name, param)]
+            self._used.update(matches)
+            if matches or group["excluded"]:
+                self._excluded.add(param)
+            else:
+                for entry in (param, name):
+                    if entry is not None and entry in self._mapping:
+                        self._used.add(entry)
+                        self._given[param] = fitted_anchor(self._mapping[entry], param, name)
+            if param.requires_grad:
+                self._start(param, group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step for every tensor that has a gradient and is not frozen; returns what `closure` returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for bucket in self._buckets(group, excluded=True):
+                bucket.base_step(weight_decay=group["weight_decay"])
+            for bucket in self._buckets(group):
+                self._update(bucket)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what the same optimizer saved over the same parameters, matched by name where both have names.
+
+        Raises:
+            TetherError: a parameter is missing, unexpected or of another shape, or was treated otherwise
+                (another base step, anchored or excluded, anchor kept or given).
+        """
+        saved_groups = matched_groups(state_dict["param_groups"], self.param_groups)
+        ids = [index for group in saved_groups for index in group["params"]]
+        saved = {
+            param: state_dict["state"].get(index)
+            for index, (_, param) in zip(ids, self._named(), strict=True)
+        }
+        for name, param in self._named():
+            if saved[param] and self.state.get(param):
+                check_state(saved[param], self.state[param], name)
+        fresh = dict(self.state)
+        super().load_state_dict({**state_dict, "param_groups": saved_groups})
+        for param, state in saved.items():
+            if state:  # torch shares memory with what it loads and casts all numbers to the parameter's type
+                self.state[param] = {
+                    name: self._as_kept(value, name, param, copy=True) for name, value in state.items()
+                }
+            elif param in fresh:
+                self.state[param] = fresh[param]
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_foreach", "_exclude", "_excluded", "_given", "_mapping", "_used")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Refuse options of a group that are out of range or contradict each other."""
+        for name in ("lr", "eps", "momentum", "dampening", "weight_decay"):
+            value = group.get(name, 0.0)
+            require(isinstance(value, float | int) and value >= 0, name, value, "a number of at least 0")
+        choose(group, "anchors", "start", "zero")
+        require(group["base"] == self.defaults["base"], "base of a group", group["base"], "the optimizer's")
+        betas = group.get("betas", ())
+        require(all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
+        if group.get("nesterov") and (not group["momentum"] or group["dampening"]):
+            raise TetherError("nesterov needs a momentum above 0 and no dampening.")
+
+    def _update(self, bucket: Bucket) -> None:
+        raise NotImplementedError
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        for number, group in enumerate(self.param_groups):
+            names = group.get("param_names") or [
+                f"group {number} tensor {i}" for i in range(len(group["params"]))
+            ]
+            yield from zip(names, group["params"], strict=True)
+
+    def _start(self, param: Tensor, group: dict[str, Any]) -> None:
+        """All state of a tensor, at once: a checkpoint written before its first gradient is complete."""
+        state = {"step": torch.tensor(0.0)}
+        shaped: tuple[str, ...] = ("exp_avg", "exp_avg_sq") if group["base"] == "adamw" else ()
+        if group.get("amsgrad"):
+            shaped += ("max_exp_avg_sq",)
+        if group.get("momentum"):
+            shaped += ("momentum_buffer",)
+        if param not in self._excluded:
+            shaped += self.remembered
+            if group["anchors"] == "start" and param not in self._given:
+                state["anchor"] = param.detach().clone()
+            for name, value in self.learned.items():
+                state[name] = torch.tensor(value, dtype=scalar_dtype(param), device=param.device)
+        state.update({name: torch.zeros_like(param.detach()) for name in shaped})
+        self.state[param] = state
+
+    def _buckets(
+        self, group: dict[str, Any], *, excluded: bool = False, with_gradient: bool = True
+    ) -> list[Bucket]:
+        """The excluded or the anchored tensors of a group that are trained."""
+        entries = []
+        for param in group["params"]:
+            trained = param.requires_grad and (param.grad is not None or not with_gradient)
+            if not trained or (param in self._excluded) != excluded:
+                continue
+            if not self.state[param]:
+                self._start(param, group)
+            state = self.state[param]
+            if any(value.device != param.device for name, value in state.items() if name != "step"):
+                for name, value in state.items():  # the model was moved after the optimizer was made
+                    state[name] = self._as_kept(value, name, param)
+            anchor = state.get("anchor")
+            if self._given.get(param) is not None:
+                anchor = self._given[param] = self._given[param].to(param.device, param.dtype)
+            entries.append((param, anchor, state))
+        return collect(entries, group, self._foreach)
+
+    def _as_kept(self, value: Tensor, name: str, param: Tensor, *, copy: bool = False) -> Tensor:
+        """A state tensor where and in the type in which it is kept."""
+        if name == "step":
+            return value.detach().to("cpu", copy=copy)
+        dtype = scalar_dtype(param) if name in self.learned else param.dtype
+        return value.detach().to(param.device, dtype, copy=copy)

@@ -1,0 +1,116 @@
+"""MARS-SP: a penalty on, or a bound of, the largest row distance from the pre-trained weights.
+
+Gouk, Hospedales, Pontil: "Distance-Based Regularisation of Deep Networks for Fine-Tuning", ICLR 2021, arXiv
+    2002.08253.
+The exact published form could not be confirmed; this is a reconstruction from the definition of the norm.
+
+    ‖W‖_MARS = max_r Σ_j |W_rj|        (maximum absolute row sum)
+    penalty:     loss + λ Σ_tensors ‖θ − θ0‖_MARS
+    projection:  θ ← θ0 + min(1, γ/‖c_r‖₁) · c_r  after the base step, c = θ − θ0
+"""
+
+from typing import Any, Unpack
+
+import torch
+
+from tether.optimizers._anchored import AnchoredOptimizer, Options, Params
+from tether.optimizers._bucket import Bucket, column
+from tether.optimizers._checks import require
+
+
+class MARSSP(AnchoredOptimizer):
+    """Penalises the row of each tensor farthest from its anchor, or keeps all rows within a fixed distance.
+
+    Use it as a baseline beside FTP and TPGM, which learn the distance; with `radius` it is their projection
+    without learning.
+
+    g_r ← g_r + λ·sign(θ_r − θ0_r) on the row of largest ‖θ_r − θ0_r‖₁; with a radius θ ← θ0 + min(1,
+    γ/‖c_r‖₁)·c_r.
+    Source: Gouk et al., ICLR 2021, arXiv 2002.08253 (reconstructed). State beside AdamW's: the anchor.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = MARSSP(model.named_parameters(), lr=1e-3, radius=0.5, exclude=["bias"])
+        >>> for _ in range(3):
+        ...     model(torch.ones(1, 4)).square().sum().backward()
+        ...     optimizer.step()
+
+    Args:
+        params: tensors, (name, tensor) pairs or parameter groups.
+        lr: learning rate of the base step.
+        strength: λ of the penalty, at least 0; 0.01 when neither this nor `radius` is given.
+        radius: γ of the projection, at least 0. It takes the place of the penalty.
+        **options: see `Options`. weight_decay is applied to excluded tensors only.
+
+    Raises:
+        TetherError: both `strength` and `radius` are given; an option is unknown, out of range or contradicts
+            another; a name or an anchor fits no parameter.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | int = 1e-3,
+        *,
+        strength: float | int | None = None,
+        radius: float | int | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        if strength is None and radius is None:
+            strength = 0.01
+        super().__init__(params, {"lr": lr, "strength": strength, "radius": radius}, options)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        chosen = [name for name in ("strength", "radius") if group[name] is not None]
+        require(
+            len(chosen) == 1,
+            "strength or radius",
+            chosen,
+            "given, and not both (set the other to None in a group)",
+        )
+        require(group[chosen[0]] >= 0, chosen[0], group[chosen[0]], "at least 0")
+
+    def _update(self, bucket: Bucket) -> None:
+        (marssp_foreach if self._foreach else marssp_plain)(bucket)
+
+
+def marssp_plain(bucket: Bucket) -> None:
+    """The update of one tensor, as the formulas read."""
+    (param,), (grad,), group = bucket.params, bucket.grads, bucket.group
+    anchor = torch.zeros_like(param) if bucket.anchors is None else bucket.anchors[0]
+    c = param - anchor
+    rows = (c.reshape(1, -1) if c.ndim < 2 else c.flatten(1)).abs().sum(1)
+    if group["radius"] is None:
+        farthest = torch.zeros_like(rows)
+        farthest[rows.argmax()] = group["strength"]
+        bucket.base_step([grad + bucket.sign * column(farthest, c) * c.sign()], weight_decay=0.0)
+    else:
+        bucket.base_step(weight_decay=0.0)
+        c = param - anchor
+        rows = (c.reshape(1, -1) if c.ndim < 2 else c.flatten(1)).abs().sum(1)
+        param.copy_(anchor + column((group["radius"] / rows.clamp(min=1e-30)).clamp(max=1), c) * c)
+
+
+def marssp_foreach(bucket: Bucket) -> None:
+    """The same for all tensors of the bucket at once, without waiting for the device."""
+    group = bucket.group
+    if group["radius"] is not None:
+        bucket.base_step(weight_decay=0.0)
+        c = bucket.displacements()
+        rows = bucket.row_norms(c, 1)
+        ratios = (group["radius"] / torch.cat(rows).clamp_(min=1e-30)).clamp_(max=1)
+        bucket.move(c, ratios.split([len(row) for row in rows]))
+        return
+    c = bucket.displacements()
+    rows = bucket.row_norms(c, 1)
+    grads = list(torch._foreach_clone(bucket.grads))
+    strength = bucket.sign * group["strength"]
+    for grad, displacement, row, largest in zip(grads, c, rows, bucket.largest(rows).unbind(), strict=True):
+        if displacement.ndim < 2:
+            grad.add_(displacement.sign(), alpha=strength)
+        elif len(row):  # a rank that holds no row of the tensor has nothing to do
+            farthest = row.argmax().view(1)
+            pull = displacement.index_select(0, farthest).sign() * (row[farthest] == largest)
+            grad.index_add_(0, farthest, pull, alpha=strength)
+    bucket.base_step(grads, weight_decay=0.0)

@@ -1,0 +1,191 @@
+"""Trainable Projected Gradient Method (TPGM).
+
+Tian, Dai, Ma, et al.: "Trainable Projected Gradient Method for Robust Fine-Tuning", CVPR 2023, arXiv
+2303.10720.
+
+Symbols, for one tensor:  θ weights, θ0 anchor, c = θ − θ0, n_r norm of row r of c, γ radius.
+
+    projection    Π(γ) = θ0 + clip(γ / (n_r + 1e-8), 0, 1) · c_r
+        "mars": n_r = ‖c_r‖₁ (a vector or scalar is one row);  "l2": one n = ‖c‖₂ for the whole tensor
+    base steps    θ by AdamW or SGD on training data
+    radius steps  γ by Adam on the loss of Π(γ) on held-out data, θ fixed; then θ ← Π(γ)
+        γ starts at min_r n_r / 2 and is clipped to [1e-8, max_r n_r] before every use
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Unpack
+
+import torch
+from torch import Tensor
+
+from tether.errors import TetherError
+from tether.optimizers._anchored import AnchoredOptimizer, Options, Params
+from tether.optimizers._bucket import Bucket, column
+from tether.optimizers._checks import choose, require
+from tether.optimizers._learned import adam_move
+
+_FLOOR = 1e-8
+_UNSET = -1.0
+
+
+class TPGM(AnchoredOptimizer):
+    """Learns on held-out data how far each tensor may be from its anchor, and projects to that distance.
+
+    Use it when some in-distribution data can be held out (never the split that is reported): in every
+    iteration of training, or once after it with a few hundred radius steps.
+
+    θ ← θ0 + clip(γ/(‖c_r‖ + 1e-8), 0, 1)·c_r, with γ moved by Adam on the held-out loss of the projected
+    weights.
+    Source: Tian et al., CVPR 2023, arXiv 2303.10720. State beside AdamW's: the anchor; a copy of the weights
+        in radius steps.
+
+    `step` is the plain base step. After it call `radius_step` (learns the radii, then projects) or, in
+    iterations without one, `project`.
+
+    Example:
+        >>> model, held_out = torch.nn.Linear(4, 2), torch.ones(1, 4)
+        >>> optimizer = TPGM(model.named_parameters(), lr=1e-3)
+        >>> model(torch.ones(1, 4)).square().sum().backward()
+        >>> optimizer.step()
+        >>> loss = optimizer.radius_step(lambda: model(held_out).square().sum())
+
+    Args:
+        params: tensors, (name, tensor) pairs or parameter groups.
+        lr: learning rate of the base step.
+        norm: "mars" (default; DomainNet runs of the authors) or "l2" (their ImageNet runs).
+        radius_lr: learning rate of the radii, 1e-2 in the published code.
+        **options: see `Options`. weight_decay is applied to all tensors.
+
+    Raises:
+        TetherError: an option is unknown, out of range or contradicts another; a name or an anchor fits no
+            parameter.
+    """
+
+    learned: ClassVar[dict[str, float]] = {
+        "radius": _UNSET,
+        "radius_updates": 0.0,
+        "radius_exp_avg": 0.0,
+        "radius_exp_avg_sq": 0.0,
+    }
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | int = 1e-3,
+        *,
+        norm: Literal["mars", "l2"] = "mars",
+        radius_lr: float | int = 1e-2,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(params, {"lr": lr, "norm": norm, "radius_lr": radius_lr}, options)
+
+    @torch.no_grad()
+    def radius_step(self, held_out_loss: Callable[[], Tensor], *, iterations: int = 1) -> Tensor:
+        """Move the radii `iterations` times along the held-out loss of the projected weights, then project.
+
+        Args:
+            held_out_loss: computes the loss of the model on a held-out batch (with the model in evaluation
+                mode) and returns it; it does not call backward. With replicated data-parallel training it
+                must go through the wrapped model, so that gradients are averaged and all ranks learn the same
+                radii.
+            iterations: number of calls, at least 1.
+
+        Returns:
+            The last loss, detached, of the weights projected with the radii before the last move. Gradients
+            of this optimizer's parameters are left as they were.
+
+        Raises:
+            TetherError: `iterations` is below 1, or no anchored parameter has a gradient of the loss.
+        """
+        if iterations < 1:
+            raise TetherError(f"iterations must be at least 1, found {iterations}.")
+        params = [param for group in self.param_groups for param in group["params"]]
+        grads = [param.grad for param in params]
+        anchored = [
+            bucket for group in self.param_groups for bucket in self._buckets(group, with_gradient=False)
+        ]
+        weights = [torch._foreach_clone(bucket.params) for bucket in anchored]
+
+        def restore() -> None:
+            for bucket, kept in zip(anchored, weights, strict=True):
+                torch._foreach_copy_(bucket.params, kept)
+
+        try:
+            for _ in range(iterations):
+                for param in params:
+                    param.grad = None
+                for bucket in anchored:
+                    project(bucket)
+                with torch.enable_grad():
+                    loss = held_out_loss()
+                    loss.backward()
+                restore()
+                with_gradient = [bucket for group in self.param_groups for bucket in self._buckets(group)]
+                if not with_gradient:
+                    raise TetherError(
+                        "The held-out loss depends on no anchored parameter; compute it with this model."
+                    )
+                for bucket in with_gradient:
+                    learn_radii(bucket)
+        finally:
+            restore()
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad
+        self.project()
+        return loss.detach()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Project all anchored tensors with the radii learned so far."""
+        for group in self.param_groups:
+            for bucket in self._buckets(group, with_gradient=False):
+                project(bucket)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        choose(group, "norm", "mars", "l2")
+        require(group["radius_lr"] >= 0, "radius_lr", group["radius_lr"], "at least 0")
+
+    def _update(self, bucket: Bucket) -> None:
+        bucket.base_step(weight_decay=bucket.group["weight_decay"])
+
+
+def project(bucket: Bucket) -> None:
+    """θ ← Π(γ) in place, after γ was set (at first use) and clipped."""
+    c, rows = _displaced(bucket)
+    radius = bucket.scalars("radius")
+    radius = torch.where(radius == _UNSET, bucket.smallest(rows) / 2, radius)
+    radius = radius.clamp_(min=_FLOOR).minimum(bucket.largest(rows))
+    bucket.store("radius", radius)
+    ratios = (bucket.per_row(radius, rows) / (torch.cat(rows) + _FLOOR)).clamp_(max=1)
+    bucket.move(c, ratios.split([len(row) for row in rows]))
+
+
+def learn_radii(bucket: Bucket) -> None:
+    """One Adam step on γ, from gradients at the projected weights and the weights before projection.
+
+    h = Σ_r [γ ≤ n_r + 1e-8] ⟨g_r, c_r⟩ / (n_r + 1e-8)
+    """
+    c, rows = _displaced(bucket)
+    sizes = [len(row) for row in rows]
+    n = torch.cat(rows) + _FLOOR
+    radius = bucket.scalars("radius")
+    slope = torch.where(bucket.per_row(radius, rows) <= n, 1 / n, 0.0)
+    for displacement, factor in zip(c, slope.split(sizes), strict=True):
+        displacement.mul_(column(factor, displacement))
+    h = bucket.total(bucket.dots(bucket.grads, c))
+    updates = bucket.scalars("radius_updates") + 1
+    exp_avg, exp_avg_sq = bucket.scalars("radius_exp_avg"), bucket.scalars("radius_exp_avg_sq")
+    radius -= bucket.group["radius_lr"] * adam_move(h, exp_avg, exp_avg_sq, updates)
+    bucket.store("radius", radius)
+    bucket.store("radius_updates", updates)
+    bucket.store("radius_exp_avg", exp_avg)
+    bucket.store("radius_exp_avg_sq", exp_avg_sq)
+
+
+def _displaced(bucket: Bucket) -> tuple[list[Tensor], list[Tensor]]:
+    """c, and for each tensor the norms of its rows, or its one norm."""
+    c = bucket.displacements()
+    if bucket.group["norm"] == "mars":
+        return c, bucket.row_norms(c, 1)
+    return c, list(bucket.total(bucket.squares(c)).sqrt().split(1))
