@@ -27,7 +27,7 @@ PICTURE_SUFFIXES = frozenset(
 Image.init()
 _FORMATS = sorted(set(Image.OPEN) & {"JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"})
 
-# What files and archives raise; RuntimeError is an encrypted member, NotImplementedError an unknown compression.
+# What files and archives raise. RuntimeError: an encrypted member; NotImplementedError: an unknown compression.
 _UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
 
 
