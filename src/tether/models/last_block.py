@@ -10,7 +10,6 @@ with one query and all keys: `attn(query, keys, values, need_weights=False)`, fo
 """
 
 from types import TracebackType
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -95,7 +94,7 @@ class FastLastBlock:
             block, own = self._swapped.pop()
             block.__class__ = own
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "FastLastBlock":
         return self
 
     def __exit__(

@@ -15,7 +15,7 @@ def load(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    activation: Activation | None = None,
+    activation: str | None = None,
 ) -> Model:
     """Load a contrastive vision-language model in evaluation mode.
 
@@ -32,7 +32,7 @@ def load(
         source: see above.
         device: where the weights go.
         dtype: of the weights.
-        activation: what the weights were trained with, for weights that do not say it.
+        activation: what weights that do not say it were trained with: "gelu" or "quick_gelu".
 
     Raises:
         TetherError: the source is unknown or not at hand, or its parts do not fit each other.

@@ -1,4 +1,4 @@
-"""Load open_clip models: an architecture with a tag or weights file, or a folder with open_clip_config.json."""
+"""Load open_clip models: an architecture with a tag or weights, or a folder with open_clip_config.json."""
 
 from copy import deepcopy
 from functools import partial
@@ -172,7 +172,8 @@ def wrap(module: nn.Module, preprocess: dict[str, Any], tokenizer: Any, source: 
         TetherError: image size or tokenizer do not fit the module.
     """
     image = _image_spec(module, preprocess, source)
-    set_model_preprocess_cfg(module, merge_preprocess_dict(PreprocessCfg(size=image.size), preprocess))
+    prepared = merge_preprocess_dict(PreprocessCfg(), preprocess)
+    set_model_preprocess_cfg(module, prepared | {"size": module.visual.image_size})
     tower = text_tower(module)
     text = module.text if tower is None or hasattr(module, "text") else module
     ends = tower is not None and ends_matter_only(tower)
@@ -241,7 +242,7 @@ def _tokenizer(config: dict[str, Any], folder: Path | None, source: str) -> Any:
 
 
 def _image_spec(module: nn.Module, preprocess: dict[str, Any], source: str) -> ImageSpec:
-    height, width = module.visual.image_size
+    height, width = to_2tuple(module.visual.image_size)
     if height != width:
         raise TetherError(
             f"{source} takes pictures of {height} × {width} pixels; only square ones are supported."

@@ -79,6 +79,7 @@ def _module(folder: Path, kind: str, source: str) -> nn.Module:
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below with all other faults
             dtype=torch.float32,
         )
     except Exception as error:  # configuration, safetensors and size errors, of several libraries
@@ -87,7 +88,10 @@ def _module(folder: Path, kind: str, source: str) -> nn.Module:
         str(folder),
         missing=sorted(report["missing_keys"]),
         unexpected=sorted(report["unexpected_keys"]),
-        shapes=[str(mismatch) for mismatch in report["mismatched_keys"]],
+        shapes=[
+            f"{name} is {tuple(found)}, the configuration says {tuple(expected)}"
+            for name, found, expected in sorted(report["mismatched_keys"])
+        ],
         infinite=[name for name, tensor in module.state_dict().items() if not bool(tensor.isfinite().all())],
     )
     return module

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -133,16 +133,16 @@ class Model:
         description = [self.family, self.activation, self.context_length, asdict(self.image)]
         return fingerprint(self.module, json.dumps(description))
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Model":
         """Move the module."""
         self.module.to(device)
         return self
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Model":
         """Set the module's training mode."""
         self.module.train(mode)
         return self
 
-    def eval(self) -> Self:
+    def eval(self) -> "Model":
         """Set the module's evaluation mode."""
         return self.train(False)

@@ -1,7 +1,7 @@
 """What a site is, how sites are chosen, and the sites that every kind of Transformer block has in common."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -164,6 +164,7 @@ def block_sites(
     mlp: str | None,
     windows: bool = False,
     layouts: Mapping[str, Layout] = MappingProxyType({}),
+    uncalled: Collection[str] = (),
 ) -> Iterator[Site]:
     """All sites of one block.
 
@@ -175,6 +176,7 @@ def block_sites(
         mlp: relative to the block, the MLP's second linear.
         windows: the attention works on batch × windows of tokens.
         layouts: layout of parts of the block, by relative path, where it is not `tokens`.
+        uncalled: further linears, by relative path, that their owner reads without calling them.
     """
 
     def site(relative: str, kind: Kind, width: int, linear: str | None = None, fused: bool = False) -> Site:
@@ -194,12 +196,12 @@ def block_sites(
         yield site(mlp, "mlp", block.get_submodule(mlp).weight.shape[0], mlp)
     yield site("", "block", width)
     for relative, module in block.named_modules():
-        called = fused_owner is None or not _inside(relative, fused_owner)
-        if not relative or NOT_TOKENS.search(relative):
+        called = relative not in uncalled and (fused_owner is None or not _inside(relative, fused_owner))
+        if not relative or not called or NOT_TOKENS.search(relative):
             continue
-        if isinstance(module, nn.Linear) and called:
+        if isinstance(module, nn.Linear):
             yield site(relative, "linear", module.out_features, relative)
-        elif NORMS.search(type(module).__name__) and getattr(module, "weight", None) is not None and called:
+        elif NORMS.search(type(module).__name__) and getattr(module, "weight", None) is not None:
             yield site(relative, "norm", module.weight.shape[0])
 
 

@@ -20,8 +20,7 @@ def sites(module: nn.Module, select: Select | None = None) -> list[Site]:
     """The sites of a model that `select` asks for; by default those after attention and MLP of every block.
 
     Call it on the ordinary model, before anything is attached. A model of no known family works with an
-    explicit
-    pattern: `sites(module, Select(pattern="blocks.*.mlp.fc2", kinds=("linear",)))`.
+    explicit pattern: `sites(module, Select(pattern="blocks.*.mlp.fc2", kinds=("linear",)))`.
 
     Args:
         module: a model of open_clip, transformers, timm or torchvision, a part of one, or a module that

@@ -28,6 +28,7 @@ def find(owner: nn.Module, prefix: str) -> Iterator[Site]:
                 class_token=class_token,
                 attention=("attn.proj", "attn.proj") if is_linear(block, "attn.proj") else None,
                 mlp="mlp.fc2" if is_linear(block, "mlp.fc2") else None,
+                uncalled=_uncalled(block),
             )
     elif isinstance(owner, SwinTransformer | SwinTransformerV2):
         for depth, (path, block) in enumerate(_stages(owner.layers, f"{prefix}layers")):
@@ -43,6 +44,7 @@ def find(owner: nn.Module, prefix: str) -> Iterator[Site]:
                 mlp="mlp.fc2",
                 windows=True,
                 layouts={"": "BHWC", "norm1": "BHWC"},
+                uncalled=_uncalled(block),
             )
     elif isinstance(owner, ConvNeXt):
         for depth, (path, block) in enumerate(_stages(owner.stages, f"{prefix}stages")):
@@ -65,3 +67,8 @@ def _stages(stages: nn.Sequential, path: str) -> Iterator[tuple[str, nn.Module]]
     for s, stage in enumerate(stages):
         for b, block in enumerate(stage.blocks):
             yield f"{path}.{s}.blocks.{b}", block
+
+
+def _uncalled(block: nn.Module) -> tuple[str, ...]:
+    """EVA and Swin 2 keep the biases apart and read the weight of `qkv` without calling it."""
+    return ("attn.qkv",) if getattr(getattr(block, "attn", None), "q_bias", None) is not None else ()

@@ -6,11 +6,11 @@ from torch import nn
 
 from tether.models.site import Site, Tower, block_sites, is_linear
 
-CLASS_TOKEN = {  # encoder classes, and whether token 0 is a class token (in CLIP: of the image tower)
+CLASS_TOKEN = {  # classes that own the blocks; whether token 0 is a class token (CLIP: of its image tower)
     "CLIPEncoder": True,
     "SiglipEncoder": False,
     "Siglip2Encoder": False,
-    "ViTEncoder": True,
+    "ViTModel": True,
     "Dinov2Encoder": True,
     "Dinov2WithRegistersEncoder": True,
     "SwinEncoder": False,
@@ -25,7 +25,7 @@ MLP = ("mlp.fc2", "mlp.down_proj", "mlp.weights_out", "output.dense")
 def find(owner: nn.Module, prefix: str) -> Iterator[Site]:
     """The sites of `owner` if it is one of these encoders."""
     name = type(owner).__name__
-    if name not in CLASS_TOKEN:
+    if name not in CLASS_TOKEN or not (hasattr(owner, "layers") or hasattr(owner, "layer")):
         return
     tower = _tower(owner)
     swin = name == "SwinEncoder"
