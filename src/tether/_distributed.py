@@ -121,6 +121,15 @@ def average_gradients(
     return pieces[-1].to(extras.dtype)
 
 
+def average(values: Float[Tensor, " values"]) -> Float[Tensor, " values"]:
+    """Mean over the processes, element by element."""
+    if world_size() == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values / world_size()
+
+
 def from_main(compute: Callable[[], Any]) -> Any:
     """Run `compute` on the first process only and give its result (anything JSON can hold) to all.
 

@@ -1,0 +1,188 @@
+"""Checkpoints: everything a run needs to go on, in a folder that is whole or not there.
+
+    checkpoints/step-00000120/
+        tensors.safetensors    every tensor of the state, by its path ("optimizer/state/layer.weight/exp_avg")
+        state.json             the rest of the state, with references to the tensors
+        complete.json          hashes of the other two; written last
+
+The folder is written under a temporary name, flushed to the disk and renamed. Nothing is ever pickled.
+"""
+
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tether._files import read_json, sha256_file, write_atomically, write_json
+from tether.errors import TetherError
+
+_TENSORS, _STATE, _COMPLETE = "tensors.safetensors", "state.json", "complete.json"
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
+    """Write `state` as the checkpoint of `step` in `folder`, then delete all but the newest `keep`.
+
+    Args:
+        state: nested dicts, lists and tuples of tensors, numbers, strings and None.
+
+    Raises:
+        TetherError: the disk is full or `state` holds something else; earlier checkpoints are untouched.
+    """
+    final = folder / f"step-{step:08d}"
+    if is_complete(final):
+        return final
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    tensors, structure = flatten(state)
+    try:
+        temporary.mkdir(parents=True)
+        write_atomically(temporary / _TENSORS, lambda path: _write_tensors(tensors, path))
+        write_json(temporary / _STATE, structure)
+        hashes = {name: sha256_file(temporary / name) for name in (_TENSORS, _STATE)}
+        write_json(temporary / _COMPLETE, {"step": step, "sha256": hashes})
+        _discard(final)
+        os.replace(temporary, final)
+        _flush(folder)
+    except OSError as error:
+        raise TetherError(
+            f"Could not write the checkpoint {final}: {error.strerror or error}. Earlier ones are intact."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in [path for path in _folders(folder) if path.name <= final.name][keep:]:
+        _discard(old)
+    return final
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state that was saved; its tensors are on the CPU.
+
+    Raises:
+        TetherError: the checkpoint is incomplete or was changed after it was written.
+    """
+    if not is_complete(path):
+        raise TetherError(f"{path} is not a complete checkpoint: a file is missing, cut short or changed.")
+    return unflatten(read_json(path / _STATE), load_file(path / _TENSORS))
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint in `folder`, passing over torn ones; None if there is none."""
+    return next((path for path in _folders(folder) if is_complete(path)), None)
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a checkpoint folder has its commit marker, and its files have the hashes that stand there."""
+    try:
+        hashes = read_json(path / _COMPLETE)["sha256"]
+        return set(hashes) == {_TENSORS, _STATE} and all(
+            sha256_file(path / name) == value for name, value in hashes.items()
+        )
+    except (OSError, TetherError, KeyError, TypeError):
+        return False
+
+
+def clean(folder: Path) -> None:
+    """Delete what a killed process left behind: half-written or half-deleted checkpoints and files."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
+    """Split a nested state into tensors by path and a structure that JSON can hold.
+
+    Raises:
+        TetherError: something in it is neither a tensor nor plain data.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def visit(value: Any, path: str) -> Any:
+        match value:
+            case None | bool() | int() | str():
+                return value
+            case float():
+                return value if math.isfinite(value) else {"$float": str(value)}
+            case Tensor():
+                if path in tensors:
+                    raise TetherError(f"Two tensors of the state are called {path!r}; rename one.")
+                tensors[path] = value
+                return {"$tensor": path}
+            case tuple():
+                return {"$tuple": [visit(item, f"{path}/{i}") for i, item in enumerate(value)]}
+            case list():
+                return [visit(item, f"{path}/{i}") for i, item in enumerate(value)]
+            case dict():
+                prefix = f"{path}/" if path else ""
+                items = [[key, visit(item, f"{prefix}{key}")] for key, item in value.items()]
+                if all(isinstance(key, str) and not key.startswith("$") for key, _ in items):
+                    return dict(items)
+                if all(isinstance(key, int | str) for key, _ in items):
+                    return {"$items": items}
+        raise TetherError(
+            f"A checkpoint holds tensors, numbers, strings, lists, tuples and dicts with names or numbers as "
+            f"keys; found {type(value).__name__} at {path or 'the top'!r}."
+        )
+
+    structure = visit(state, "")
+    return tensors, structure
+
+
+def unflatten(structure: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `flatten`."""
+    match structure:
+        case {"$tensor": path}:
+            return tensors[path]
+        case {"$float": text}:
+            return float(text)
+        case {"$tuple": items}:
+            return tuple(unflatten(item, tensors) for item in items)
+        case {"$items": items}:
+            return {key: unflatten(item, tensors) for key, item in items}
+        case dict():
+            return {key: unflatten(item, tensors) for key, item in structure.items()}
+        case list():
+            return [unflatten(item, tensors) for item in structure]
+    return structure
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; tensors that share memory are written as copies."""
+    seen: set[int] = set()
+    plain = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    try:
+        save_file(plain, path)
+    except SafetensorError as error:  # the library's own type for a full disk
+        raise OSError(str(error)) from error
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Checkpoints by falling step."""
+    return sorted(folder.glob("step-" + "[0-9]" * 8), reverse=True)
+
+
+def _discard(path: Path) -> None:
+    """Delete a checkpoint such that a kill in between leaves a temporary name, not a torn checkpoint."""
+    if path.exists():
+        doomed = path.with_name(f".{path.name}.old.tmp")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

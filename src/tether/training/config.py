@@ -1,0 +1,60 @@
+"""Options of the training loop."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tether.errors import TetherError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How long, in what batches and how carefully to train. Give `epochs` or `steps`."""
+
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 512
+    """Examples per optimizer step, over all processes."""
+    micro_batch: int | None = None
+    """Examples at a time in one process, to save memory; only for losses that are a mean over examples."""
+    drop_last: bool = False
+    """Leave out an epoch's last batch where it is not full."""
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the model under autocast; parameters, gradients and losses stay fp32."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient of all parameters together (1 in R-Adapter's classification recipes)."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What to do when a loss or gradient is NaN or infinite; "skip" looks at every step, slow on a GPU."""
+    workers: int = 0
+    log_every: int = 20
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; None for the end of every epoch. There is always one at the end."""
+    keep: int = 2
+    """Checkpoints to keep."""
+
+    MAY_CHANGE = ("micro_batch", "workers", "log_every", "checkpoint_every", "keep")
+    """Options that may differ when a run is continued."""
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise TetherError(
+                f"Give either epochs or steps; found epochs={self.epochs} and steps={self.steps}."
+            )
+        least = {"epochs": 1, "steps": 1, "batch_size": 1, "micro_batch": 1, "checkpoint_every": 1}
+        for name, bound in {**least, "log_every": 1, "keep": 1, "workers": 0, "seed": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise TetherError(f"{name} must be at least {bound}, found {value}.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise TetherError(f"clip_norm must be greater than 0 or None, found {self.clip_norm}.")
+        for name, known in {"precision": ("fp32", "bf16"), "non_finite": ("stop", "skip")}.items():
+            if getattr(self, name) not in known:
+                raise TetherError(f"{name} must be one of {known}, found {getattr(self, name)!r}.")
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """Optimizer steps that one pass over `examples` examples takes."""
+        return examples // self.batch_size if self.drop_last else -(-examples // self.batch_size)
+
+    def total_steps(self, examples: int) -> int:
+        """Optimizer steps of the whole run on `examples` examples; what a schedule needs to know."""
+        return self.steps if self.steps is not None else self.epochs * self.steps_per_epoch(examples)

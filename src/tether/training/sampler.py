@@ -1,0 +1,156 @@
+"""Which examples make up which batch, as a pure function of (seed, epoch, step).
+
+Nothing is counted along: a run that continues at step k asks for step k. The order depends on integer
+arithmetic and a stable sort only, so it is the same on every platform, version and number of processes.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int, UInt64
+
+from tether.errors import TetherError
+
+Order = Callable[[int], Int[np.ndarray, " positions"]]
+Labels = Sequence[int] | Int[np.ndarray, " count"]
+
+
+def _hash(*keys: int | UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    """Mix integers into 64 random-looking bits (the finaliser of SplitMix64 after every key)."""
+    mixed = np.zeros(1, np.uint64)
+    for key in keys:
+        mixed = (mixed ^ np.asarray(key, np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed = mixed ^ (mixed >> np.uint64(31))
+    return mixed
+
+
+def _permutation(count: int, *keys: int) -> Int[np.ndarray, " count"]:
+    return np.argsort(_hash(*keys, np.arange(count, dtype=np.uint64)), kind="stable")
+
+
+def shuffled(count: int, seed: int, epoch: int) -> Int[np.ndarray, " count"]:
+    """Every example once, in random order."""
+    return _permutation(count, seed, epoch)
+
+
+def grouped(labels: Labels, together: int, seed: int, epoch: int) -> Int[np.ndarray, " count"]:
+    """Every example once, in random order but for runs of `together` examples with the same label.
+
+    With captions as examples and pictures as labels, several captions of a picture meet in a batch; with
+    pictures and classes, several pictures of a class. A label's last run is shorter where it does not divide.
+    """
+    array = np.asarray(labels)
+    order = shuffled(len(array), seed, epoch)
+    order = order[np.argsort(array[order], kind="stable")]  # by label, random within
+    _, number, sizes = np.unique(array[order], return_inverse=True, return_counts=True)
+    first = np.cumsum(sizes) - sizes
+    run_of_label = (np.arange(len(array)) - first[number]) // together
+    runs = -(-sizes // together)
+    run = (np.cumsum(runs) - runs)[number] + run_of_label
+    place = np.empty(runs.sum(), np.int64)
+    place[_permutation(len(place), seed, epoch, 1)] = np.arange(len(place))
+    return order[np.argsort(place[run], kind="stable")]
+
+
+def balanced(labels: Labels, together: int, seed: int, epoch: int) -> Int[np.ndarray, " count"]:
+    """As many positions as examples, every label equally often (± `together`).
+
+    Labels take turns in random order, each with `together` of its examples; a rare label's examples come
+    again (all of them before any a second time), a frequent label's do not all come in one epoch.
+    """
+    array = np.asarray(labels)
+    members = [np.flatnonzero(array == label) for label in np.unique(array)]
+    rounds = -(-len(array) // (len(members) * together))
+    picks = [_cycle(m, rounds * together, seed, epoch, number) for number, m in enumerate(members)]
+    table = np.stack(picks).reshape(len(members), rounds, together)
+    turns = [table[_permutation(len(members), seed, epoch, turn, 1), turn] for turn in range(rounds)]
+    return np.concatenate(turns).reshape(-1)[: len(array)]
+
+
+def _cycle(members: Int[np.ndarray, " m"], count: int, *keys: int) -> Int[np.ndarray, " count"]:
+    laps = -(-count // len(members))
+    return np.concatenate([members[_permutation(len(members), *keys, lap, 2)] for lap in range(laps)])[:count]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How the examples of an epoch are ordered: all once at random, in runs of a label, or class-balanced."""
+
+    kind: Literal["shuffled", "grouped", "balanced"] = "shuffled"
+    together: int = 1
+    """Examples of one label that follow each other ("grouped" and "balanced")."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("shuffled", "grouped", "balanced"):
+            raise TetherError(f"A sampler is 'shuffled', 'grouped' or 'balanced', found {self.kind!r}.")
+        least = 2 if self.kind == "grouped" else 1
+        if self.together < least or (self.kind == "shuffled" and self.together != 1):
+            raise TetherError(
+                f"together={self.together} does not fit the sampler {self.kind!r}: it is 1 for 'shuffled', "
+                f"at least 2 for 'grouped' and at least 1 for 'balanced'."
+            )
+
+    def order(self, labels: Labels, seed: int) -> Order:
+        """The order of the examples as a function of the epoch."""
+        if self.kind == "shuffled":
+            return lambda epoch: shuffled(len(labels), seed, epoch)
+        arrange = grouped if self.kind == "grouped" else balanced
+        return lambda epoch: arrange(labels, self.together, seed, epoch)
+
+
+class Batches:
+    """The batches of a run by step number; `order(epoch)` gives the examples of an epoch, `count` of them.
+
+    The last batch of an epoch is smaller where the batch size does not divide the examples, or left out with
+    `drop_last`.
+
+    Raises:
+        TetherError: there are no examples, or fewer than one batch and the last is left out.
+
+    >>> batches = Batches(lambda epoch: shuffled(1000, 0, epoch), 1000, batch_size=64)
+    >>> epoch, examples = batches.batch(17)
+    """
+
+    def __init__(self, order: Order, count: int, batch_size: int, *, drop_last: bool = False) -> None:
+        if count == 0:
+            raise TetherError("There is nothing to train on: the data set is empty.")
+        if drop_last and count < batch_size:
+            raise TetherError(
+                f"The data set has {count} examples, fewer than one batch of {batch_size}, and drop_last "
+                f"leaves it out: nothing remains. Use a smaller batch_size or drop_last=False."
+            )
+        self._order = functools.lru_cache(maxsize=2)(order)  # two: data workers run ahead into the next epoch
+        self._count, self._size = count, batch_size
+        self.per_epoch = count // batch_size if drop_last else -(-count // batch_size)
+
+    def batch(self, step: int) -> tuple[int, Int[np.ndarray, " batch"]]:
+        """Epoch and examples of the batch of a step, over all processes."""
+        epoch, position = divmod(step, self.per_epoch)
+        return epoch, self._order(epoch)[position * self._size : (position + 1) * self._size]
+
+    def check_shares(self, processes: int) -> None:
+        """See that every batch splits into equal shares.
+
+        Raises:
+            TetherError: one does not.
+        """
+        sizes = [min(self._size, self._count)]
+        if self.per_epoch * self._size > self._count:
+            sizes.append((self._count - 1) % self._size + 1)
+        for size in sizes:
+            if size % processes:
+                raise TetherError(
+                    f"A batch of {size} examples cannot be shared equally by {processes} processes. Choose a "
+                    f"batch_size that {processes} divides; drop_last=True leaves the last, odd batch out."
+                )
+
+    def share(self, step: int, rank: int, processes: int) -> tuple[int, Int[np.ndarray, " share"]]:
+        """Epoch and examples of one process's consecutive part of the batch of a step."""
+        epoch, examples = self.batch(step)
+        size = len(examples) // processes
+        return epoch, examples[rank * size : (rank + 1) * size]
