@@ -1,0 +1,255 @@
+"""R-Adapters at the sites of a model: placing, dropping, folding, merging."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from tether._alpha import Alpha, alpha_of
+from tether.adapters._drop import DropRows, DropTokens
+from tether.adapters._fold import break_even, fold_in, safe_to_fold, skip
+from tether.adapters._masks import keep, keep_rows, signed, stream
+from tether.adapters.attached import Attached, Probe
+from tether.adapters.r_adapter import AdaptedAttention, AdaptedLinear, RAdapter, RAdapterConfig, delta
+from tether.adapters.states import PART, by_path, factors_of, full_rank
+from tether.errors import TetherError, near_misses
+from tether.models.site import Site
+from tether.models.sites import sites as find_sites
+
+
+class RAttached(Attached):
+    """R-Adapters on the sites of a module, the identity until they are trained.
+
+        attached = attach(model, RAdapterConfig(), seed=0)
+        optimizer = torch.optim.AdamW(attached.named_parameters().values(), lr=5e-4, weight_decay=0)
+        for step, (pixels, tokens, index) in enumerate(loader):
+            attached.begin_step(step, index, index)
+            ...                                             # forward, backward, optimizer.step()
+        attached.merge(alpha=0.5)
+
+    Args:
+        model: a `tether.Model` or any module.
+        config: what the adapters are.
+        seed: of the low-rank initialisation and of the drop masks.
+        sites: where they go, instead of what `config.select` finds.
+
+    Raises:
+        TetherError: something is attached already, a site has no linear to merge into, or the ranks name an adapter
+            that does not exist.
+    """
+
+    method: ClassVar[str] = "r_adapter"
+
+    def __init__(
+        self, model: Any, config: RAdapterConfig, *, seed: int = 0, sites: Sequence[Site] | None = None
+    ) -> None:
+        super().__init__(model, config)
+        self.seed = seed
+        found = find_sites(self.module, config.select) if sites is None else list(sites)
+        self.sites = [site for site in found if config.rank_of(site.tower, adapter_path(site)) != 0]
+        if not self.sites:
+            raise TetherError("No adapter is left: the rank of every site is 0.")
+        if isinstance(config.rank, Mapping):
+            for name in config.rank:
+                if name not in (known := ["image", "text", *map(adapter_path, found)]):
+                    raise TetherError(
+                        f"rank names {name!r}, where there is no adapter{near_misses(name, known)}"
+                    )
+        self._linears = {adapter_path(site): site.linear for site in self.sites}
+        self._towers = {site.linear: site.tower for site in self.sites}
+        self._owners = {path: self.module.get_submodule(path) for path in self._linears}
+        self._adapters = {adapter_path(site): self._new(index, site) for index, site in enumerate(self.sites)}
+        self._classes = {path: type(owner) for path, owner in self._owners.items()}
+        self._start()
+
+    def _new(self, index: int, site: Site) -> RAdapter:
+        path = adapter_path(site)
+        check_site(site, self._owners[path])
+        if sum(owner is self._owners[path] for owner in self._owners.values()) > 1:
+            raise TetherError(
+                f"{path} is at several sites of the model, so that a merge would change all of them."
+            )
+        rank = self.config.rank_of(site.tower, path)
+        generator = torch.Generator().manual_seed(stream(self.seed, index) >> 1)
+        return RAdapter(
+            site.width, None if rank is None or rank >= site.width else rank, self.config.scale, generator
+        )
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return {
+            f"{path}{PART}{name}": parameter
+            for path, adapter in self._adapters.items()
+            for name, parameter in adapter.named_parameters()
+        }
+
+    def products(self) -> dict[str, Tensor]:
+        """The current state with one full matrix s · F or s · U D per adapter: what an exact average averages."""
+        return full_rank(self.state_dict())
+
+    def delta(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        result = {}
+        for path, tensors in self._tensors(state).items():
+            factors, k = factors_of(tensors)
+            for kind in ("weight", "bias"):
+                name = f"{self._linears[path]}.{kind}"
+                base = self._base_tensor(name)
+                if base is not None:
+                    k = k.to(base.device) if isinstance(k, Tensor) else k
+                    result[name] = delta(base, tuple(factor.to(base.device) for factor in factors), k)
+        return result
+
+    def tower_of(self, name: str) -> str:
+        return self._towers[name.rpartition(".")[0]]
+
+    def begin_step(
+        self,
+        step: int,
+        image_keys: Int[Tensor, " b"] | None = None,
+        text_keys: Int[Tensor, " n"] | None = None,
+    ) -> None:
+        config: RAdapterConfig = self.config
+        for adapter in self._adapters.values():
+            adapter.clear()
+        for tower, keys in (("image", image_keys), ("text", text_keys)):
+            sites = [(index, site) for index, site in enumerate(self.sites) if site.tower == tower]
+            if keys is not None and sites:
+                self._draw(step, sites, keys)
+        self._fold_where_it_saves_work()
+
+    def _draw(self, step: int, sites: list[tuple[int, Site]], keys: Int[Tensor, " rows"]) -> None:
+        """Set the drop of one tower's adapters for the coming forward."""
+        config: RAdapterConfig = self.config
+        adapters = [self._adapters[adapter_path(site)] for _, site in sites]
+        words = [(self.seed, step, index) for index, _ in sites]
+        dims = [1 if site.tokens == "NBC" else 0 for _, site in sites]
+        for adapter in adapters:
+            adapter.gain = 1 / (1 - config.drop)
+        if config.drop == 0:
+            return
+        if config.granularity == "batch":
+            for adapter, word in zip(adapters, words, strict=True):
+                if not keep(config.drop, *word):
+                    skip(adapter)
+        elif config.granularity == "token":
+            for adapter, word, dim in zip(adapters, words, dims, strict=True):
+                adapter.drop = DropTokens(signed(stream(*word)), config.drop, dim=dim)
+        else:
+            streams = torch.tensor([signed(stream(*word)) for word in words])
+            kept = keep_rows(streams, keys.cpu(), config.drop)
+            for adapter, (_, site), dim, *rows in zip(
+                adapters, sites, dims, *self._sorted(kept, adapters), strict=True
+            ):
+                keep_row, order, place, count = rows
+                if count == 0:
+                    skip(adapter)
+                elif count < len(keep_row):
+                    adapter.drop = DropRows(keep_row, order, place, count, dim=dim, windows=site.windows)
+
+    @staticmethod
+    def _sorted(kept: Bool[Tensor, "sites rows"], adapters: list[RAdapter]) -> tuple[Any, ...]:
+        """Per site: mask, kept rows before dropped ones, the place of each row in that order, number of kept rows."""
+        order = torch.argsort(kept.int(), dim=1, descending=True, stable=True)
+        device = adapters[0].factors[0].device
+        on_device = torch.stack([kept.long(), order, torch.argsort(order, dim=1)]).to(
+            device, non_blocking=True
+        )
+        return on_device[0].bool(), on_device[1], on_device[2], kept.sum(1).tolist()
+
+    def _fold_where_it_saves_work(self) -> None:
+        config: RAdapterConfig = self.config
+        if config.fold == "never":
+            return
+        paths = [
+            path
+            for path, adapter in self._adapters.items()
+            if type(adapter) is RAdapter and not isinstance(adapter.drop, DropTokens)
+        ]
+        safe = safe_to_fold([self._adapters[path] for path in paths])
+        for path, is_safe in zip(paths, safe, strict=True):
+            if is_safe:
+                linear, adapter = _linear(self._owners[path]), self._adapters[path]
+                rank = None if adapter.weight is not None else len(adapter.down)
+                tokens = break_even(linear.out_features, linear.in_features, rank)
+                fold_in(adapter, 1 if config.fold == "always" else tokens)
+
+    def _engage(self, adapters: Mapping[str, RAdapter] | None = None) -> None:
+        for path, adapter in (adapters or self._adapters).items():
+            owner = self._owners[path]
+            adapter.to(_linear(owner).weight.device)
+            adapter.train(owner.training)
+            owner.r_adapter = adapter
+            owner.__class__ = AdaptedAttention if isinstance(owner, nn.MultiheadAttention) else AdaptedLinear
+
+    def _withdraw(self) -> None:
+        for path, owner in self._owners.items():
+            del owner.r_adapter
+            owner.__class__ = self._classes[path]
+
+    def _outputs_unmerged(
+        self, alpha: Alpha, state: Mapping[str, Tensor] | None, probe: Probe
+    ) -> list[Tensor]:
+        towers = {adapter_path(site): site.tower for site in self.sites}
+        adapters = {}
+        for path, tensors in self._tensors(state).items():
+            last = "weight" if "weight" in tensors else "up"
+            adapters[path] = RAdapter.of({**tensors, last: alpha_of(alpha, towers[path]) * tensors[last]})
+        self._engage(adapters)
+        try:
+            return self._run(probe)
+        finally:
+            self._engage()
+
+    def _tensors(self, state: Mapping[str, Tensor] | None) -> dict[str, dict[str, Tensor]]:
+        """The tensors of each adapter, from a state in any form."""
+        adapters = by_path(self.state_dict() if state is None else state)
+        missing = [path for path in self._adapters if path not in adapters]
+        unexpected = [path for path in adapters if path not in self._adapters]
+        if missing or unexpected:
+            raise TetherError(
+                f"The state has adapters at other places than the model. Missing: {', '.join(missing[:6]) or 'none'}; "
+                f"unexpected: {', '.join(unexpected[:6]) or 'none'}"
+                f"{near_misses(unexpected[0], missing) if unexpected and missing else '.'}"
+            )
+        for path, tensors in adapters.items():
+            width, found = _linear(self._owners[path]).out_features, factors_of(tensors)[0][0].shape[0]
+            if found != width:
+                raise TetherError(
+                    f"The adapter at {path} is for width {found}, but this site has width {width}."
+                )
+        return {path: adapters[path] for path in self._adapters}
+
+
+def adapter_path(site: Site) -> str:
+    """The module that holds a site's adapter: its linear, or the fused attention that reads that linear itself.
+
+    Raises:
+        TetherError: no linear produces the output of the site.
+    """
+    if site.linear is None or site.tokens == "BCHW":
+        raise TetherError(
+            f"An R-Adapter needs a linear to merge into, and the output of {site.path} ({site.kind}) comes from none. "
+            f"Choose sites of kind 'attention' or 'mlp'."
+        )
+    return site.path if site.fused else site.linear
+
+
+def check_site(site: Site, owner: nn.Module) -> None:
+    """Refuse an owner whose forward is not the one the adapter stands in for.
+
+    Raises:
+        TetherError: it is of another kind, or has an adapter already.
+    """
+    kind = nn.MultiheadAttention if site.fused else nn.Linear
+    if isinstance(owner, AdaptedLinear | AdaptedAttention):
+        raise TetherError(f"{adapter_path(site)} has an adapter already; detach it first.")
+    if not isinstance(owner, kind) or type(owner).forward is not kind.forward:
+        raise TetherError(
+            f"{adapter_path(site)} is a {type(owner).__name__} with a forward of its own, not an nn.{kind.__name__}: "
+            f"an adapter after it could not be merged. Leave the site out with `select`."
+        )
+
+
+def _linear(owner: nn.Module) -> nn.Linear:
+    return owner.out_proj if isinstance(owner, nn.MultiheadAttention) else owner
