@@ -1,4 +1,4 @@
-"""What adapter drop does to the adapter's branch; one of these modules sits in every adapter and is swapped per step."""
+"""What adapter drop does to an adapter's branch: every adapter holds one of these, swapped for every step."""
 
 from collections.abc import Callable
 
@@ -73,8 +73,9 @@ class DropRows(nn.Module):
         found, expected = x.shape[self.dim], len(self.keep)
         if found % expected if self.windows else found != expected:
             raise TetherError(
-                f"begin_step was given keys for {expected} rows, but the tower now got {found}. Give begin_step one "
-                f"key per picture and per text of the coming batch, and call eval() before encoding anything else."
+                f"begin_step was given keys for {expected} rows, but the tower now got {found}. Give "
+                f"begin_step one key per picture and per text of the coming batch, and call eval() before "
+                f"encoding others."
             )
         return x if self.dim == 1 else x.reshape(expected, -1, x.shape[-1])
 

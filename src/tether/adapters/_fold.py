@@ -1,7 +1,7 @@
-"""R-Adapters folded into the frozen weights while they are trained: the same function and gradients for less work.
+"""R-Adapters folded into the frozen weights during training: the same function and gradients for less work.
 
-The forward pass is one linear, h = W' x + b' with (W', b') = (M W, M b) and M = I + k A, so the gradient with respect
-to x is exact without anything else. What A needs is dL/dM = Σ dhᵀ y over tokens; as y = M⁻¹ h,
+The forward pass is one linear, h = W' x + b' with (W', b') = (M W, M b) and M = I + k A, so the gradient with
+respect to x is exact without anything else. What A needs is dL/dM = Σ dhᵀ y over tokens; as y = M⁻¹ h,
 
     dL/dM = (dhᵀ h) M⁻ᵀ,    dL/dA = k · dL/dM,    dL/dk = ⟨dL/dM, A⟩,
 
@@ -25,7 +25,7 @@ NORM_LIMIT = 0.8
 
 
 class SkippedRAdapter(RAdapter):
-    """An adapter that is dropped for the whole batch: no work, and gradients of 0 as if it had been multiplied by 0."""
+    """An adapter that is dropped for the whole batch: no work, and gradients of 0 as if multiplied by 0."""
 
     def forward(self, y: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         return _NoGradient.apply(y, *self.parameters())
@@ -81,13 +81,13 @@ class FoldedRAdapter(RAdapter):
         return self.linear(context, owner.out_proj.weight, owner.out_proj.bias), None
 
     def _folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The folded weight and bias, made once per step: again only when a tensor or the precision changed."""
+        """The folded weight and bias: made anew for another step, other tensors or another precision."""
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         if torch.compiler.is_compiling():
             return self._fold(weight, bias, dtype)
         sources = [weight, *self.parameters()] + ([] if bias is None else [bias])
-        key = (dtype, self.gain, *((tensor.data_ptr(), tensor._version) for tensor in sources))
+        key = (self.step, dtype, self.gain, *((tensor.data_ptr(), tensor._version) for tensor in sources))
         if self.cache is None or self.cache[0] != key:
             self.cache = (key, self._fold(weight, bias, dtype))
         return self.cache[1]
@@ -104,10 +104,11 @@ def skip(adapter: RAdapter) -> None:
     adapter.__class__ = SkippedRAdapter
 
 
-def fold_in(adapter: RAdapter, fold_from: int) -> None:
+def fold_in(adapter: RAdapter, step: int, fold_from: int) -> None:
     """Fold the adapter in the coming forward wherever its linear sees at least `fold_from` tokens."""
     adapter.__class__ = FoldedRAdapter
-    adapter.fold_from, adapter.cache = fold_from, None
+    adapter.step, adapter.fold_from = step, fold_from
+    adapter.cache = getattr(adapter, "cache", None)  # still good for another part of the same step
 
 
 def self_attention(
@@ -128,9 +129,10 @@ def self_attention(
 def break_even(width: int, inputs: int, rank: int | None) -> int:
     """Tokens per step from which folding an adapter costs fewer operations than applying it.
 
-    In multiply-adds, folding saves 2 d² of 3 d² per token at full rank (all but the gradient of A) and costs d² i for
-    the weight and 4/3 d³ for the solve; at low rank it saves 2 d r of 6 d r and costs 2 d r i. Twice the break-even is
-    asked for, because the solve runs further from a processor's peak than the large products it replaces.
+    In multiply-adds, folding saves 2 d² of 3 d² per token at full rank (all but the gradient of A) and costs
+    d² i for the weight and 4/3 d³ for the solve; at low rank it saves 2 d r of 6 d r and costs 2 d r i. Twice
+    the break-even is asked for, because the solve runs further from a processor's peak than the large
+    products it replaces.
     """
     return 2 * inputs if rank is not None else inputs + 4 * width // 3
 
@@ -139,8 +141,9 @@ def break_even(width: int, inputs: int, rank: int | None) -> int:
 def safe_to_fold(adapters: list[RAdapter]) -> list[bool]:
     """Whether ‖k A‖₂ is provably below `NORM_LIMIT`, for each adapter as it stands.
 
-    Two upper bounds, the second only for adapters that fail the first: products of Frobenius norms, and the Schatten
-    8-norm (trace((A Aᵀ)⁴))^(1/8), which exceeds the spectral norm by at most d^(1/8). One transfer to the host each.
+    Two upper bounds, the second only for adapters that fail the first: products of Frobenius norms, and the
+    Schatten 8-norm (trace((A Aᵀ)⁴))^(1/8), which exceeds the spectral norm by at most d^(1/8). One transfer
+    to the host each.
     """
     if not adapters:
         return []
@@ -210,7 +213,7 @@ def _low(h: Tensor, dh: Tensor, k: Tensor | float, u: Tensor, d: Tensor) -> tupl
 
 
 class _NoGradient(Function):
-    """y as it is; gradients of 0 for the parameters, so that an optimizer and DDP see every parameter every step."""
+    """y as it is; gradients of 0, so that the optimizer and DDP see every parameter in every step."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, *parameters: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Random masks without state: whether a row is dropped is a hash of (seed, step, site, row key).
 
-So resuming, the number of ranks and the order of the rows in a batch never change a mask, and nothing about masks has
-to be saved. The hash is splitmix64 (Steele, Lea and Flood, 2014), which passes the usual statistical batteries.
+So resuming, the number of ranks and the order of the rows in a batch never change a mask, and nothing about
+masks has to be saved. The hash is splitmix64 (Steele, Lea and Flood, 2014), which passes the usual
+statistical batteries.
 """
 
 import torch
@@ -22,7 +23,7 @@ def mix(value: int) -> int:
 
 
 def stream(*words: int) -> int:
-    """One integer below 2^64 out of several: the start of an independent random stream for each combination."""
+    """One integer below 2^64 out of several: the start of a random stream for each combination."""
     state = 0
     for word in words:
         state = mix((state + _GAMMA + word) & _MASK)

@@ -3,12 +3,20 @@
 from typing import Any
 
 from tether.adapters.attached import Attached
+from tether.adapters.bias_only import BiasOnlyAttached, BiasOnlyConfig
+from tether.adapters.full import FullAttached, FullConfig
+from tether.adapters.last_blocks import LastBlocksAttached, LastBlocksConfig
+from tether.adapters.norm_only import NormOnlyAttached, NormOnlyConfig
 from tether.adapters.r_adapter import RAdapterConfig
 from tether.adapters.r_attached import RAttached
 from tether.errors import TetherError
 
 METHODS: dict[type, type[Attached]] = {
     RAdapterConfig: RAttached,
+    FullConfig: FullAttached,
+    BiasOnlyConfig: BiasOnlyAttached,
+    NormOnlyConfig: NormOnlyAttached,
+    LastBlocksConfig: LastBlocksAttached,
 }
 """The config of every method, and what attaches it. Files name a method by the `method` of the latter."""
 
@@ -24,8 +32,8 @@ def attach(model: Any, config: Any, *, seed: int = 0) -> Attached:
         seed: of whatever is random in the method.
 
     Raises:
-        TetherError: the config is of no known method, something is attached already, or the method does not fit the
-            model.
+        TetherError: the config is of no known method, something is attached already, or the method does not
+            fit the model.
     """
     if type(config) not in METHODS:
         known = ", ".join(cls.__name__ for cls in METHODS)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, ClassVar
 
 import torch
@@ -19,10 +20,10 @@ Probe = Callable[[], Any] | Tensor | tuple[Tensor, ...]
 """A function that runs the model and returns tensors, or the inputs to run the module on."""
 
 ERROR_BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest accepted output error of a merge, relative to the largest output, by the precision of the weights."""
+"""Largest accepted error of a merge, relative to the largest output, by the precision of the weights."""
 
 MARK = "_tether_attached"
-"""Set on a module while something is attached to it: the class of the handle, or None while it is withdrawn."""
+"""Set on a module that something is attached to: the class of the handle, or None while it is withdrawn."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class MergeReport:
     Args:
         alpha: the ensemble weight that was merged.
         changed: names of the base parameters that were changed.
-        max_error: largest absolute difference between the merged model's outputs on the probe and those of the
-            base with its adapters; None without a probe, or where the method changes the weights themselves.
+        max_error: largest absolute difference between the merged model's outputs on the probe and those of
+            the base with its adapters; None without a probe, or where the method changes the weights
+            themselves.
         relative_error: the same, divided by the largest absolute output.
     """
 
@@ -46,8 +48,8 @@ class MergeReport:
 class Attached(ABC):
     """A method attached to a module; the module computes with it until `detach`, `merge` or `ordinary`.
 
-    Only what is trained requires a gradient; the logit scale never does unless a method says so. The base weights keep
-    their names and values in the module's state dict.
+    Only what is trained requires a gradient; the logit scale never does unless a method says so. The base
+    weights keep their names and values in the module's state dict.
 
     Args:
         model: a `tether.Model` or any module.
@@ -64,8 +66,8 @@ class Attached(ABC):
         self.module: nn.Module = model if isinstance(model, nn.Module) else model.module
         if hasattr(self.module, MARK):
             raise TetherError(
-                f"{type(self.module).__name__} has something attached already; call its detach() first, or attach to a "
-                f"copy of the model."
+                f"{type(self.module).__name__} has something attached already; call its detach() first, or "
+                f"attach to a copy of the model."
             )
         self.config = config
         self.sites: list[Site] = []
@@ -101,13 +103,13 @@ class Attached(ABC):
     def _withdraw(self) -> None:
         """Make the module the ordinary one with the base weights."""
 
+    @abstractmethod
     def tower_of(self, name: str) -> str:
         """The tower whose alpha applies to a base tensor."""
-        raise NotImplementedError
 
     # What follows from it.
 
-    def begin_step(
+    def begin_step(  # noqa: B027 — most methods have nothing to prepare
         self,
         step: int,
         image_keys: Int[Tensor, " b"] | None = None,
@@ -117,7 +119,8 @@ class Attached(ABC):
 
         Args:
             step: number of the optimizer step.
-            image_keys: what identifies each picture of the coming batch (its number in the data set), best on the CPU.
+            image_keys: what identifies each picture of the coming batch (its number in the data set), best on
+                the CPU.
             text_keys: the same for each text that is encoded. None where a tower is not run.
         """
 
@@ -132,6 +135,10 @@ class Attached(ABC):
     def state_dict(self) -> dict[str, Tensor]:
         """The trained tensors by name, sharing memory with the parameters."""
         return {name: parameter.detach() for name, parameter in self.named_parameters().items()}
+
+    def complete(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state made from parameters alone, such as an average, with what else belongs to a state."""
+        return dict(state)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -162,7 +169,7 @@ class Attached(ABC):
             yield self.module
 
     def detach(self) -> nn.Module:
-        """Give the ordinary module back, bit for bit as it was before `attach`; the handle keeps its state."""
+        """Give the module back, bit for bit as it was before `attach`; the handle keeps its state."""
         if self._detached:
             return self.module
         if self._originals is not None:
@@ -171,6 +178,9 @@ class Attached(ABC):
             self._withdraw()
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(self._required_grad[name])
+        for part in self.module.modules():
+            if part.__dict__.pop("train", None) is not None:
+                part.training = self.module.training
         delattr(self.module, MARK)
         self._detached = True
         return self.module
@@ -190,12 +200,12 @@ class Attached(ABC):
             alpha: ensemble weight, or one per tower; 0 is the base, 1 the fine-tuned model.
             state: the adapter state to merge, such as an average; None is the current one.
             probe: a batch or a function that runs the model; the outputs before and after are compared.
-            bound: largest accepted relative error on the probe; None is 1e-4 for fp32 weights, 1e-2 for fp16, 5e-2
-                for bf16.
+            bound: largest accepted relative error on the probe; None is 1e-4 for fp32 weights, 1e-2 for fp16,
+                5e-2 for bf16.
 
         Raises:
-            TetherError: it is merged already, the error exceeds the bound (the module is as before then), or alpha
-                or state do not fit.
+            TetherError: it is merged already, the error exceeds the bound (the module is as before then), or
+                alpha or state do not fit.
         """
         self._require_engaged("merge into")
         delta = self.delta(state)
@@ -216,8 +226,9 @@ class Attached(ABC):
         if not relative <= bound:
             self.unmerge()
             raise TetherError(
-                f"Merging changes the outputs on the probe by {relative:.2g} of the largest output, more than {bound:.2g}. "
-                f"Nothing was merged. Merge into weights of higher precision, or pass a larger bound if you accept it."
+                f"Merging changes the outputs on the probe by {relative:.2g} of the largest output, more "
+                f"than {bound:.2g}. Nothing was merged. Merge into weights of higher precision, or pass a larger "
+                f"bound if you accept it."
             )
         return MergeReport(alpha, tuple(delta), error, relative)
 
@@ -241,6 +252,13 @@ class Attached(ABC):
         self._engage()
         for parameter in self.named_parameters().values():
             parameter.requires_grad_(True)
+        trained = {id(tensor) for tensor in self.named_parameters().values()}
+        for part in self.module.modules():
+            if getattr(part, "running_mean", None) is not None and not any(
+                id(p) in trained for p in part.parameters()
+            ):
+                part.eval()
+                part.train = MethodType(_stay, part)
 
     def _base_tensor(self, name: str) -> Tensor | None:
         """The base's own tensor, merged or not; None if a linear has no bias."""
@@ -350,6 +368,11 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> tuple[float, floa
     error = float(torch.stack([(a - b).abs().max() for a, b in zip(found, expected, strict=True)]).max())
     largest = float(torch.stack([b.abs().max() for b in expected]).max())
     return error, error / largest if largest else error
+
+
+def _stay(self: nn.Module, mode: bool = True) -> nn.Module:
+    """`train` of a frozen batch norm."""
+    return self
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -1,13 +1,14 @@
-"""R-Adapter: a linear map after attention and after the MLP of every block, which merges into the block's weights.
+"""R-Adapter: a linear map after the attention and the MLP of every block, which merges into their weights.
 
 Kim, Jeong, Kim and Kwak, "Efficient and Versatile Robust Fine-Tuning of Zero-shot Models", ECCV 2024
 (arXiv 2408.05749), section 4.1; MIT-licensed code of the authors: sung-yeon-kim/R-Adapter-ECCV2024.
 
     h = y + k · A y,    A = F (full rank)  or  A = U D (low rank),    k = α s / (1 − p)
 
-where y is the output of the attention's out-projection or of the MLP's second linear, before LayerScale and the
-residual sum. p is the probability of adapter drop (training only) and α the ensemble weight (when merging). As
-y = W x + b is linear too, an adapter merges into (M W, M b) with M = I + k A: from the left, bias included.
+where y is the output of the attention's out-projection or of the MLP's second linear, before LayerScale and
+the residual sum. p is the probability of adapter drop (training only) and α the ensemble weight (when
+merging). As y = W x + b is linear too, an adapter merges into (M W, M b) with M = I + k A: from the left,
+bias included.
 
 Letters: d width of the site, r rank, i width of the linear's input.
 """
@@ -37,20 +38,20 @@ class RAdapterConfig:
     """What an R-Adapter is; the defaults are those of the paper's full-data recipe.
 
     Args:
-        rank: rank of A; None, or anything from the width on, is full rank (paper: full data), 4 is the paper's choice
-            for few-shot. 0 leaves a tower alone. A mapping gives it per tower, {"image": 128, "text": None}, or per
-            adapter by its path; what it does not name has full rank.
+        rank: rank of A; None, or anything from the width on, is full rank (paper: full data), 4 is the
+            paper's choice for few-shot. 0 leaves a tower alone. A mapping gives it per tower, {"image": 128,
+            "text": None}, or per adapter by its path; what it does not name has full rank.
         drop: probability p of adapter drop (paper: 0.2). What is kept is scaled by 1 / (1 − p).
-        granularity: what is dropped together. The paper writes one draw per call ("batch"). The published code most
-            likely draws one per token position, shared by the batch ("token"), because its layout puts tokens first
-            and it means to draw per sample. "sample" is the default: it is that intention, it has the least variance
-            per step, and it does not depend on the layout of the model.
-        scale: initial value of a learned factor s per adapter; None leaves it out, as the paper's text does. The
-            default, 0.1, is the published code's: the published learning rate of 5e-4 belongs to it. Without it the
-            same rate moves s·F about ten times as fast.
+        granularity: what is dropped together. The paper writes one draw per call ("batch"). The published
+            code most likely draws one per token position, shared by the batch ("token"), because its layout
+            puts tokens first and it means to draw per sample. "sample" is the default: it is that intention,
+            it has the least variance per step, and it does not depend on the layout of the model.
+        scale: initial value of a learned factor s per adapter; None leaves it out, as the paper's text does.
+            The default, 0.1, is the published code's: the published learning rate of 5e-4 belongs to it.
+            Without it the same rate moves s·F about ten times as fast.
         select: the sites.
-        fold: "auto" folds adapters into the frozen weights during training where that saves work, which changes
-            results by rounding only; "always" and "never" are for measuring.
+        fold: "auto" folds adapters into the frozen weights during training where that saves work, which
+            changes results by rounding only; "always" and "never" are for measuring.
 
     Raises:
         TetherError: a value is out of range or misspelt.
@@ -84,7 +85,8 @@ class RAdapterConfig:
                 )
         if self.scale is not None and not 0 < self.scale < float("inf"):
             raise TetherError(
-                f"scale is a positive number or None, not {self.scale!r}: at 0 neither s nor F would get a gradient."
+                f"scale is a positive number or None, not {self.scale!r}: at 0 neither s nor F would ever "
+                f"get a gradient."
             )
 
     def rank_of(self, tower: str, path: str) -> Rank:
@@ -224,14 +226,14 @@ class RAdapter(nn.Module):
 
 
 class AdaptedLinear(nn.Linear):
-    """A linear whose output an adapter follows. Its parameters are the frozen linear's, under the same names."""
+    """A linear followed by an adapter. Its parameters are the frozen linear's, under the same names."""
 
     def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch d"]:
         return self.r_adapter.linear(x, self.weight, self.bias)
 
 
 class AdaptedAttention(nn.MultiheadAttention):
-    """A fused attention whose output an adapter follows: its out-projection is never called, so nothing can follow that."""
+    """A fused attention followed by an adapter: its out-projection is never called as a module."""
 
     def forward(self, *inputs: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
         return self.r_adapter.attention(self, *inputs, **options)

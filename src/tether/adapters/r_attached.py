@@ -36,8 +36,8 @@ class RAttached(Attached):
         sites: where they go, instead of what `config.select` finds.
 
     Raises:
-        TetherError: something is attached already, a site has no linear to merge into, or the ranks name an adapter
-            that does not exist.
+        TetherError: something is attached already, a site has no linear to merge into, or the ranks name an
+            adapter that does not exist.
     """
 
     method: ClassVar[str] = "r_adapter"
@@ -85,7 +85,7 @@ class RAttached(Attached):
         }
 
     def products(self) -> dict[str, Tensor]:
-        """The current state with one full matrix s · F or s · U D per adapter: what an exact average averages."""
+        """The state with one full matrix s · F or s · U D per adapter: what an exact average averages."""
         return full_rank(self.state_dict())
 
     def delta(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -109,14 +109,13 @@ class RAttached(Attached):
         image_keys: Int[Tensor, " b"] | None = None,
         text_keys: Int[Tensor, " n"] | None = None,
     ) -> None:
-        config: RAdapterConfig = self.config
         for adapter in self._adapters.values():
             adapter.clear()
         for tower, keys in (("image", image_keys), ("text", text_keys)):
             sites = [(index, site) for index, site in enumerate(self.sites) if site.tower == tower]
             if keys is not None and sites:
                 self._draw(step, sites, keys)
-        self._fold_where_it_saves_work()
+        self._fold_where_it_saves_work(step)
 
     def _draw(self, step: int, sites: list[tuple[int, Site]], keys: Int[Tensor, " rows"]) -> None:
         """Set the drop of one tower's adapters for the coming forward."""
@@ -149,7 +148,7 @@ class RAttached(Attached):
 
     @staticmethod
     def _sorted(kept: Bool[Tensor, "sites rows"], adapters: list[RAdapter]) -> tuple[Any, ...]:
-        """Per site: mask, kept rows before dropped ones, the place of each row in that order, number of kept rows."""
+        """Per site: mask, kept rows before dropped ones, each row's place in that order, number kept."""
         order = torch.argsort(kept.int(), dim=1, descending=True, stable=True)
         device = adapters[0].factors[0].device
         on_device = torch.stack([kept.long(), order, torch.argsort(order, dim=1)]).to(
@@ -157,7 +156,7 @@ class RAttached(Attached):
         )
         return on_device[0].bool(), on_device[1], on_device[2], kept.sum(1).tolist()
 
-    def _fold_where_it_saves_work(self) -> None:
+    def _fold_where_it_saves_work(self, step: int) -> None:
         config: RAdapterConfig = self.config
         if config.fold == "never":
             return
@@ -172,7 +171,7 @@ class RAttached(Attached):
                 linear, adapter = _linear(self._owners[path]), self._adapters[path]
                 rank = None if adapter.weight is not None else len(adapter.down)
                 tokens = break_even(linear.out_features, linear.in_features, rank)
-                fold_in(adapter, 1 if config.fold == "always" else tokens)
+                fold_in(adapter, step, 1 if config.fold == "always" else tokens)
 
     def _engage(self, adapters: Mapping[str, RAdapter] | None = None) -> None:
         for path, adapter in (adapters or self._adapters).items():
@@ -208,8 +207,8 @@ class RAttached(Attached):
         unexpected = [path for path in adapters if path not in self._adapters]
         if missing or unexpected:
             raise TetherError(
-                f"The state has adapters at other places than the model. Missing: {', '.join(missing[:6]) or 'none'}; "
-                f"unexpected: {', '.join(unexpected[:6]) or 'none'}"
+                f"The state has adapters at other places than the model. Missing: "
+                f"{', '.join(missing[:6]) or 'none'}; unexpected: {', '.join(unexpected[:6]) or 'none'}"
                 f"{near_misses(unexpected[0], missing) if unexpected and missing else '.'}"
             )
         for path, tensors in adapters.items():
@@ -222,15 +221,16 @@ class RAttached(Attached):
 
 
 def adapter_path(site: Site) -> str:
-    """The module that holds a site's adapter: its linear, or the fused attention that reads that linear itself.
+    """The module that holds a site's adapter: its linear, or the fused attention that reads that linear
+    itself.
 
     Raises:
         TetherError: no linear produces the output of the site.
     """
     if site.linear is None or site.tokens == "BCHW":
         raise TetherError(
-            f"An R-Adapter needs a linear to merge into, and the output of {site.path} ({site.kind}) comes from none. "
-            f"Choose sites of kind 'attention' or 'mlp'."
+            f"An R-Adapter needs a linear to merge into, and the output of {site.path} ({site.kind}) comes "
+            f"from none. Choose sites of kind 'attention' or 'mlp'."
         )
     return site.path if site.fused else site.linear
 
@@ -246,8 +246,8 @@ def check_site(site: Site, owner: nn.Module) -> None:
         raise TetherError(f"{adapter_path(site)} has an adapter already; detach it first.")
     if not isinstance(owner, kind) or type(owner).forward is not kind.forward:
         raise TetherError(
-            f"{adapter_path(site)} is a {type(owner).__name__} with a forward of its own, not an nn.{kind.__name__}: "
-            f"an adapter after it could not be merged. Leave the site out with `select`."
+            f"{adapter_path(site)} is a {type(owner).__name__} with a forward of its own, not an "
+            f"nn.{kind.__name__}: an adapter after it could not be merged. Leave it out with `select`."
         )
 
 

@@ -1,7 +1,8 @@
-"""R-Adapter states: dicts of tensors named `<path>.r_adapter.<weight | up | down | scale>`, and what they stand for.
+"""R-Adapter states: dicts of tensors named `<path>.r_adapter.<weight | up | down | scale>`, and what they
+stand for.
 
-Every state stands for one matrix A_full = s · F or s · U D per path. Two states are the same adapter if these matrices
-are equal, whatever they are made of: averages, sums and truncated ranks are states too.
+Every state stands for one matrix A_full = s · F or s · U D per path. Two states are the same adapter if these
+matrices are equal, whatever they are made of: averages, sums and truncated ranks are states too.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,8 @@ def by_path(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The tensors of each adapter, by its path and then by "weight", "up", "down" and "scale".
 
     Raises:
-        TetherError: a name is not that of an adapter's tensor, an adapter is incomplete, or shapes do not fit.
+        TetherError: a name is not that of an adapter's tensor, an adapter is incomplete, or shapes do not
+            fit.
     """
     adapters: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
@@ -34,8 +36,8 @@ def by_path(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         if set(tensors) not in FORMS or not _fits(tensors):
             shapes = ", ".join(f"{kind} {list(tensor.shape)}" for kind, tensor in tensors.items())
             raise TetherError(
-                f"The adapter at {path} is incomplete or its shapes do not fit together: {shapes}. Expected weight "
-                f"[d, d], or up [d, r] and down [r, d], and perhaps scale []."
+                f"The adapter at {path} is incomplete or its shapes do not fit together: {shapes}. Expected "
+                f"weight [d, d], or up [d, r] and down [r, d], and perhaps scale []."
             )
     return adapters
 

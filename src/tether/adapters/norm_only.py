@@ -1,0 +1,26 @@
+"""Only normalisation layers move."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tether.adapters.base_weights import BaseWeightsAttached
+from tether.models.site import NORMS
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormOnlyConfig:
+    """Only the weights and biases of normalisation layers are trained."""
+
+
+class NormOnlyAttached(BaseWeightsAttached):
+    """Normalisation layers are trained."""
+
+    method: ClassVar[str] = "norm_only"
+
+    def _chosen(self) -> list[str]:
+        return [
+            f"{path}.{name}"
+            for path, part in self.module.named_modules()
+            if NORMS.search(type(part).__name__)
+            for name, _ in part.named_parameters(recurse=False)
+        ]
