@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tether.errors import TetherError
-from tether.models import load
+from tether.models import load, sites
 
 
 def test_hub_ids_come_from_the_cache_without_a_network(clip: Path, save_transformers, hub) -> None:
@@ -35,3 +35,17 @@ def test_an_unknown_source_says_what_there_is(tmp_path: Path) -> None:
 def test_device_and_dtype(clip: Path) -> None:
     model = load(clip, device="cpu", dtype=torch.float64)
     assert (model.device, model.dtype) == (torch.device("cpu"), torch.float64)
+
+
+def test_builtin_is_an_open_clip_folder_with_our_own_image_tower(save_open_clip, monkeypatch) -> None:
+    from tether.models import builtin, hybrid  # noqa: F401  (hybrid makes the image tower known to timm)
+
+    vision = {"image_size": 112, "timm_model_name": "tether_vit_lite0", "timm_pool": "avg"}
+    folder, saved = save_open_clip({"size": 112}, custom_text=True, vision_cfg=vision)
+    monkeypatch.setattr(builtin, "folder", lambda: folder)
+    model = load("builtin")
+    assert (model.source, model.family, model.image.size) == ("builtin", "open_clip", 112)
+    pixels = torch.randn(1, 3, 112, 112)
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(pixels), saved.encode_image(pixels, normalize=True))
+    assert sites(model.module)[0].path == "visual.trunk.blocks.0.attn.proj"

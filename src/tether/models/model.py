@@ -52,7 +52,7 @@ class Model:
     image: ImageSpec
     context_length: int
     activation: str
-    """Non-linearity of the MLPs: "quick_gelu", or "image: gelu, text: quick_gelu" where the towers differ."""
+    """Non-linearities: "quick_gelu", or "image: gelu, text: quick_gelu" where the towers differ."""
     tokenizer: Callable[[list[str]], Tensor] = field(repr=False)
     image_features: Callable[[nn.Module, Tensor], Tensor] = field(repr=False)
     text_features: Callable[[nn.Module, Tensor, int], Tensor] = field(repr=False)
