@@ -73,7 +73,7 @@ class SplitScores:
     @property
     def top5(self) -> float | None:
         """Share of pictures whose true class is among the first five; None where that is every class."""
-        return (self.ranks < 5).double().mean().item() if self._competing > 5 else None
+        return (self.ranks < 5).double().mean().item() if self.competing > 5 else None
 
     @property
     def interval(self) -> Interval:
@@ -108,12 +108,13 @@ class SplitScores:
             "macro_f1": self.macro_f1,
             "calibration_error": self.calibration_error,
             "convention": self.split.convention,
-            "classes": self._competing,
+            "classes": self.competing,
             "digest": self.split.digest,
         }
 
     @cached_property
-    def _competing(self) -> int:
+    def competing(self) -> int:
+        """Number of different answers that compete in this split, groups counted once."""
         return len(set(self.split.canonical_classes(self.classes)) - {-1})
 
     @cached_property

@@ -1,0 +1,403 @@
+"""The pieces of the report: tables, captions, tiles. Each function gives HTML with every outside text
+escaped.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+from tether.evaluation.alpha import AlphaChoice
+from tether.evaluation.effective_robustness import effective_robustness, inside
+from tether.evaluation.figures import PALETTE, baseline_line, styles
+from tether.evaluation.results import ChangedPicture, Changes, Domain, Method, Results
+from tether.evaluation.significance import Estimate, standard_deviation
+from tether.evaluation.tables import bytes_text, count_text, explain_cells, seconds_text
+
+_SHAPES = {
+    "o": '<circle cx="11" cy="7" r="4.5"/>',
+    "s": '<rect x="7" y="3" width="8" height="8"/>',
+    "^": '<path d="M11 2 L16 11.5 L6 11.5 Z"/>',
+    "D": '<path d="M11 1.5 L16.5 7 L11 12.5 L5.5 7 Z"/>',
+    "v": '<path d="M11 12 L16 2.5 L6 2.5 Z"/>',
+    "P": '<path d="M9 2h4v3h3v4h-3v3h-4v-3h-3v-4h3z"/>',
+    "line": "",
+    "dash": "",
+}
+
+
+def percent(value: float) -> str:
+    """A fraction in percent with one decimal."""
+    return f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    """A difference of fractions in percentage points, with its sign."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def key_methods(results: Results, most: int = 4) -> list[str]:
+    """The methods that a crowded figure shows: zero-shot, the highlighted one, then the others in order."""
+    names = [method.name for method in results.methods]
+    first = [name for name in (results.zero_shot, results.highlighted) if name]
+    chosen = list(dict.fromkeys(first + names))[:most]
+    return [name for name in names if name in chosen]
+
+
+def summary(results: Results) -> str:
+    """What was compared, and the main numbers of the highlighted method."""
+    inner, shifted = results.of_kind("in-distribution"), results.of_kind("shifted")
+    text = f'<p class="soft">{escape(results.data_set)}</p>'
+    if not results.methods:
+        return text + '<p class="lead">No method was evaluated yet, so there is nothing to compare.</p>'
+    pictures = f"{sum(domain.n for domain in results.domains):,} test pictures"
+    shifts = f" and {len(shifted)} that look different" if shifted else ""
+    text += (
+        f"<p>{_count(len(results.methods), 'method')} compared on {_count(len(inner), 'test set')} that "
+        f"{'looks' if len(inner) == 1 else 'look'} like the training pictures{shifts}, {pictures} in all.</p>"
+    )
+    method = results.method(results.highlighted)
+    if method is None:
+        return text
+    text += f'<p class="lead">{_finding(results, method)}</p>'
+    tiles = []
+    if inner and inner[0].name in method.measures:
+        measure = method.measures[inner[0].name]
+        tiles.append((f"{percent(measure.mean)} %", f"right on {escape(inner[0].name)} (in-distribution)"))
+    if method.shifted_mean:
+        tiles.append((f"{percent(method.shifted_mean.value)} %", "right on shifted domains, on average"))
+    if method.alpha:
+        tiles.append((escape(method.alpha), "alpha, the weight of what was learned"))
+    if method.trained_parameters is not None:
+        tiles.append((count_text(method.trained_parameters), "parameters trained"))
+    if method.file_bytes is not None:
+        tiles.append((bytes_text(method.file_bytes), "to store beside the base model"))
+    if method.seconds is not None:
+        tiles.append((seconds_text(method.seconds), "of training"))
+    boxes = "".join(f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for value, label in tiles)
+    return text + f'<div class="tiles">{boxes}</div>'
+
+
+def main_table(results: Results) -> str:
+    """Every method on every domain; the best of each column is bold."""
+    if not results.methods:
+        return ""
+    shown = [*results.of_kind("in-distribution"), *results.of_kind("shifted")]
+    columns: list[tuple[str, list[tuple[float, str] | None]]] = []
+    for domain in shown:
+        note = "in-distribution" if domain.kind == "in-distribution" else "shifted"
+        cells = [_measure_cell(method, domain.name) for method in results.methods]
+        columns.append((f"{escape(domain.name)}<br><small>{note}</small>", cells))
+    if results.of_kind("shifted"):
+        cells = [_mean_cell(results, method, method.shifted_mean) for method in results.methods]
+        columns.append(("mean<br><small>shifted</small>", cells))
+        worst = [results.worst(method) for method in results.methods]
+        cells = [w and (w[1], f"{percent(w[1])}<small>{escape(w[0])}</small>") for w in worst]
+        columns.append(("worst<br><small>shifted</small>", cells))
+    if results.of_kind("corruption"):
+        means = [results.mean_over(method, "corruption") for method in results.methods]
+        cells = [
+            m and (sum(m) / len(m), f"{percent(sum(m) / len(m))}<small>{_spread(m)}</small>") for m in means
+        ]
+        columns.append((f"mean of {len(results.of_kind('corruption'))}<br><small>corruptions</small>", cells))
+    head = "".join(f"<th>{title}</th>" for title, _ in columns)
+    costs = "".join(f"<th>{title}</th>" for title in ("alpha", "trained", "file", "time", "memory"))
+    best = [max((cell[0] for cell in cells if cell), default=None) for _, cells in columns]
+    rows = []
+    for i, method in enumerate(results.methods):
+        row = "".join(
+            f'<td class="best">{cells[i][1]}</td>'
+            if cells[i] and cells[i][0] == top and len(results.methods) > 1
+            else f"<td>{cells[i][1] if cells[i] else '–'}</td>"
+            for (_, cells), top in zip(columns, best, strict=True)
+        )
+        mark = ' class="main"' if method.name == results.highlighted else ""
+        about = f"<small>{escape(method.description)}</small>" if method.description else ""
+        rows.append(f"<tr{mark}><td>{escape(method.name)}{about}</td>{row}{_costs(method)}</tr>")
+    return (
+        f'<div class="scroll"><table><thead><tr><th>method</th>{head}{costs}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f'<p class="note">{explain_cells(results)} The small range is a 95 % interval: what other pictures '
+        f"of the "
+        "same kind might have given. The best of each column is bold, which alone does not mean that it is "
+        "better than the second; see the differences below.</p>"
+    )
+
+
+def robustness_caption(results: Results) -> str:
+    """What the scatter plot shows, and each method's effective robustness where there is a baseline."""
+    text = (
+        "Each point is a method: further right is better on pictures like those it was tuned on, further up "
+        "is better "
+        "on pictures that look different. The bars are 95 % intervals. On the dotted line both are equal. A "
+        "line from "
+        "the zero-shot model to a method shows what tuning changed; where it is dotted with points, these "
+        "are the "
+        "models between (alpha). The axes are logit-scaled, because on them ordinary models lie near a "
+        "straight line."
+    )
+    line = baseline_line(results)
+    if line is None:
+        return text
+    own = []
+    for method in results.methods:
+        inner = results.of_kind("in-distribution")
+        if method.shifted_mean and inner and inner[0].name in method.measures:
+            x = inside(method.measures[inner[0].name].mean, inner[0].n)
+            value, ends = effective_robustness(line, x, method.shifted_mean.value)
+            own.append(f"{escape(method.name)} {points(value)} ({points(ends.low)} to {points(ends.high)})")
+    return (
+        f"{text} The grey band is the line through {line.points} ordinary models (crosses) with its 95 % "
+        f"interval; "
+        f"height above it, in points, is <em>effective robustness</em> (Taori et al. 2020): {'; '.join(own)}."
+    )
+
+
+def alpha_caption(choice: AlphaChoice, method: Method | None) -> str:
+    """What the curve shows and what was not used."""
+    text = (
+        f"Alpha weighs what was learned against the zero-shot model. It was chosen on {choice.pictures:,} "
+        f"validation "
+        "pictures and altered copies of them, never on a test set."
+    )
+    if any(isinstance(point.alpha, Mapping) for point in choice.curve):
+        return f"{text} Each cell is one pair of alphas; the framed one was chosen."
+    text += " The vertical line is the choice"
+    if not all(point.allowed for point in choice.curve):
+        text += "; in the shaded range validation accuracy is as good as the best, within the stated bound"
+    text += "."
+    if method and method.path:
+        text += " The dashed lines are the test sets, drawn afterwards to see how good the choice was."
+    return text
+
+
+def domains_caption(results: Results) -> str:
+    """What the bars show, and which methods were left out of them."""
+    left_out = len(results.methods) - len(key_methods(results))
+    more = f" {_count(left_out, 'further method')} are in the table only." if left_out > 0 else ""
+    return f"Share of right answers on each test set, with 95 % intervals over pictures.{more}"
+
+
+def legend(results: Results, only: Sequence[str] | None = None) -> str:
+    """Colour, shape and name of every method in a figure."""
+    looks = styles(results)
+    names = [method.name for method in results.methods if only is None or method.name in only]
+    return _legend((looks[name][0], "s" if only is not None else looks[name][1], name) for name in names)
+
+
+def alpha_legend(choice: AlphaChoice, method: Method | None) -> str:
+    """Names of the lines along alpha."""
+    if any(isinstance(point.alpha, Mapping) for point in choice.curve):
+        return ""
+    entries = [(PALETTE[0], "o", "validation")]
+    if choice.curve[0].simulated_mean is not None:
+        entries.append((PALETTE[1], "s", f"mean of {len(choice.curve[0].simulated)} simulated shifts of it"))
+    if method and method.path:
+        entries += [
+            (PALETTE[0], "dash", "in-distribution test"),
+            (PALETTE[3], "dash", "mean of shifted tests"),
+        ]
+    return _legend(entries)
+
+
+def differences_table(results: Results) -> str:
+    """Paired differences to the reference, with intervals and corrected p-values."""
+    if not results.differences:
+        return ""
+    rows = []
+    for difference in results.differences:
+        own = difference.estimate
+        sure = difference.adjusted_p_value < 0.05
+        kind = ("good" if own.value > 0 else "bad") if sure else "soft"
+        verdict = ("better" if own.value > 0 else "worse") if sure else "not distinguishable"
+        cells = (difference.method, difference.reference, difference.where)
+        rows.append(
+            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}<td>{points(own.value)}</td>"
+            f"<td>{points(own.low)} to {points(own.high)}</td><td>{_p_text(difference.adjusted_p_value)}</td>"
+            f'<td class="{kind}">{verdict}</td></tr>'
+        )
+    head = "".join(
+        f"<th>{title}</th>"
+        for title in ("method", "against", "on", "points", "95 % interval", "p", "verdict")
+    )
+    return (
+        f'<div class="scroll"><table '
+        f'class="words"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        '</div><p class="note">Both methods answered the same pictures, so they are compared picture by '
+        "picture: a "
+        "bootstrap over what the pictures show (the same thing in several domains counts once) and over "
+        "seeds. p is "
+        "corrected for the number of methods compared (Holm); a verdict needs p below 0.05.</p>"
+    )
+
+
+def changes_text(results: Results) -> str:
+    """Whose answers are compared with whose."""
+    after, before = (
+        escape(results.highlighted or "the method"),
+        escape(results.zero_shot or "the zero-shot model"),
+    )
+    return (
+        f"<p>Answers of {after}, compared with {before}. The pictures shown are those answered with most "
+        "confidence, of varied classes.</p>"
+    )
+
+
+def changes_head(changes: Changes) -> str:
+    """Name of a domain, how many answers changed, and a bar of both directions."""
+    total = changes.wrong_to_right + changes.right_to_wrong
+    net = (changes.wrong_to_right - changes.right_to_wrong) / changes.n
+    up = 100 * changes.wrong_to_right / total if total else 0
+    bar = f'<div class="flow"><i class="up" style="width:{up:.1f}%"></i><i class="down" style="width:{100 - up:.1f}%"></i></div>'
+    return (
+        f"<h3>{escape(changes.domain)}</h3>{bar if total else ''}"
+        f'<p>Of {changes.n:,} pictures <span class="good">{changes.wrong_to_right} turned right</span> and '
+        f'<span class="bad">{changes.right_to_wrong} turned wrong</span>: {points(net)} points.</p>'
+    )
+
+
+def picture_card(picture: ChangedPicture, address: str | None) -> str:
+    """One picture with its true class and both answers."""
+    image = (
+        f'<img src="{escape(address)}" alt="{escape(picture.identity)}" loading="lazy">'
+        if address
+        else f'<span class="missing">{escape(picture.identity)}</span>'
+    )
+    right_now = picture.truth == picture.after
+    before, after = ("bad", "good") if right_now else ("good", "bad")
+    return (
+        f'<div class="picture" '
+        f'title="{escape(picture.identity)}">{image}<div><strong>{escape(picture.truth)}</strong>'
+        f'<span class="{before}">{escape(picture.before)}</span> <span class="soft">'
+        f"{100 * picture.confidence_before:.0f} %</span> → <span "
+        f'class="{after}">{escape(picture.after)}</span> '
+        f'<span class="soft">{100 * picture.confidence_after:.0f} %</span></div></div>'
+    )
+
+
+def how_made(results: Results) -> str:
+    """Test sets, settings, prompts, versions and notes."""
+    text = ""
+    if results.notes:
+        text += f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in results.notes)}</ul>"
+    if results.domains:
+        rows = "".join(_domain_row(domain) for domain in results.domains)
+        head = "".join(
+            f"<th>{title}</th>" for title in ("test set", "kind", "pictures", "classes", "scored", "SHA-256")
+        )
+        table = f'<div class="scroll"><table class="words"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        many = len(results.domains) > 12
+        text += (
+            f"<details><summary>{len(results.domains)} test sets</summary>{table}</details>"
+            if many
+            else table
+        )
+    if results.settings:
+        text += f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in results.settings.items())}</dl>"
+    if results.templates:
+        items = "".join(f"<li><code>{escape(template)}</code></li>" for template in results.templates)
+        text += (
+            f"<details><summary>{_count(len(results.templates), 'prompt template')}</summary><p>The "
+            f"classifier is the "
+            f"mean text feature of these sentences with the class name put in.</p><ul>{items}</ul></details>"
+        )
+    if results.versions:
+        words = ", ".join(f"{escape(name)} {escape(number)}" for name, number in results.versions.items())
+        text += f'<p class="note">Versions: {words}.</p>'
+    return text
+
+
+def terms(results: Results) -> str:
+    """What the words on this page mean."""
+    entries = {
+        "zero-shot": "The model as it was pre-trained; it answers by comparing the picture with class names in words.",
+        "in-distribution": "Test pictures that look like the training pictures. None of them was trained on.",
+        "shifted": "Test pictures of the same classes that look different: drawn by others, other media, other places.",
+        "alpha": "Weights = zero-shot + alpha · (fine-tuned − zero-shot). 0 is the zero-shot model, 1 the fine-tuned one.",
+        "simulated shift": "A validation picture, altered (greyscale, blur, …), as a stand-in for shifts nobody has seen.",
+        "95 % interval": "A range that contains the true value for 95 % of test sets of this size and kind.",
+        "top-1 accuracy": "Share of pictures whose first answer is right.",
+    }
+    return f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in entries.items())}</dl>"
+
+
+def _finding(results: Results, method: Method) -> str:
+    """One sentence of numbers: the highlighted method against the zero-shot model and the other methods'
+    best.
+    """
+    inner = results.of_kind("in-distribution")
+    name = escape(method.name)
+    zero_shot = results.method(results.zero_shot)
+    known = inner and inner[0].name in method.measures
+    if not known or zero_shot is None or inner[0].name not in zero_shot.measures or zero_shot is method:
+        return f"This page is about {name}."
+    gain = method.measures[inner[0].name].mean - zero_shot.measures[inner[0].name].mean
+    text = f"Against the zero-shot model, {name} changes accuracy by {points(gain)} points in-distribution"
+    if method.shifted_mean and zero_shot.shifted_mean:
+        change = method.shifted_mean.value - zero_shot.shifted_mean.value
+        text += f" and by {points(change)} points on average over shifted domains"
+    text += "."
+    for difference in results.differences:
+        if difference.method == method.name and difference.where.startswith("mean"):
+            own = difference.estimate
+            text += (
+                f" Against {escape(difference.reference)} it is {points(own.value)} points on shifted "
+                f"domains "
+                f"(95 % interval {points(own.low)} to {points(own.high)})."
+            )
+    return text
+
+
+def _measure_cell(method: Method, domain: str) -> tuple[float, str] | None:
+    measure = method.measures.get(domain)
+    if measure is None:
+        return None
+    ends = f"{percent(measure.interval.low)}–{percent(measure.interval.high)}"
+    return measure.mean, f"{percent(measure.mean)}{_spread(measure.top1)}<small>{ends}</small>"
+
+
+def _mean_cell(results: Results, method: Method, mean: Estimate | None) -> tuple[float, str] | None:
+    if mean is None:
+        return None
+    spread = _spread(results.mean_over(method, "shifted"))
+    return mean.value, f"{percent(mean.value)}{spread}<small>{percent(mean.low)}–{percent(mean.high)}</small>"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f" ±{percent(standard_deviation(values))}" if len(values) > 1 else ""
+
+
+def _costs(method: Method) -> str:
+    cells = (
+        escape(method.alpha) or "–",
+        count_text(method.trained_parameters),
+        bytes_text(method.file_bytes),
+        seconds_text(method.seconds),
+        bytes_text(method.peak_memory_bytes),
+    )
+    return "".join(f"<td>{cell}</td>" for cell in cells)
+
+
+def _domain_row(domain: Domain) -> str:
+    return (
+        f"<tr><td>{escape(domain.name)}</td><td>{domain.kind}</td><td>{domain.n:,}</td><td>{domain.classes:,}</td>"
+        f'<td>{escape(domain.convention)}</td><td title="{escape(domain.digest)}"><code>'
+        f"{escape(domain.digest[:12])}</code></td></tr>"
+    )
+
+
+def _legend(entries: Iterable[tuple[str, str, str]]) -> str:
+    items = []
+    for colour, shape, name in entries:
+        dash = ' stroke-dasharray="4 3"' if shape == "dash" else ""
+        mark = _SHAPES[shape] or f'<path d="M1 7 H21" stroke-width="2" fill="none" stroke="{colour}"{dash}/>'
+        items.append(
+            f'<li><svg viewBox="0 0 22 14" fill="{colour}" aria-hidden="true">{mark}</svg>{escape(name)}</li>'
+        )
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def _p_text(value: float) -> str:
+    return "&lt; 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

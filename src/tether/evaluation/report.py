@@ -1,0 +1,148 @@
+"""One page that shows and explains a comparison to somebody who was not there: `report.html`, in a single
+file.
+
+The page needs nothing else: no network, no script, pictures and figures inside. Every text in it that came
+from outside (names of classes, methods, data sets, files) is escaped, and a content security policy forbids
+the rest.
+"""
+
+import base64
+import io
+from collections.abc import Callable
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from PIL import Image
+
+from tether._files import write_atomically
+from tether.evaluation import _report_parts as parts
+from tether.evaluation.figures import alpha_figure, domains_figure, robustness_figure
+from tether.evaluation.results import Changes, Results
+
+Pictures = Callable[[str, int], Image.Image | None]
+"""Gives the picture of a domain by its index in the split, or None where it cannot be had."""
+
+_SIDE = 96
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def write_report(results: Results, path: Path, pictures: Pictures | None = None) -> None:
+    """Write the page that explains `results`, whole or not at all.
+
+    Args:
+        pictures: shown small where an answer changed; without it only the names are listed.
+
+    Raises:
+        TetherError: the file cannot be written.
+    """
+    page = report_page(results, pictures)
+    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
+def report_page(results: Results, pictures: Pictures | None = None) -> str:
+    """The page as text; see `write_report`."""
+    sections = [
+        ("table", "All methods on all domains", parts.main_table(results)),
+        ("robustness", "Accuracy where it was tuned, and elsewhere", _robustness(results)),
+        ("alpha", "How alpha was chosen", _alpha(results)),
+        ("domains", "Accuracy per domain", _domains(results)),
+        ("differences", "Which differences are more than chance", parts.differences_table(results)),
+        ("changes", "Pictures whose answer changed", _changes(results, pictures)),
+        ("made", "How these numbers were made", parts.how_made(results)),
+        ("terms", "Terms", parts.terms(results)),
+    ]
+    sections = [section for section in sections if section[2]]
+    links = "".join(f'<a href="#{anchor}">{escape(title)}</a> ' for anchor, title, _ in sections)
+    body = "".join(
+        f'<section id="{anchor}"><h2>{escape(title)}</h2>{content}</section>'
+        for anchor, title, content in sections
+    )
+    style = files("tether.evaluation").joinpath("report.css").read_text(encoding="utf-8")
+    return (
+        "<!doctype html>\n"
+        f'<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
+        f'content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="referrer" '
+        'content="no-referrer">'
+        f"<title>{escape(results.title)}</title><style>{style}</style></head><body>"
+        f"<header><h1>{escape(results.title)}</h1>{parts.summary(results)}<nav>{links}</nav></header>"
+        f"<main>{body}</main><footer>Written by tether from results of format {results.version}. "
+        f"This page is one file and loads nothing.</footer></body></html>\n"
+    )
+
+
+def _robustness(results: Results) -> str:
+    figure = robustness_figure(results)
+    if not figure:
+        return ""
+    return _figure(figure, parts.robustness_caption(results), parts.legend(results), "Accuracy scatter plot")
+
+
+def _alpha(results: Results) -> str:
+    if results.alpha is None:
+        return ""
+    text = f'<p class="lead">{escape(results.alpha.reason)}</p>'
+    method = results.method(results.highlighted)
+    figure = alpha_figure(results.alpha, method)
+    if not figure:
+        return text
+    return text + _figure(
+        figure,
+        parts.alpha_caption(results.alpha, method),
+        parts.alpha_legend(results.alpha, method),
+        "Accuracy along alpha",
+    )
+
+
+def _domains(results: Results) -> str:
+    shown = parts.key_methods(results)
+    figure = domains_figure(results, shown)
+    if not figure:
+        return ""
+    return _figure(
+        figure, parts.domains_caption(results), parts.legend(results, shown), "Accuracy per domain", "wide"
+    )
+
+
+def _figure(svg: str, caption: str, legend: str, name: str, kind: str = "") -> str:
+    drawing = svg.replace("<svg", f'<svg role="img" aria-label="{escape(name)}"', 1)
+    return f'{legend}<figure class="{kind}">{drawing}<figcaption>{caption}</figcaption></figure>'
+
+
+def _changes(results: Results, pictures: Pictures | None) -> str:
+    if not results.changes:
+        return ""
+    return parts.changes_text(results) + "".join(
+        _domain_changes(change, pictures) for change in results.changes
+    )
+
+
+def _domain_changes(changes: Changes, pictures: Pictures | None) -> str:
+    blocks = [parts.changes_head(changes)]
+    for title, shown, total in (
+        ("Right before, wrong now", changes.lost, changes.right_to_wrong),
+        ("Wrong before, right now", changes.gained, changes.wrong_to_right),
+    ):
+        if not shown:
+            continue
+        cards = "".join(
+            parts.picture_card(picture, _thumbnail(pictures, changes.domain, picture.index))
+            for picture in shown
+        )
+        some = f"{len(shown)} of {total}" if len(shown) < total else f"all {total}"
+        blocks.append(f'<p><strong>{title}</strong> <span class="soft">({some})</span></p>')
+        blocks.append(f'<div class="pictures">{cards}</div>')
+    return "".join(blocks)
+
+
+def _thumbnail(pictures: Pictures | None, domain: str, index: int) -> str | None:
+    """A small picture as a data address, at most `_SIDE` pixels to a side; None where there is none."""
+    picture = pictures(domain, index) if pictures else None
+    if picture is None:
+        return None
+    small = picture.convert("RGB")
+    small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    small.save(out, format="WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"

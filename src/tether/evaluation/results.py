@@ -1,0 +1,250 @@
+"""All that a comparison found, in a form that can be saved, read again, and understood by somebody else.
+
+Accuracies are fractions between 0 and 1. Every type here is plain data; `summary.py` makes them from scores.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tether._alpha import Alpha
+from tether._files import read_json, write_json
+from tether.errors import TetherError, near_misses
+from tether.evaluation._typed_json import decode, encode, schema
+from tether.evaluation.alpha import AlphaChoice
+from tether.evaluation.significance import Estimate, Interval, standard_deviation
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """A test split: what it is and how it was scored."""
+
+    name: str
+    kind: Literal["in-distribution", "shifted", "corruption"]
+    n: int
+    classes: int
+    convention: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One method on one domain; one number per seed, in the order of the method's seeds.
+
+    Attributes:
+        interval: 95 % interval of the mean top-1 accuracy over draws of pictures.
+        top5: empty where five or fewer classes compete.
+    """
+
+    top1: tuple[float, ...]
+    interval: Interval
+    top5: tuple[float, ...]
+    mean_per_class: tuple[float, ...]
+    macro_f1: tuple[float, ...]
+    calibration_error: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Top-1 accuracy averaged over the seeds."""
+        return math.fsum(self.top1) / len(self.top1)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of top-1 accuracy over the seeds."""
+        return standard_deviation(self.top1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathPoint:
+    """Test accuracy at one alpha: for showing the path afterwards, never for choosing on it."""
+
+    alpha: Alpha
+    in_distribution: float
+    shifted_mean: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        description: what was done, in a sentence.
+        alpha: weight of the fine-tuned model, in words ("0.5", "by validation: 0.4, 0.5, 0.4"); "" if none.
+        measures: by domain.
+        shifted_mean: mean over the shifted domains, with an interval clustered by identity; None without any.
+        file_bytes: what has to be stored besides the base model.
+        seconds: of training, per seed on average.
+        path: test accuracies along alpha, for the figure.
+    """
+
+    name: str
+    description: str = ""
+    seeds: tuple[int, ...]
+    alpha: str = ""
+    measures: dict[str, Measure]
+    shifted_mean: Estimate | None
+    trained_parameters: int | None = None
+    file_bytes: int | None = None
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    path: tuple[PathPoint, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangedPicture:
+    """A picture that one method gets right and the other wrong; class names, and confidences of the answers."""
+
+    index: int
+    identity: str
+    truth: str
+    before: str
+    after: str
+    confidence_before: float
+    confidence_after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """How the answers on one domain changed, with a few of the pictures of either direction."""
+
+    domain: str
+    n: int
+    wrong_to_right: int
+    right_to_wrong: int
+    gained: tuple[ChangedPicture, ...]
+    lost: tuple[ChangedPicture, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Top-1 accuracy of `method` minus that of `reference` on the same pictures.
+
+    Attributes:
+        where: a domain, or "mean of shifted domains".
+        adjusted_p_value: after Holm's correction over all differences with the same `where`.
+    """
+
+    method: str
+    reference: str
+    where: str
+    estimate: Estimate
+    adjusted_p_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselinePoint:
+    """Accuracies of an ordinary model without any robust method, for the line of effective robustness."""
+
+    name: str
+    in_distribution: float
+    shifted_mean: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything a report needs.
+
+    Attributes:
+        zero_shot: name of the method that everything is compared with; "" if it is not there.
+        highlighted: name of the method the report is about.
+        alpha: how alpha was chosen for the highlighted method.
+        changes: of the highlighted method against the zero-shot model.
+        baseline: ordinary models; three or more give a line of effective robustness.
+        settings: what else explains the numbers, in words: model, transform, training data, seeds, commands.
+        versions: of the programs used.
+        notes: what a reader must know, one sentence or two each.
+    """
+
+    title: str
+    data_set: str
+    domains: tuple[Domain, ...]
+    methods: tuple[Method, ...]
+    zero_shot: str = ""
+    highlighted: str = ""
+    alpha: AlphaChoice | None = None
+    changes: tuple[Changes, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    baseline: tuple[BaselinePoint, ...] = ()
+    templates: tuple[str, ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    version: int = VERSION
+
+    def __post_init__(self):
+        for what, names in (
+            ("domain", [domain.name for domain in self.domains]),
+            ("method", [method.name for method in self.methods]),
+        ):
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise TetherError(
+                    f"Every {what} needs its own name; found twice: {', '.join(sorted(twice))}."
+                )
+        names = [method.name for method in self.methods]
+        for name in (self.zero_shot, self.highlighted):
+            if name and name not in names:
+                raise TetherError(f"There is no method {name!r} in the results{near_misses(name, names)}")
+        known = {domain.name for domain in self.domains}
+        for method in self.methods:
+            if unknown := sorted(set(method.measures) - known):
+                raise TetherError(f"Method {method.name!r} was measured on unknown domains: {unknown}.")
+            for name, measure in method.measures.items():
+                if len(measure.top1) != len(method.seeds) or not method.seeds:
+                    raise TetherError(
+                        f"Method {method.name!r} has {len(method.seeds)} seeds but {len(measure.top1)} "
+                        f"results on "
+                        f"{name!r}; each seed needs its own."
+                    )
+        encode(self)  # refuses what is not finite before somebody waits for a report
+
+    def of_kind(self, kind: str) -> tuple[Domain, ...]:
+        """The domains of one kind, in order."""
+        return tuple(domain for domain in self.domains if domain.kind == kind)
+
+    def method(self, name: str) -> Method | None:
+        """A method by name; None for an unknown or empty one."""
+        return next((method for method in self.methods if method.name == name), None)
+
+    def mean_over(self, method: Method, kind: str) -> tuple[float, ...]:
+        """Per seed, the mean top-1 accuracy over the domains of one kind; empty if one was not measured."""
+        names = [domain.name for domain in self.of_kind(kind)]
+        if not names or any(name not in method.measures for name in names):
+            return ()
+        columns = [method.measures[name].top1 for name in names]
+        return tuple(math.fsum(seed) / len(names) for seed in zip(*columns, strict=True))
+
+    def worst(self, method: Method) -> tuple[str, float] | None:
+        """The shifted domain with the lowest accuracy, and that accuracy."""
+        found = [
+            (method.measures[domain.name].mean, domain.name)
+            for domain in self.of_kind("shifted")
+            if domain.name in method.measures
+        ]
+        return min(found)[::-1] if found else None
+
+    def save(self, path: Path) -> None:
+        """Write JSON, whole or not at all."""
+        write_json(path, encode(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "Results":
+        """Read what `save` wrote.
+
+        Raises:
+            TetherError: the file is missing, damaged, of another version, or not as `results_schema` says.
+        """
+        value = read_json(path)
+        found = value.get("version") if isinstance(value, dict) else None
+        if found != VERSION:
+            raise TetherError(
+                f"{path} holds results of version {found!r}; this program reads version {VERSION}."
+            )
+        return decode(cls, value, where=str(path))
+
+
+def results_schema() -> dict[str, Any]:
+    """JSON Schema of a saved `Results`."""
+    return schema(Results)

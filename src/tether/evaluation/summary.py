@@ -1,0 +1,194 @@
+"""From scores of pictures to results: rows of the table, paired differences, pictures whose answer changed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tether.errors import TetherError
+from tether.evaluation.results import ChangedPicture, Changes, Difference, Domain, Measure, Method
+from tether.evaluation.scores import SplitScores
+from tether.evaluation.significance import bootstrap_mean, holm, wilson_interval
+
+Runs = Mapping[int, Mapping[str, SplitScores]]
+"""Scores by seed and by domain. A method without chance in it, such as zero-shot, has one seed."""
+
+MEAN_OF_SHIFTED = "mean of shifted domains"
+
+
+def describe_domains(
+    scores: Mapping[str, SplitScores], in_distribution: str, corruptions: Sequence[str] = ()
+) -> tuple[Domain, ...]:
+    """The test splits of a comparison; what is neither in-distribution nor a corruption is a natural shift."""
+    if in_distribution not in scores:
+        raise TetherError(f"There are no scores of the in-distribution split {in_distribution!r}.")
+
+    def kind(name: str) -> str:
+        if name == in_distribution:
+            return "in-distribution"
+        return "corruption" if name in corruptions else "shifted"
+
+    return tuple(
+        Domain(
+            name=name,
+            kind=kind(name),
+            n=own.n,
+            classes=own.competing,
+            convention=own.split.convention,
+            digest=own.split.digest,
+        )
+        for name, own in scores.items()
+    )
+
+
+def summarise(name: str, runs: Runs, shifted: Sequence[str], **rest: Any) -> Method:
+    """The row of a method: its measures on every domain, and its mean over the shifted ones.
+
+    Args:
+        shifted: the domains that make up the mean.
+        rest: other fields of `Method`, such as `trained_parameters`.
+
+    Raises:
+        TetherError: no seed, or seeds that were evaluated on different splits.
+    """
+    domains = _same_splits(runs)
+    measures = {}
+    for domain in domains:
+        own = [scores[domain] for scores in runs.values()]
+        top1 = tuple(score.top1 for score in own)
+        measures[domain] = Measure(
+            top1=top1,
+            interval=wilson_interval(math.fsum(top1) / len(top1), own[0].n),
+            top5=tuple(score.top5 for score in own if score.top5 is not None),
+            mean_per_class=tuple(score.mean_per_class for score in own),
+            macro_f1=tuple(score.macro_f1 for score in own),
+            calibration_error=tuple(score.calibration_error for score in own),
+        )
+    mean = None
+    if shifted:
+        values = {domain: _correct(runs, domain) for domain in shifted}
+        mean = bootstrap_mean(values, _identities(runs, shifted))
+    return Method(name=name, seeds=tuple(runs), measures=measures, shifted_mean=mean, **rest)
+
+
+def differences(
+    methods: Mapping[str, Runs], reference: str, domains: Sequence[str], shifted: Sequence[str]
+) -> tuple[Difference, ...]:
+    """Every method against one of them, by a paired bootstrap on each domain and on the mean of the shifted
+    ones.
+
+    Runs are paired by seed where both methods have the same seeds. Otherwise (a method without chance in it)
+    each run is compared with the reference's average over its seeds.
+
+    Raises:
+        TetherError: the reference is not among the methods, or methods were evaluated on different splits.
+    """
+    if reference not in methods:
+        raise TetherError(f"The reference {reference!r} is not among the methods: {', '.join(methods)}.")
+    base = methods[reference]
+    wheres = {domain: [domain] for domain in domains}
+    if shifted:
+        wheres[MEAN_OF_SHIFTED] = list(shifted)
+    found = []
+    for where, members in wheres.items():
+        estimates = {}
+        for name, runs in methods.items():
+            if name == reference:
+                continue
+            _same_splits({0: next(iter(base.values())), 1: next(iter(runs.values()))})
+            values = {domain: _paired(runs, base, domain) for domain in members}
+            estimates[name] = bootstrap_mean(values, _identities(base, members))
+        adjusted = holm({name: estimate.p_value for name, estimate in estimates.items()})
+        found += [
+            Difference(
+                method=name,
+                reference=reference,
+                where=where,
+                estimate=estimate,
+                adjusted_p_value=adjusted[name],
+            )
+            for name, estimate in estimates.items()
+        ]
+    return tuple(found)
+
+
+def changed_answers(
+    domain: str, before: SplitScores, after: SplitScores, class_names: Sequence[str], limit: int = 12
+) -> Changes:
+    """How many pictures of a split turned right or wrong, and which, those of most confident answers first.
+
+    Args:
+        limit: pictures kept per direction; no more than a quarter of them show the same class as long as
+        there
+            are others.
+    """
+    _same_splits({0: {"": before}, 1: {"": after}})
+
+    def pictures(index: Tensor) -> tuple[ChangedPicture, ...]:
+        order = index[after.confidences[index].argsort(descending=True, stable=True)].tolist()
+        taken: list[int] = []
+        seen: dict[int, int] = {}
+        for i in order:
+            label = int(before.labels[i])
+            if seen.get(label, 0) < math.ceil(limit / 4):
+                seen[label] = seen.get(label, 0) + 1
+                taken.append(i)
+        taken = (taken + [i for i in order if i not in set(taken)])[:limit]
+        return tuple(
+            ChangedPicture(
+                index=i,
+                identity=before.identities[i],
+                truth=class_names[int(before.labels[i])],
+                before=class_names[int(before.predictions[i])],
+                after=class_names[int(after.predictions[i])],
+                confidence_before=before.confidences[i].item(),
+                confidence_after=after.confidences[i].item(),
+            )
+            for i in taken
+        )
+
+    gained = (~before.correct & after.correct).nonzero().squeeze(1)
+    lost = (before.correct & ~after.correct).nonzero().squeeze(1)
+    return Changes(
+        domain=domain,
+        n=before.n,
+        wrong_to_right=len(gained),
+        right_to_wrong=len(lost),
+        gained=pictures(gained),
+        lost=pictures(lost),
+    )
+
+
+def _correct(runs: Runs, domain: str) -> Float[Tensor, "seeds n"]:
+    return torch.stack([scores[domain].correct.double() for scores in runs.values()])
+
+
+def _paired(runs: Runs, base: Runs, domain: str) -> Float[Tensor, "seeds n"]:
+    if set(runs) == set(base):
+        return torch.stack(
+            [runs[seed][domain].correct.double() - base[seed][domain].correct.double() for seed in runs]
+        )
+    if len(runs) == 1:
+        return _correct(runs, domain) - _correct(base, domain)
+    return _correct(runs, domain) - _correct(base, domain).mean(0)
+
+
+def _identities(runs: Runs, domains: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    scores = next(iter(runs.values()))
+    return {domain: scores[domain].identities for domain in domains}
+
+
+def _same_splits(runs: Runs) -> list[str]:
+    if not runs:
+        raise TetherError("A method needs the scores of at least one seed.")
+    digests = [{name: scores.split.digest for name, scores in run.items()} for run in runs.values()]
+    if any(other != digests[0] for other in digests):
+        raise TetherError(
+            "Runs that are compared must be evaluated on the same splits; found different ones (by their "
+            "hashes). "
+            "Evaluate them again on the same data."
+        )
+    return list(digests[0])
