@@ -7,6 +7,7 @@ computed once per picture and kept; `upper` (to stride 16) trains with the rest.
 """
 
 import timm
+import torch
 from jaxtyping import Float
 from timm.layers import HybridEmbed
 from timm.models import register_model
@@ -30,7 +31,9 @@ class LiteStem(nn.Module):
         self.upper = nn.Sequential(*stages[_LOWER_STAGES : _LOWER_STAGES + _UPPER_STAGES])
 
     def forward(self, pixels: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
-        return self.upper(self.lower(pixels))
+        """In fp32 also under autocast: depth-wise convolutions are no faster in bf16 on a CPU, their backward slower."""
+        with torch.autocast(pixels.device.type, enabled=False):
+            return self.upper(self.lower(pixels))
 
 
 @register_model
@@ -40,7 +43,7 @@ def tether_vit_lite0(pretrained: bool = False, **options) -> VisionTransformer:
         raise ValueError("tether_vit_lite0 has no weights of its own; load the built-in model with tether.load().")
     for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         options.pop(key, None)
-    options = {"img_size": 112, "embed_dim": 192, "depth": 6, "num_heads": 3, "global_pool": "avg"} | options
+    options = {"img_size": 112, "embed_dim": 192, "depth": 6, "num_heads": 3, "global_pool": "avg", "class_token": False} | options
     model = VisionTransformer(embed_layer=_embed, patch_size=16, **options)
     model.default_cfg = {"input_size": (3, 112, 112), "mean": (0.5,) * 3, "std": (0.5,) * 3, "num_classes": 0}
     return model

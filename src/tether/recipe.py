@@ -1,0 +1,169 @@
+"""A run as one typed value: an answer to each of the five questions, read from YAML and overridden by words."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tether._alpha import TOWERS
+from tether.adapters import FullConfig, RAdapterConfig
+from tether.config import build, method, override, plain, read_yaml
+from tether.data.emoji_shift import EmojiShiftConfig
+from tether.data.folder import FolderConfig
+from tether.data.imagenet import ImageNetConfig
+from tether.data.manifest import ManifestConfig
+from tether.errors import TetherError, near_misses
+from tether.objectives.mpm_nce import MPMNCEConfig
+from tether.optimizers.schedule import ScheduleConfig
+from tether.training.config import FitConfig
+
+for _name, _config in (
+    ("r_adapter", RAdapterConfig),
+    ("full", FullConfig),
+    ("mpm_nce", MPMNCEConfig),
+    ("emoji_shift", EmojiShiftConfig),
+    ("folder", FolderConfig),
+    ("manifest", ManifestConfig),
+    ("imagenet", ImageNetConfig),
+):
+    method(_name)(_config)
+
+
+@method("frozen")
+@dataclass(frozen=True, kw_only=True)
+class FrozenConfig:
+    """Nothing of the model moves; with cross-entropy this is the linear probe."""
+
+
+@method("info_nce")
+@dataclass(frozen=True, kw_only=True)
+class InfoNCEConfig:
+    """CLIP's own loss on picture–prompt pairs; with everything moving this is FLYP."""
+
+
+@method("cross_entropy")
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropyConfig:
+    """A linear head, initialised with the zero-shot classifier, on the image tower."""
+
+    smoothing: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig:
+    """AdamW; the defaults are R-Adapter's."""
+
+    lr: float = 5e-4
+    head_lr: float | None = None
+    """Learning rate of a linear head, where it differs."""
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < float("inf"):
+            raise TetherError(f"optimizer.lr must be positive, found {self.lr}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccumulationConfig:
+    """A running average of what is trained, used for everything after training."""
+
+    momentum: float = 0.999
+    correction: str = "none"
+    """"none" as published; "run_length" divides by 1 − mᵗ, "warmup" uses min(m, (1 + t) / (10 + t))."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """What training pictures go through; the default is CLIP fine-tuning's crop of 90 to 100 %."""
+
+    scale: tuple[float, float] = (0.9, 1.0)
+    flip: bool = False
+    color_jitter: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaConfig:
+    """How the ensemble weight is set: a value, one per tower, or "auto" from validation and simulated shifts of it."""
+
+    value: float | dict[str, float] | str = 0.5
+    grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    rule: str = "bounded loss"
+    per_tower: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, str) and self.value != "auto":
+            raise TetherError(f"alpha.value is a number, a number per tower, or 'auto', not {self.value!r}.")
+        if isinstance(self.value, dict) and set(self.value) != set(TOWERS):
+            raise TetherError(f"alpha.value per tower names both, image and text; found {sorted(self.value)}.")
+        if not self.grid or len(set(self.grid)) != len(self.grid):
+            raise TetherError("alpha.grid needs at least one number, none of them twice.")
+
+
+Adapter = RAdapterConfig | FullConfig | FrozenConfig
+Objective = MPMNCEConfig | InfoNCEConfig | CrossEntropyConfig
+Data = EmojiShiftConfig | FolderConfig | ManifestConfig | ImageNetConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One fine-tuning run.
+
+    Attributes:
+        model: anything `tether.load` takes.
+        trains: which towers or parts `FullConfig` may move is said there; this is the seed of everything random.
+    """
+
+    name: str
+    model: str = "builtin"
+    data: Data = field(default_factory=EmojiShiftConfig)
+    adapter: Adapter = field(default_factory=RAdapterConfig)
+    objective: Objective = field(default_factory=MPMNCEConfig)
+    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    accumulation: AccumulationConfig | None = None
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    training: FitConfig
+    alpha: AlphaConfig = field(default_factory=AlphaConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.adapter, FrozenConfig) and not isinstance(self.objective, CrossEntropyConfig):
+            raise TetherError("With a frozen model only a head can learn; use objective.method=cross_entropy.")
+
+
+def read(source: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """A recipe by name (of those that come with tether) or by path of a YAML file, with overrides applied.
+
+    Raises:
+        TetherError: there is no such recipe, or an option is wrong.
+    """
+    return from_plain(override(read_yaml(_find(source)), overrides or []))
+
+
+def from_plain(options: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain data, as `to_plain` or YAML gives it."""
+    return build(Recipe, options)
+
+
+def to_plain(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain data with every default written out."""
+    return plain(recipe)
+
+
+def names() -> list[str]:
+    """The recipes that come with tether."""
+    return sorted(path.name.removesuffix(".yaml") for path in _folder().iterdir() if path.name.endswith(".yaml"))
+
+
+def _folder() -> Any:
+    return resources.files("tether") / "recipes"
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
+    if str(source) in names():
+        return Path(str(_folder() / f"{source}.yaml"))
+    raise TetherError(f"There is no recipe {str(source)!r}{near_misses(str(source), names())} A path ends in .yaml.")

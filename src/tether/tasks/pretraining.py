@@ -1,0 +1,280 @@
+"""Contrastive pre-training of a pair of towers from captioned pictures: how the built-in model was made.
+
+The trunk's frozen lower stem runs once per augmented view; the rest learns from these features. Positives of a
+picture are the texts of its name, and texts so general that they fit it too (the class name of many emoji).
+"""
+
+import math
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import save_file
+from timm.layers import set_fused_attn
+from torch import Tensor, nn
+
+from tether._files import write_atomically, write_json
+from tether.config import plain
+from tether.data.pretraining import CaptionedPictures, PairDataset, cache_stem_features
+from tether.errors import TetherError
+from tether.models.convert_stem import load_stem
+from tether.models.open_clip_text import text_features
+from tether.models.text import unique_rows
+from tether.optimizers.schedule import Schedule, ScheduleConfig
+from tether.training import FitConfig, RunDirectory, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureConfig:
+    """Shape of the two towers: a hybrid ViT on the convolutional stem, and a causal text transformer."""
+
+    image_depth: int = 6
+    text_depth: int = 4
+    width: int = 192
+    embed_dim: int = 256
+    image_size: int = 112
+    context_length: int = 32
+    vocabulary: int = 4000
+
+    def open_clip(self) -> dict:
+        """The configuration as open_clip writes it into a model folder."""
+        return {
+            "model_cfg": {
+                "embed_dim": self.embed_dim,
+                "custom_text": True,
+                "vision_cfg": {
+                    "timm_model_name": "tether_vit_lite0",
+                    "timm_model_pretrained": False,
+                    "timm_pool": "avg",
+                    "timm_proj": "linear",
+                    "image_size": self.image_size,
+                },
+                "text_cfg": {
+                    "context_length": self.context_length,
+                    "vocab_size": self.vocabulary,
+                    "width": self.width,
+                    "heads": self.width // 64,
+                    "layers": self.text_depth,
+                    "hf_tokenizer_name": "tokenizer",
+                    "tokenizer_kwargs": {"clean": "lower"},
+                },
+            },
+            "preprocess_cfg": {
+                "mean": [0.5, 0.5, 0.5],
+                "std": [0.5, 0.5, 0.5],
+                "interpolation": "bicubic",
+                "resize_mode": "shortest",
+            },
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingConfig:
+    """How the built-in model is made; the defaults made the one that is shipped.
+
+    Attributes:
+        emoji_views, icon_views: augmented views per picture whose stem features are cached.
+        repeats: how often an emoji's name comes in an epoch, against once for an icon's.
+        stem_lr: learning rate of the stem's upper part, as a share of `lr`; it starts from trained weights.
+    """
+
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    emoji_views: int = 16
+    icon_views: int = 1
+    repeats: int = 32
+    lr: float = 1e-3
+    stem_lr: float = 0.2
+    weight_decay: float = 0.1
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmup=200))
+    training: FitConfig = field(
+        default_factory=lambda: FitConfig(
+            steps=1900, batch_size=256, drop_last=True, precision="bf16", clip_norm=1.0, workers=1, checkpoint_every=200
+        )
+    )
+
+
+def pretrain(config: PretrainingConfig, pictures: Path, stem: Path, root: Path, *, resume: Path | None = None) -> Path:
+    """Train a fresh pair of towers and write it as an open_clip folder into the run directory.
+
+    Args:
+        pictures: folder with `pictures.zip` and `pictures.json`.
+        stem: safetensors that `tether.models.convert_stem` wrote.
+        resume: a run that was stopped; it goes on from its last checkpoint.
+
+    Returns:
+        The model's folder.
+    """
+    data = CaptionedPictures(pictures)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    set_fused_attn(device.type == "cuda")  # torch's fused attention is slower than plain products on a CPU in bf16
+    with RunDirectory.open(resume) if resume else RunDirectory.create(root, "pretrain") as run:
+        run.record("config", plain(config))
+        torch.manual_seed(config.training.seed)
+        lower_and_upper = load_stem(stem).to(device, memory_format=torch.channels_last)
+        views = {"emoji": config.emoji_views, "icon": config.icon_views}
+
+        @torch.no_grad()
+        def lower(pixels: Tensor) -> Tensor:
+            return lower_and_upper.lower(pixels.to(device)).cpu()
+
+        features = cache_stem_features(
+            data,
+            run.path / "features.npy",
+            lower,
+            size=config.architecture.image_size,
+            views=views,
+            seed=config.training.seed,
+        )
+        tokenizer = train_tokenizer(data.captions, config.architecture.vocabulary)
+
+        def tokenize(texts: list[str]) -> Tensor:
+            length = config.architecture.context_length
+            options = {"return_tensors": "pt", "max_length": length, "padding": "max_length", "truncation": True}
+            return tokenizer(texts, **options).input_ids
+
+        seed = config.training.seed
+        pairs = PairDataset(data, features, views, tokenize, often="emoji", repeats=config.repeats, seed=seed)
+        task = Pretraining(create(config.architecture, lower_and_upper).to(device, memory_format=torch.channels_last))
+        optimizer = _optimizer(task.named_parameters(), config)
+        schedule = Schedule.of(optimizer, config.schedule, config.training.total_steps(len(pairs)))
+        task.model.train()
+        fit(task, pairs, optimizer, config.training, schedule=schedule, run=run)
+        folder = run.path / "model"
+        save_model(task.finish(), config.architecture, tokenizer, folder)
+        (run.path / "features.npy").unlink()
+    return folder
+
+
+def save_model(model: nn.Module, config: ArchitectureConfig, tokenizer, folder: Path) -> None:
+    """An open_clip folder: configuration, fp16 safetensors, tokenizer."""
+    tensors = {name: tensor.detach().cpu().half().contiguous().clone() for name, tensor in model.state_dict().items()}
+    write_json(folder / "open_clip_config.json", config.open_clip())
+    tokenizer.save_pretrained(folder)
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    write_atomically(folder / "open_clip_model.safetensors", lambda temporary: save_file(tensors, temporary))
+
+
+def _optimizer(parameters: dict[str, nn.Parameter], config: PretrainingConfig) -> torch.optim.AdamW:
+    """Three groups: matrices with decay, vectors without, and the stem's upper part with a smaller rate."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        if ".backbone." in name:
+            kind = (config.lr * config.stem_lr, 0.0)
+        else:
+            kind = (config.lr, config.weight_decay if parameter.ndim >= 2 else 0.0)
+        groups.setdefault(kind, []).append(parameter)
+    listed = [{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in groups.items()]
+    return torch.optim.AdamW(listed, betas=(0.9, 0.98))
+
+
+def create(config: ArchitectureConfig, stem: nn.Module | None = None) -> open_clip.CustomTextCLIP:
+    """A fresh model with random weights, but for the stem where one is given."""
+    import tether.models.hybrid  # noqa: F401  (registers the trunk)
+
+    settings = config.open_clip()["model_cfg"]
+    model = open_clip.model.CustomTextCLIP(
+        embed_dim=settings["embed_dim"], vision_cfg=settings["vision_cfg"], text_cfg=settings["text_cfg"]
+    )
+    if stem is not None:
+        model.visual.trunk.patch_embed.backbone = stem
+    return model
+
+
+def multi_positive_targets(
+    names: Int[Tensor, " batch"], generals: Int[Tensor, " batch"], captions: Int[Tensor, " batch"]
+) -> Bool[Tensor, "batch batch"]:
+    """Which text fits which picture: the same name, or a caption that fits several names and this picture's too.
+
+    Args:
+        names: id of each pair's name.
+        generals: id of the general caption that fits each picture, −1 where there is none.
+        captions: id of each pair's text where it is such a general caption, −1 where it belongs to the name alone.
+    """
+    same_name = names[:, None] == names[None, :]
+    general = (captions[None, :] >= 0) & (generals[:, None] == captions[None, :])
+    return torch.where(captions[None, :] >= 0, general | torch.eye(len(names), dtype=torch.bool, device=names.device), same_name)
+
+
+def multi_positive_loss(
+    logits: Float[Tensor, "batch batch"], positive: Bool[Tensor, "batch batch"]
+) -> Float[Tensor, ""]:
+    """Symmetric cross-entropy against targets spread evenly over the positives of each picture and of each text."""
+    weight = positive.float()
+    rows = -(weight / weight.sum(1, keepdim=True) * F.log_softmax(logits, 1)).sum(1)
+    columns = -(weight / weight.sum(0, keepdim=True) * F.log_softmax(logits, 0)).sum(0)
+    return (rows.mean() + columns.mean()) / 2
+
+
+class Pretraining:
+    """What `tether.training.fit` trains: both towers on cached stem features.
+
+    Raises:
+        TetherError: the image trunk has no stem with a frozen lower part.
+    """
+
+    def __init__(self, model: open_clip.CustomTextCLIP):
+        backbone = getattr(model.visual.trunk.patch_embed, "backbone", None)
+        if not hasattr(backbone, "lower"):
+            raise TetherError("Pre-training from cached features needs a trunk with `patch_embed.backbone.lower`.")
+        self.model = model
+        self._lower, backbone.lower = backbone.lower, nn.Identity()
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.model.named_parameters())
+
+    def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        distinct, inverse = unique_rows(batch["tokens"])
+        image = F.normalize(self.model.encode_image(batch["pixels"]).float(), dim=-1)
+        text = F.normalize(text_features(self.model, distinct, 1).float(), dim=-1)[inverse]
+        scale = self.model.logit_scale.clamp(max=math.log(100)).exp()
+        positive = multi_positive_targets(batch["name"], batch["general"], batch["caption"])
+        loss = multi_positive_loss(scale * image @ text.T, positive)
+        return loss, {"logit_scale": scale.detach()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(state)
+
+    def finish(self) -> open_clip.CustomTextCLIP:
+        """The whole model, its lower stem back in place."""
+        self.model.visual.trunk.patch_embed.backbone.lower = self._lower
+        return self.model
+
+
+def train_tokenizer(texts: list[str], vocabulary: int):
+    """A byte-level BPE of exactly `vocabulary` tokens: padding is 0 and end-of-text is the last id, as open_clip pools there.
+
+    Returns:
+        A `transformers.PreTrainedTokenizerFast`.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - 2,
+        special_tokens=["<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() != vocabulary - 2:
+        raise TetherError(
+            f"{len(texts)} captions give {tokenizer.get_vocab_size() + 2} tokens, not {vocabulary}; lower the vocabulary."
+        )
+    tokenizer.add_special_tokens(["<start>", "<end>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", vocabulary - 2), ("<end>", vocabulary - 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<start>", eos_token="<end>", pad_token="<pad>", unk_token="<pad>"
+    )

@@ -1,0 +1,62 @@
+"""What a person sees of an evaluation and of a finished run on a terminal."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tether.evaluation.scores import alpha_text
+from tether.tasks.classification import Outcome
+
+
+class EvaluationProgress:
+    """A bar per sweep on a terminal; elsewhere nothing, because an evaluation is short."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._bar: Progress | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if not self._console.is_terminal or what == "prompts":
+            return
+        if self._bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self._console)
+            self._task = self._bar.add_task("", total=total)
+            self._bar.start()
+        self._bar.update(self._task, description=f"evaluating {what}", completed=done, total=total)
+        if done >= total:
+            self._bar.stop()
+            self._bar = None
+
+
+def show_run(outcome: Outcome, console: Console | None = None) -> None:
+    """The table of one run: every test split at alpha 0, at the chosen alpha and at 1; then where things lie."""
+    console = console or Console()
+    alphas = list(dict.fromkeys([0.0, *([outcome.alpha] if not isinstance(outcome.alpha, dict) else []), 1.0]))
+    columns = [(alpha, outcome.test.at(alpha)) for alpha in alphas if alpha in outcome.test.alphas]
+    if isinstance(outcome.alpha, dict):
+        columns.insert(1, (outcome.alpha, outcome.test.at(outcome.alpha)))
+    table = Table("domain", "pictures", *(f"alpha {alpha_text(alpha)}" for alpha, _ in columns))
+    table.title = f"top-1 accuracy of {outcome.recipe.name} on {outcome.benchmark.name}"
+    for name, split in outcome.benchmark.tests.items():
+        table.add_row(name, str(len(split)), *(f"{scores[name].top1:.1%}" for _, scores in columns))
+    shifted = [name for name in outcome.benchmark.tests if name != outcome.benchmark.in_distribution]
+    if shifted:
+        means = [_mean([scores[name].top1 for name in shifted]) for _, scores in columns]
+        table.add_section()
+        table.add_row("mean of shifted", "", *(f"{mean:.1%}" for mean in means))
+    console.print(table)
+    if outcome.choice:
+        console.print(outcome.choice.reason, soft_wrap=True)
+    console.print(
+        f"Trained {outcome.trained_parameters:,} parameters in {outcome.seconds:.0f} s; "
+        f"to keep besides the base: {outcome.file_bytes:,} bytes.",
+        highlight=False,
+    )
+    console.print(f"Run: {outcome.run}", soft_wrap=True)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
