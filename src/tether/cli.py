@@ -87,7 +87,7 @@ def _train(options: argparse.Namespace) -> int:
     from tether import recipe as recipes
     from tether._files import read_json
     from tether.tasks import classification
-    from tether.tasks.report import show_run
+    from tether.tasks.show import show_run
 
     overrides = [*options.overrides, *([f"alpha.value={options.alpha}"] if options.alpha else [])]
     if options.resume:
@@ -201,12 +201,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _progress():
-    """A progress bar on a terminal, nothing elsewhere: evaluation is short."""
-    from rich.console import Console
-
-    if not Console().is_terminal:
-        return None
-    from tether.training.progress import EvaluationProgress
+    from tether.tasks.show import EvaluationProgress
 
     return EvaluationProgress()
 

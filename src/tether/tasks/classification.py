@@ -26,8 +26,8 @@ from tether.data.prompts import fill
 from tether.data.records import Benchmark
 from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
-from tether.evaluation import Classifier, SplitScores, Sweep, alpha_sweep, choose_alpha, class_embeddings
-from tether.evaluation.alpha import AlphaChoice
+from tether.evaluation import Classifier, SplitScores, Sweep, alpha_sweep, class_embeddings
+from tether.evaluation.alpha import AlphaChoice, choose_alpha
 from tether.models import Model, load, unique_rows
 from tether.objectives.cross_entropy import cross_entropy
 from tether.objectives.info_nce import InfoNCE

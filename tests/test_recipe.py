@@ -1,0 +1,47 @@
+"""Recipes: every one that ships can be read, written out and read again; wrong ones are refused at once."""
+
+import pytest
+
+from tether import recipe as recipes
+from tether.errors import TetherError
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_shipped_recipe_survives_the_way_through_plain_data(name):
+    recipe = recipes.read(name)
+    assert recipe.name == name
+    assert recipes.from_plain(recipes.to_plain(recipe)) == recipe
+
+
+def test_the_main_recipe_is_the_papers_method():
+    recipe = recipes.read("r-adapter")
+    assert recipe.adapter.rank is None and recipe.adapter.drop == 0.2
+    assert (recipe.objective.margin, recipe.objective.smoothing) == (0.05, 0.02)
+    assert recipe.accumulation is not None and recipe.alpha.value == "auto"
+
+
+def test_overrides_reach_nested_options():
+    recipe = recipes.read("r-adapter", ["adapter.rank={image: 4, text: 0}", "training.epochs=3", "alpha.value=0.3"])
+    assert recipe.adapter.rank == {"image": 4, "text": 0} and recipe.training.epochs == 3 and recipe.alpha.value == 0.3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["adapter.rnak=4"], "rank"),
+        (["objective.method=mpm_nc"], "mpm_nce"),
+        (["adapter={method: frozen}"], "cross_entropy"),
+        (["alpha.value=best"], "auto"),
+        (["alpha.value={image: 0.5}"], "both"),
+        (["optimizer.lr=0"], "positive"),
+        (["data.fold=7"], "folds 0, 1 and 2"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_when_it_is_read(overrides, told):
+    with pytest.raises(TetherError, match=told):
+        recipes.read("r-adapter", overrides)
+
+
+def test_an_unknown_recipe_names_its_neighbours():
+    with pytest.raises(TetherError, match="r-adapter"):
+        recipes.read("r-adaptr")
