@@ -227,8 +227,8 @@ class Attached(ABC):
             self.unmerge()
             raise TetherError(
                 f"Merging changes the outputs on the probe by {relative:.2g} of the largest output, more "
-                f"than {bound:.2g}. Nothing was merged. Merge into weights of higher precision, or pass a larger "
-                f"bound if you accept it."
+                f"than {bound:.2g}. Nothing was merged. Merge into weights of higher precision, or pass a "
+                f"larger bound if you accept it."
             )
         return MergeReport(alpha, tuple(delta), error, relative)
 

@@ -1,5 +1,6 @@
 """What is kept."""
 
+from tether.ensembles.accumulation import Accumulation as Accumulation
 from tether.ensembles.fisher import diagonal_fisher as diagonal_fisher
 from tether.ensembles.fisher import fisher_average as fisher_average
 from tether.ensembles.model_average import Soup as Soup
@@ -15,3 +16,6 @@ from tether.ensembles.vrf import Views as Views
 from tether.ensembles.vrf import VRFConfig as VRFConfig
 from tether.ensembles.vrf_files import load_vrf as load_vrf
 from tether.ensembles.vrf_files import save_vrf as save_vrf
+from tether.ensembles.weight_space import WeightPath as WeightPath
+from tether.ensembles.weight_space import interpolate as interpolate
+from tether.ensembles.weight_space import wise_ft as wise_ft
