@@ -1,8 +1,57 @@
 """What may move: methods that train a little of a model and leave the rest as it was."""
 
+from tether.adapters.arithmetic import add, average, combine
 from tether.adapters.attach import METHODS, attach
 from tether.adapters.attached import Attached, MergeReport
+from tether.adapters.bias_only import BiasOnlyAttached, BiasOnlyConfig
+from tether.adapters.files import (
+    Adapter,
+    apply,
+    config_from_json,
+    config_to_json,
+    load_adapter,
+    method_of,
+    save_adapter,
+)
+from tether.adapters.full import FullAttached, FullConfig
+from tether.adapters.last_blocks import LastBlocksAttached, LastBlocksConfig
+from tether.adapters.norm_only import NormOnlyAttached, NormOnlyConfig
 from tether.adapters.r_adapter import RAdapter, RAdapterConfig
 from tether.adapters.r_attached import RAttached
+from tether.adapters.rank import Factored, RankResult, at_rank, size_in_bytes, smallest_within
+from tether.adapters.states import full_rank, matrices
 
-__all__ = ["METHODS", "Attached", "MergeReport", "RAdapter", "RAdapterConfig", "RAttached", "attach"]
+__all__ = [
+    "METHODS",
+    "Adapter",
+    "Attached",
+    "BiasOnlyAttached",
+    "BiasOnlyConfig",
+    "Factored",
+    "FullAttached",
+    "FullConfig",
+    "LastBlocksAttached",
+    "LastBlocksConfig",
+    "MergeReport",
+    "NormOnlyAttached",
+    "NormOnlyConfig",
+    "RAdapter",
+    "RAdapterConfig",
+    "RAttached",
+    "RankResult",
+    "add",
+    "apply",
+    "at_rank",
+    "attach",
+    "average",
+    "combine",
+    "config_from_json",
+    "config_to_json",
+    "full_rank",
+    "load_adapter",
+    "matrices",
+    "method_of",
+    "save_adapter",
+    "size_in_bytes",
+    "smallest_within",
+]

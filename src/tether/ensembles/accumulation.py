@@ -85,7 +85,7 @@ class Accumulation:
         return {name: tensor / share for name, tensor in self._average.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What continues the average bit for bit: `updates`, `momentum`, `correction`, and `average` by name."""
+        """What continues the average bit for bit: `updates`, `momentum`, `correction`, `average` by name."""
         return {
             "updates": self.updates,
             "momentum": self.momentum,

@@ -1,0 +1,301 @@
+"""Adapter files: a folder with `adapter.safetensors` and `adapter.json`, which refuses everything it does not
+fit.
+
+The JSON is written last, so a folder without it is not an adapter. It holds the method, its config, versions,
+the fingerprint of the base, the alpha to use, and every tensor's shape, precision and SHA-256. Nothing is
+unpickled.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tether._alpha import Alpha
+from tether._files import read_json, sha256_file, write_atomically, write_json
+from tether.adapters.attach import METHODS, attach
+from tether.adapters.attached import Attached
+from tether.adapters.states import config_for
+from tether.errors import TetherError, near_misses
+from tether.models.site import Select
+
+FORMAT = "tether-adapter"
+FORMAT_VERSION = 1
+STORAGE = {"float32": torch.float32, "float16": torch.float16}
+NAME, RAW = "adapter", "raw"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained adapter without its model: what a file holds.
+
+    Args:
+        config: the method's config.
+        state: its tensors by name, as the handle's `state_dict` has them; averaged, as a rule.
+        fingerprint: of the base it belongs to.
+        alpha: the ensemble weight to use it with.
+        extra: anything else that JSON can hold, such as the run it comes from.
+        raw: the state as it was last trained, where that is kept beside the averaged one.
+    """
+
+    config: Any
+    state: Mapping[str, Tensor]
+    fingerprint: str
+    alpha: Alpha = 1.0
+    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    raw: Mapping[str, Tensor] | None = None
+
+
+def save_adapter(
+    path: str | Path,
+    attached: Attached | Adapter,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    alpha: Alpha | None = None,
+    extra: Mapping[str, Any] | None = None,
+    keep_raw: bool = False,
+    precision: str = "float32",
+) -> Path:
+    """Write an adapter folder.
+
+    Args:
+        path: the folder; made if need be.
+        attached: the handle of what was trained, or an `Adapter`.
+        state: of a handle: the state to store, such as the averaged one; None is the current one.
+        alpha: the ensemble weight to store; None is 1 for a handle and its own for an `Adapter`.
+        extra: what to store besides.
+        keep_raw: of a handle: also store the current state.
+        precision: "float32", or "float16" for half the size; the JSON then states the rounding error.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TetherError: there is an adapter in the folder already, a tensor is not finite or too large for fp16,
+            the state is not one of the handle's, or the disk is full.
+    """
+    folder = Path(path)
+    if (folder / f"{NAME}.json").exists():
+        raise TetherError(
+            f"{folder} holds an adapter already, and none is overwritten. Choose another folder."
+        )
+    if precision not in STORAGE:
+        raise TetherError(f"Unknown precision {precision!r}{near_misses(precision, list(STORAGE))}")
+    if isinstance(attached, Attached):
+        state = attached.state_dict() if state is None else attached.complete(state)
+        attached.delta(state)  # refuses what is no state of it
+        own = attached.state_dict()
+        config = attached.config if own.keys() == state.keys() else config_for(attached.config, state)
+        adapter = Adapter(config, state, attached.fingerprint(), raw=own if keep_raw else None)
+    else:
+        adapter = attached
+    parts = {NAME: adapter.state} | ({} if adapter.raw is None else {RAW: adapter.raw})
+    description: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "method": method_of(adapter.config),
+        "config": config_to_json(adapter.config),
+        "base": {"fingerprint": adapter.fingerprint},
+        "alpha": adapter.alpha if alpha is None else alpha,
+        "precision": precision,
+        "versions": {name: version(name) for name in ("tether", "torch", "safetensors")},
+        "extra": dict(adapter.extra if extra is None else extra),
+    }
+    for name, tensors in parts.items():
+        stored = {key: _store(key, tensor, STORAGE[precision]) for key, tensor in tensors.items()}
+        if precision != "float32":
+            description[f"{name}_rounding_error"] = _rounding(tensors, stored)
+        file = folder / f"{name}.safetensors"
+        write_atomically(file, lambda temporary, stored=stored: save_file(stored, temporary))
+        description[name] = {
+            "sha256": sha256_file(file),
+            "tensors": {key: _entry(tensor) for key, tensor in sorted(stored.items())},
+        }
+    write_json(folder / f"{NAME}.json", description)
+    return folder
+
+
+def load_adapter(path: str | Path) -> Adapter:
+    """Read an adapter folder, strictly.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The adapter, in fp32 on the CPU.
+
+    Raises:
+        TetherError: it is no adapter folder, it is of a newer format or an unknown method, its config has
+            unknown options, the tensors are not exactly those listed (cut short, missing, unexpected,
+            changed), or not finite.
+    """
+    folder = Path(path)
+    if not (folder / f"{NAME}.json").is_file():
+        raise TetherError(
+            f"{folder} is no adapter folder: it has no {NAME}.json. Give the folder that save_adapter wrote; if "
+            f"saving was interrupted, save again."
+        )
+    description = read_json(folder / f"{NAME}.json")
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise TetherError(f"{folder / NAME}.json does not describe an adapter of this library.")
+    if (
+        not isinstance(description.get("format_version"), int)
+        or description["format_version"] > FORMAT_VERSION
+    ):
+        raise TetherError(
+            f"{folder} has format version {description.get('format_version')}, and this version of tether reads "
+            f"up to {FORMAT_VERSION}. Upgrade tether."
+        )
+    try:
+        config = config_from_json(description["method"], description["config"])
+        state = _read(folder, NAME, description[NAME])
+        raw = _read(folder, RAW, description[RAW]) if RAW in description else None
+        return Adapter(
+            config, state, description["base"]["fingerprint"], description["alpha"], description["extra"], raw
+        )
+    except KeyError as error:
+        raise TetherError(f"{folder / NAME}.json lacks {error}; it is incomplete.") from error
+
+
+def apply(model: Any, path: str | Path | Adapter, *, seed: int = 0) -> Attached:
+    """Attach a saved adapter to its base and put it in evaluation mode; `merge(adapter.alpha)` ships it.
+
+    Args:
+        model: a `tether.Model` or any module, with the weights the adapter was trained on.
+        path: an adapter folder, or an `Adapter`.
+        seed: of drop masks, for training on.
+
+    Raises:
+        TetherError: the base is another one, or the state does not fit the model. Nothing is attached then.
+    """
+    adapter = path if isinstance(path, Adapter) else load_adapter(path)
+    attached = attach(model, adapter.config, seed=seed)
+    try:
+        found = attached.fingerprint()
+        if found != adapter.fingerprint:
+            raise TetherError(
+                f"This adapter belongs to a base with fingerprint {adapter.fingerprint[:12]}…, but the model has "
+                f"{found[:12]}…: other weights, another activation or another image size. Load the model it was "
+                f"trained on."
+            )
+        attached.load_state_dict(adapter.state)
+    except TetherError:
+        attached.detach()
+        raise
+    attached.eval_mode()
+    return attached
+
+
+def method_of(config: Any) -> str:
+    """The name of a config's method in files.
+
+    Raises:
+        TetherError: there is no such method.
+    """
+    if type(config) not in METHODS:
+        raise TetherError(f"{type(config).__name__} is not the config of a method.")
+    return METHODS[type(config)].method
+
+
+def config_to_json(config: Any) -> dict[str, Any]:
+    """A config as JSON holds it."""
+    return {
+        key: dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(config).items()
+    }
+
+
+def config_from_json(method: str, values: Mapping[str, Any]) -> Any:
+    """A config of a method from what `config_to_json` gave.
+
+    Raises:
+        TetherError: the method or an option is unknown, or a value is not allowed.
+    """
+    classes = {attached.method: config for config, attached in METHODS.items()}
+    if method not in classes:
+        raise TetherError(
+            f"The adapter is of the unknown method {method!r}{near_misses(str(method), list(classes))}"
+        )
+    config = classes[method]
+    known = [option.name for option in dataclasses.fields(config)]
+    for name in values:
+        if name not in known:
+            raise TetherError(f"{method} has no option {name!r}{near_misses(name, known)}")
+    values = dict(values)
+    if isinstance(values.get("select"), Mapping):
+        values["select"] = Select(**values["select"])
+    return config(**values)
+
+
+def _store(name: str, tensor: Tensor, precision: torch.dtype) -> Tensor:
+    tensor = tensor.detach().to("cpu")
+    if tensor.is_floating_point():
+        tensor = tensor.to(precision)
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        half = precision == torch.float16
+        raise TetherError(
+            f"{name} holds NaN or infinity{' in fp16' if half else ''}, so it is not saved. Save an earlier "
+            f"checkpoint{', or use float32' if half else ''}."
+        )
+    return tensor.contiguous().clone()
+
+
+def _rounding(tensors: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> dict[str, float]:
+    """Largest error of what is stored: absolute, and relative to the largest value of its tensor."""
+    absolute, relative = 0.0, 0.0
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            error = float((stored[name].float() - tensor.detach().cpu().float()).abs().max())
+            absolute = max(absolute, error)
+            relative = max(relative, error / max(float(tensor.abs().max()), torch.finfo(torch.float32).tiny))
+    return {"absolute": absolute, "relative": relative}
+
+
+def _entry(tensor: Tensor) -> dict[str, Any]:
+    data = tensor.reshape(-1).view(torch.uint8).numpy()
+    return {
+        "shape": list(tensor.shape),
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def _read(folder: Path, name: str, listed: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of one file, checked against the list in the JSON."""
+    file = folder / f"{name}.safetensors"
+    if not file.is_file():
+        raise TetherError(f"{file} is missing. Copy the whole adapter folder.")
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, ValueError) as error:
+        raise TetherError(
+            f"{file} is no whole safetensors file ({error}); it may be cut short. Copy it again."
+        ) from error
+    missing = [key for key in listed["tensors"] if key not in tensors]
+    unexpected = [key for key in tensors if key not in listed["tensors"]]
+    if missing or unexpected:
+        raise TetherError(
+            f"{file} does not hold the tensors that {NAME}.json lists. Missing: "
+            f"{', '.join(missing[:6]) or 'none'}; unexpected: {', '.join(unexpected[:6]) or 'none'}."
+        )
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise TetherError(f"{key} in {file} holds NaN or infinity, so the adapter cannot be used.")
+        if _entry(tensor) != listed["tensors"][key]:
+            raise TetherError(
+                f"{key} in {file} is not what {NAME}.json describes: the file was changed. Copy it again."
+            )
+    if sha256_file(file) != listed["sha256"]:
+        raise TetherError(
+            f"{file} is not the file that {NAME}.json describes. Copy the whole adapter folder again."
+        )
+    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
