@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tether._alpha import TOWERS
-from tether.adapters import FullConfig, RAdapterConfig
+from tether.adapters.full import FullConfig
+from tether.adapters.r_adapter import RAdapterConfig
 from tether.config import build, method, override, plain, read_yaml
 from tether.data.emoji_shift import EmojiShiftConfig
 from tether.data.folder import FolderConfig

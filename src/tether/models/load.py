@@ -21,7 +21,7 @@ def load(
 
         load("builtin")                                   # the small model that comes with tether
         load("path/to/folder")                            # saved by open_clip or transformers
-        load("hf:openai/clip-vit-base-patch16")           # hub id: local cache first, then download
+        load("hf:openai/clip-vit-large-patch14")          # hub id: local cache first, then download
         load("open_clip:ViT-B-16/openai")                 # open_clip architecture and tag
         load("open_clip:ViT-B-16/weights.safetensors", activation="gelu")
 
@@ -46,7 +46,7 @@ def load(
 
 def _load(source: str, activation: Activation | None) -> Model:
     if source == "builtin":
-        from tether.models import builtin, hybrid  # noqa: F401  (hybrid makes the image tower known to timm)
+        from tether.models import builtin
 
         return _load_folder(builtin.folder(), source, activation)
     kind, colon, name = source.partition(":")
@@ -69,6 +69,7 @@ def _load(source: str, activation: Activation | None) -> Model:
 
 def _load_folder(folder: Path, source: str, activation: Activation | None) -> Model:
     if (folder / "open_clip_config.json").is_file():
+        from tether.models import hybrid  # noqa: F401  (makes the built-in model's image tower known to timm)
         from tether.models.load_open_clip import load_folder
 
         return load_folder(folder, source, activation)

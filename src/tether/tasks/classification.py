@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from tether._alpha import TOWERS, Alpha
 from tether._files import write_atomically
-from tether.adapters import Attached, attach, save_adapter
+from tether.adapters import Attached, attach
+from tether.adapters.files import save_adapter
 from tether.config import plain
 from tether.data import ImageDataset, load_benchmark, simulated_shifts, train_transform
 from tether.data.prompts import fill
@@ -160,7 +161,6 @@ def _run(
 ) -> Outcome:
     torch.manual_seed(recipe.training.seed)
     frozen = isinstance(recipe.adapter, FrozenConfig)
-    fingerprint = model.fingerprint()
     zero_shot = class_embeddings(model, benchmark.class_names, benchmark.templates)
     model.module.requires_grad_(False)
     attached = None if frozen else attach(model, recipe.adapter, seed=recipe.training.seed)
@@ -210,7 +210,7 @@ def _run(
         tested = sweep(benchmark.tests, alphas) if test else Sweep((), ())
     path = kept.path / "adapter"
     if attached and not path.exists():
-        save_adapter(path, attached, state=_whole(attached, state), fingerprint=fingerprint, alpha=alpha)
+        save_adapter(path, attached, state=_whole(attached, state), alpha=alpha)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.exists() else 0
     outcome = Outcome(
         recipe=recipe,

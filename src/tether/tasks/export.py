@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tether.adapters import MergeReport, apply
+from tether.adapters import MergeReport
+from tether.adapters.files import apply, load_adapter
 from tether.errors import TetherError
 from tether.models import load
 from tether.models.model import Model
@@ -29,9 +30,10 @@ def export(source: str, adapter: Path, out: Path, *, alpha: float | None = None)
     if out.exists():
         raise TetherError(f"{out} exists already; name a folder that does not.")
     model = load(source)
-    attached = apply(model, adapter)
+    saved = load_adapter(adapter)
+    attached = apply(model, saved)
     probe = torch.randn(2, 3, model.image.size, model.image.size, generator=torch.Generator().manual_seed(0))
-    report = attached.merge(attached.saved_alpha if alpha is None else alpha, probe=lambda _=None: model.encode_image(probe))
+    report = attached.merge(saved.alpha if alpha is None else alpha, probe=lambda: model.encode_image(probe))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
