@@ -4,6 +4,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -199,6 +200,23 @@ def test_an_unknown_setting_is_refused(clip: Path) -> None:
         load(clip)
 
 
+def test_a_tokenizer_file_beside_weights_that_use_clips_own(save_open_clip) -> None:
+    """open_clip's hub folders carry CLIP's tokenizer without using it; another one there is an error."""
+    text = {"vocab_size": 49408, "context_length": 77, "hf_tokenizer_name": ""}
+    folder, _ = save_open_clip(text_cfg=text)
+    words = dict(SimpleTokenizer().encoder)
+    words["<|startoftext|>"], words["<|endoftext|>"] = (
+        words.pop("<start_of_text>"),
+        words.pop("<end_of_text>"),
+    )
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}}))
+    assert load(folder).tokenize(["a"]).tolist()[0][:3] == [49406, 320, 49407]
+    words["a</w>"], words["the</w>"] = words["the</w>"], words["a</w>"]
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}}))
+    with pytest.raises(TetherError, match="does not use"):
+        load(folder)
+
+
 class TestArchitectures:
     @pytest.fixture
     def weights(self, architectures, tmp_path: Path) -> Path:
@@ -256,6 +274,19 @@ class TestArchitectures:
         assert model.image == ImageSpec(size=32, mean=(0.1,) * 3, std=(0.2,) * 3)
         with pytest.raises(TetherError, match="contradicts"):
             load(f"open_clip:{architecture}/some_tag", activation="gelu" if quick else "quick_gelu")
+
+    def test_a_tag_that_says_nothing_leaves_the_architectures_activation(
+        self, architectures, hub, tmp_path: Path, monkeypatch
+    ) -> None:
+        import open_clip.pretrained as pretrained
+
+        (tmp_path / "files").mkdir()
+        save_file(architectures["tiny"].state_dict(), tmp_path / "files" / "weights.safetensors")
+        hub("some/tiny", tmp_path / "files")
+        for architecture, expected in (("tiny", "gelu"), ("tiny-quickgelu", "quick_gelu")):
+            tag = {"hf_hub": "some/tiny/weights.bin"}
+            monkeypatch.setitem(pretrained._PRETRAINED, architecture, {"some_tag": tag})
+            assert load(f"open_clip:{architecture}/some_tag").activation == expected
 
     def test_a_tag_with_only_a_pickle_is_refused(self, architectures, monkeypatch) -> None:
         import open_clip.pretrained as pretrained

@@ -127,6 +127,14 @@ def test_weights_that_do_not_fit_are_refused(save_transformers) -> None:
         load(folder)
 
 
+def test_position_numbers_in_old_files_are_no_weights(save_transformers) -> None:
+    folder, _ = save_transformers("clip")
+    file = folder / "model.safetensors"
+    state = load_file(file) | {"text_model.embeddings.position_ids": torch.arange(24)[None]}
+    save_file(state, file, metadata={"format": "pt"})
+    assert load(folder).context_length == 24
+
+
 def test_weights_of_another_shape_are_refused(save_transformers) -> None:
     folder, _ = save_transformers("clip")
     file = folder / "model.safetensors"

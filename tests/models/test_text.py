@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -10,6 +10,7 @@ from tether.models.text import end_positions, truncate
 rows = st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=3), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(rows)
 def test_unique_rows_are_distinct_and_give_every_row_back(rows: list[list[int]]) -> None:
     tokens = torch.tensor(rows)
@@ -20,12 +21,14 @@ def test_unique_rows_are_distinct_and_give_every_row_back(rows: list[list[int]])
     )
 
 
+@settings(deadline=None)
 @given(rows, st.randoms())
 def test_unique_rows_do_not_depend_on_the_order_of_the_batch(rows: list[list[int]], random) -> None:
     shuffled = random.sample(rows, len(rows))
     assert torch.equal(unique_rows(torch.tensor(rows))[0], unique_rows(torch.tensor(shuffled))[0])
 
 
+@settings(deadline=None)
 @given(rows, st.sampled_from([None, 0, 3]))
 def test_end_positions_are_the_libraries(rows: list[list[int]], end_id: int | None) -> None:
     for row, position in zip(rows, end_positions(torch.tensor(rows), end_id).tolist(), strict=True):

@@ -56,14 +56,24 @@ def load_folder(folder: Path, source: str, activation: Activation | None = None)
             f"{folder} has no "
             f"{WEIGHTS[0]}{f', only {others}, which are pickled and never loaded' if others else ''}."
         )
-    tokenizer_folder = folder if config.get("text_cfg", {}).get("hf_tokenizer_name") else None
-    if tokenizer_folder is None and (folder / "tokenizer.json").is_file():
+    named = config.get("text_cfg", {}).get("hf_tokenizer_name")
+    own = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    if not named and (folder / "tokenizer.json").is_file():
+        _refuse_unused_tokenizer(folder)
+    return _assemble(config, preprocess, file, source, folder if named and own else None)
+
+
+def _refuse_unused_tokenizer(folder: Path) -> None:
+    """Refuse a tokenizer beside the weights that is not CLIP's own, which open_clip uses if none is named."""
+    words = (read_json(folder / "tokenizer.json").get("model") or {}).get("vocab")
+    clip = SimpleTokenizer().encoder
+    ordinary = {word: index for word, index in clip.items() if index < len(clip) - 2}
+    if not isinstance(words, dict) or len(words) != len(clip) or not ordinary.items() <= words.items():
         raise TetherError(
             f"{folder} has a tokenizer.json that its open_clip_config.json does not use: text_cfg has no "
-            f"hf_tokenizer_name, so open_clip would read texts with CLIP's own tokenizer. Add the name or "
-            f"remove the file."
+            f"hf_tokenizer_name, so open_clip would read texts with CLIP's own tokenizer, which is another. "
+            f"Add the name or remove the file."
         )
-    return _assemble(config, preprocess, file, source, tokenizer_folder)
 
 
 def load_architecture(name: str, source: str, activation: Activation | None = None) -> Model:
@@ -99,11 +109,12 @@ def load_architecture(name: str, source: str, activation: Activation | None = No
                 f"open_clip has no weights {weights!r} for {architecture}{near_misses(weights, tags)} (A "
                 f"weights file must be .safetensors.)"
             )
-        quick = tag.get("quick_gelu", False)
-        if activation is not None and quick != (activation == "quick_gelu"):
+        quick = tag.get("quick_gelu")
+        used = "quick_gelu" if (config.get("quick_gelu") if quick is None else quick) else "gelu"
+        if activation not in (None, used):
             raise TetherError(
-                f"The weights {weights!r} of {architecture} were trained with "
-                f"{'quick_gelu' if quick else 'gelu'}, which contradicts activation={activation!r}."
+                f"The weights {weights!r} of {architecture} were trained with {used}, which contradicts "
+                f"activation={activation!r}."
             )
         preprocess = tag
         file = _download(tag, source)
@@ -150,6 +161,7 @@ def _assemble(
     state = convert_state_dict(module, read_weights(file))
     if "positional_embedding" in state and not hasattr(module, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
+    state.pop("text.transformer.embeddings.position_ids", None)  # 0, 1, 2, …; old files of BERT-like towers
     for name in ("logit_scale", "logit_bias"):  # a scalar in some files, of one element in others
         own = getattr(module, name, None)
         if name in state and own is not None and state[name].numel() == 1:

@@ -20,9 +20,8 @@ from tether.models.weights import complain
 
 KINDS = {"clip": CLIPModel, "siglip": SiglipModel, "siglip2": Siglip2Model}
 RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-ARGMAX_END = (
-    2  # CLIP configurations with this eos_token_id pool at the largest id, see transformers' CLIPTextModel
-)
+POSITIONS = ".embeddings.position_ids"  # 0, 1, 2, …; a buffer that old files contain
+ARGMAX_END = 2  # a CLIP with this eos_token_id pools at the largest id, see transformers' CLIPTextModel
 
 
 def load_folder(folder: Path, source: str, activation: Activation | None = None) -> Model:
@@ -87,7 +86,7 @@ def _module(folder: Path, kind: str, source: str) -> nn.Module:
     complain(
         str(folder),
         missing=sorted(report["missing_keys"]),
-        unexpected=sorted(report["unexpected_keys"]),
+        unexpected=sorted(name for name in report["unexpected_keys"] if not name.endswith(POSITIONS)),
         shapes=[
             f"{name} is {tuple(found)}, the configuration says {tuple(expected)}"
             for name, found, expected in sorted(report["mismatched_keys"])
