@@ -1,5 +1,6 @@
 """Small pictures on disk for the tests of this folder."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +31,31 @@ def class_tree():
         return root
 
     return make
+
+
+@pytest.fixture
+def objectnet(tmp_path, class_tree):
+    """Four classes, of which a chair (two ImageNet classes) and a mug overlap."""
+    root = tmp_path / "objectnet-1.0"
+    class_tree(root / "images", dict.fromkeys(["chair", "coffee_mug", "sponge", "tray"], 2))
+    for picture in (root / "images").glob("*/*.png"):
+        framed = Image.new("RGB", (28, 24), "red")
+        framed.paste(Image.open(picture), (2, 2))
+        framed.save(picture)
+    (root / "mappings").mkdir()
+
+    def write(name, value):
+        (root / "mappings" / name).write_text(json.dumps(value))
+
+    write(
+        "folder_to_objectnet_label.json",
+        {"chair": "Chair", "coffee_mug": "Mug", "sponge": "Sponge", "tray": "Tray"},
+    )
+    write(
+        "objectnet_to_imagenet_1k.json",
+        {"Chair": "rocking chair, rocker; folding chair", "Mug": "coffee mug"},
+    )
+    names = ["coffee mug", "folding chair", "rocking chair, rocker"]  # in the order of the 2012 ids
+    (root / "mappings" / "imagenet_to_label_2012_v2").write_text("\n".join(names) + "\n")
+    write("pytorch_to_imagenet_2012_id.json", {"504": 0, "559": 1, "765": 2})
+    return root

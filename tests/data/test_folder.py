@@ -77,7 +77,7 @@ def test_class_names_from_a_file(photo, tmp_path):
         ("c.json", '["frankfurter"]', "not an object"),
         ("d.json", '{"hot_dog": "fr', "Cannot read class names"),
         ("e.tsv", "hot_dog frankfurter", "no name after a tab"),
-        ("f.tsv", "hot_dog\tseal\nsea  lion\tseal", "several classes: seal"),
+        ("f.tsv", "hot_dog\tseal\nsea  lion\tseal", "same name: seal"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(TetherError, match=message):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tether.data.prompts import templates
 from tether.data.reading import list_pictures
-from tether.data.records import Benchmark, Example, ImageRef, Split
+from tether.data.records import Benchmark, Example, ImageRef, Split, distinct
 from tether.data.splitting import split_by_identity
 from tether.errors import TetherError, near_misses
 
@@ -72,7 +72,7 @@ def load(config: FolderConfig) -> Benchmark:
         tests[domain] = Split(f"test {domain}", domain, _examples(root, label_of, domain))
     return Benchmark(
         name=Path(config.train).resolve().name,
-        class_names=_class_names(config, folders),
+        class_names=distinct(_class_names(config, folders)),
         templates=templates(config.templates),
         train=Split("train", config.domain, train),
         validation=Split("validation", config.domain, validation or cut_validation),
@@ -96,6 +96,22 @@ def class_folders(root: str) -> list[str]:
     if not folders:
         raise TetherError(f"{root} holds no folders; expected one folder per class with its pictures inside.")
     return folders
+
+
+def completeness(name: str, root: Path, found: int, expected: int, allow_partial: bool) -> str:
+    """What to add to a split's convention: nothing, or that pictures are missing.
+
+    Raises:
+        TetherError: the set is not whole and that is not allowed.
+    """
+    if found == expected:
+        return ""
+    if not allow_partial or not found:
+        raise TetherError(
+            f"{name} has {expected:,} pictures, but {found:,} are in {root}. Numbers on a part are not "
+            "comparable; complete the set, or set allow_partial=True, and every report will say so."
+        )
+    return f"; PARTIAL: {found:,} of {expected:,} pictures"
 
 
 def _examples(root: str, label_of: Mapping[str, int], role: str) -> tuple[Example, ...]:

@@ -27,7 +27,7 @@ PICTURE_SUFFIXES = frozenset(
 Image.init()
 _FORMATS = sorted(set(Image.OPEN) & {"JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"})
 
-# What files and archives raise. RuntimeError: an encrypted member; NotImplementedError: an unknown compression.
+# RuntimeError is what an encrypted member raises, NotImplementedError an unknown compression.
 _UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
 
 
@@ -87,6 +87,20 @@ def read_bytes(ref: ImageRef) -> bytes:
             return file.read()
     except _UNREADABLE as error:
         raise TetherError(f"{getattr(error, 'strerror', None) or error}.") from error
+
+
+def archive_members(path: str) -> frozenset[str]:
+    """Names of all files in a zip archive.
+
+    Raises:
+        TetherError: there is no such archive, or it is damaged.
+    """
+    try:
+        return frozenset(_open_archive(path, os.getpid()).namelist())
+    except _UNREADABLE as error:
+        raise TetherError(
+            f"Cannot read the archive {path}: {getattr(error, 'strerror', None) or error}."
+        ) from error
 
 
 def _read_member(ref: ImageRef) -> bytes:

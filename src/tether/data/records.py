@@ -170,9 +170,8 @@ class Benchmark:
         notes: what a reader of the numbers must know about how the splits were made.
 
     Raises:
-        TetherError: no test split; a class without a training picture; a class name that is empty or used
-            twice; a label without a name; an identity or a picture that is on two sides of the train,
-            validation and test borders.
+        TetherError: no test split; a class without a training picture; a class without a name; a label
+            without a class; an identity or a picture on two sides of the train, validation and test borders.
     """
 
     name: str
@@ -206,11 +205,6 @@ class Benchmark:
     def _check_class_names(self):
         if blank := [label for label, name in enumerate(self.class_names) if not name.strip()]:
             raise TetherError(f"Benchmark {self.name!r} has classes without a name: {_some(blank)}.")
-        if twice := [name for name, count in Counter(self.class_names).items() if count > 1]:
-            raise TetherError(
-                f"Benchmark {self.name!r} uses one name for several classes: {_some(twice)}. A prompt cannot "
-                "tell them apart; give each its own name."
-            )
 
     def _check_training(self):
         trained = set(
@@ -238,6 +232,20 @@ class Benchmark:
                         f"{_some(sorted(map(str, shared)))}. Numbers from such a test would be worth "
                         "nothing; put each identity on one side."
                     )
+
+
+def distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The class names, unchanged, if no two classes share one.
+
+    Raises:
+        TetherError: a name is used twice.
+    """
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise TetherError(
+            f"Several classes have the same name: {_some(twice)}. A prompt cannot tell them apart; give each "
+            "its own."
+        )
+    return names
 
 
 def _some(items: Sequence, count: int = 10) -> str:

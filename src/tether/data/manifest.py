@@ -1,0 +1,261 @@
+"""A CSV, TSV or Parquet table of pictures: one row each, with path, label and what else is known."""
+
+import difflib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tether.data.folder import read_class_names
+from tether.data.prompts import templates
+from tether.data.reading import archive_members
+from tether.data.records import Benchmark, Example, ImageRef, Split, distinct
+from tether.data.splitting import split_by_identity
+from tether.data.tables import read_table
+from tether.errors import TetherError, near_misses
+
+COLUMNS = ("path", "label", "caption", "domain", "split", "identity")
+_SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestConfig:
+    """A table with the columns `path` and `label`, and, where they are known, `caption`, `domain`, `split`,
+    `identity`.
+
+    `label` is the class's name (or a key into `class_names`). `caption` is a text, in Parquet also a list of
+    texts; in CSV several are divided by `caption_separator`. `split` is train, validation or test. Pictures
+    of one `identity` never lie on both sides of a train-test border.
+
+    Without a `split` column the table is cut by identity, class by class: the in-distribution domain into
+    train, validation and test; of the other domains all identities that are not trained on become shifted
+    tests.
+
+    Args:
+        path: a `.csv`, `.tsv` or `.parquet` file.
+        root: the folder or `.zip` archive that the paths are relative to; by default the table's folder.
+        in_distribution: the domain to train on; needed where the table has several and does not tell by
+            `split`.
+        columns: our column name → the table's, where it differs, as in {"path": "filename"}.
+        class_names: a file of names for the labels, as for `FolderConfig`; its order is the order of classes.
+        validation_share, test_share: shares of each class's identities, where there is no `split` column.
+
+    Raises:
+        TetherError: a table of another kind, or a column that is none of ours.
+    """
+
+    path: str
+    root: str | None = None
+    in_distribution: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    class_names: str | None = None
+    caption_separator: str = "|"
+    templates: str | Sequence[str] = "photo"
+    validation_share: float = 0.1
+    test_share: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self):
+        templates(self.templates)
+        if Path(self.path).suffix.lower() not in (".csv", ".tsv", ".parquet"):
+            raise TetherError(f"{self.path} is no .csv, .tsv or .parquet file.")
+        for ours in self.columns:
+            if ours not in COLUMNS:
+                raise TetherError(f"There is no column {ours!r} to rename{near_misses(ours, COLUMNS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    example: Example
+    domain: str
+    split: str
+
+
+def load(config: ManifestConfig) -> Benchmark:
+    """Read the table and look whether every picture is there; pictures are read when they are used.
+
+    Raises:
+        TetherError: wrong columns, incomplete rows, pictures that are missing or outside the root, labels
+            without a name, or splits that overlap by identity.
+    """
+    class_names, rows = _read(config)
+    has_split = any(row.split for row in rows)
+    home = _in_distribution(config, rows, has_split)
+    home_rows = [row for row in rows if row.domain == home]
+    notes: tuple[str, ...] = ()
+    if has_split:
+        if foreign := {row.domain for row in rows if row.split in ("train", "validation")} - {home}:
+            raise TetherError(
+                f"{config.path} has training or validation rows of the domain {min(foreign)!r}, but {home!r} "
+                "is the in-distribution one. Choosing anything by a shifted domain would spoil it as a "
+                "test."
+            )
+        parts = {
+            name: tuple(row.example for row in rows if row.split == name) for name in ("train", "validation")
+        }
+        tested = [row for row in rows if row.split == "test"]
+    else:
+        shares = (config.test_share, config.validation_share)
+        test, validation, train = split_by_identity(
+            [row.example for row in home_rows], shares, seed=config.seed
+        )
+        parts = {"train": train, "validation": validation}
+        used = {example.identity for example in (*train, *validation)}
+        chosen = {example.image for example in test}
+        tested = [
+            row
+            for row in rows
+            if (row.example.image in chosen if row.domain == home else row.example.identity not in used)
+        ]
+        left_out = sum(row.domain != home for row in rows) - sum(row.domain != home for row in tested)
+        if left_out:
+            notes = (f"{left_out} pictures of other domains are left out: their identities are trained on.",)
+
+    by_domain: dict[str, list[Example]] = defaultdict(list)
+    for row in tested:
+        by_domain[row.domain].append(row.example)
+    tests = {
+        domain: Split(f"test {domain}", domain, tuple(by_domain[domain])) for domain in sorted(by_domain)
+    }
+    return Benchmark(
+        name=Path(config.path).stem,
+        class_names=distinct(class_names),
+        templates=templates(config.templates),
+        train=Split("train", home, parts["train"]),
+        validation=Split("validation", home, parts["validation"]),
+        tests=tests,
+        in_distribution=home,
+        notes=notes,
+    )
+
+
+def _read(config: ManifestConfig) -> tuple[tuple[str, ...], list[_Row]]:
+    path = Path(config.path)
+    found, records = read_table(path)
+    column = _resolve_columns(config, found)
+    root = os.path.abspath(config.root or path.parent)
+
+    cells = []
+    for line, record in records:
+        values = {ours: record[position] for ours, position in column.items()}
+        name, label = (
+            str(values[ours] if values[ours] is not None else "").strip() for ours in ("path", "label")
+        )
+        if not name or not label:
+            raise TetherError(f"{path}, row {line}: the {'label' if name else 'path'} is empty.")
+        cells.append((line, name, label, values))
+    if not cells:
+        raise TetherError(f"{path} has no rows.")
+
+    names = read_class_names(Path(config.class_names)) if config.class_names else None
+    keys = list(names) if names else sorted({label for _, _, label, _ in cells})
+    if names is None and all(key.lstrip("-").isdigit() for key in keys):
+        raise TetherError(
+            f"The labels of {path} are numbers, which say nothing in a prompt; give `class_names`, a file of "
+            "lines 'number<TAB>name'."
+        )
+    label_of = {key: label for label, key in enumerate(keys)}
+    rows = []
+    for line, name, label, values in cells:
+        if label not in label_of:
+            raise TetherError(
+                f"{path}, row {line}: the label {label!r} has no name{near_misses(label, tuple(keys))}"
+            )
+        split = str(values.get("split") or "").strip().lower()
+        if "split" in column and split not in _SPLITS:
+            raise TetherError(
+                f"{path}, row {line}: the split is "
+                f"{split!r}{near_misses(split, ('train', 'validation', 'test'))}"
+            )
+        example = Example(
+            image=_image(root, name, f"{path}, row {line}"),
+            label=label_of[label],
+            captions=_captions(values.get("caption"), config.caption_separator),
+            identity=str(values.get("identity") or "").strip(),
+        )
+        rows.append(
+            _Row(
+                example, str(values.get("domain") or "").strip() or "in-distribution", _SPLITS.get(split, "")
+            )
+        )
+    _check_there(root, [row.example.image for row in rows])
+    class_names = (
+        tuple(names.values()) if names else tuple(" ".join(key.replace("_", " ").split()) for key in keys)
+    )
+    return class_names, rows
+
+
+def _resolve_columns(config: ManifestConfig, found: Sequence[str]) -> dict[str, int]:
+    """Position of each of our columns that the table has."""
+    if twice := [name for name, count in Counter(found).items() if count > 1]:
+        raise TetherError(f"{config.path} has two columns called {twice[0]!r}.")
+    wanted = {ours: config.columns.get(ours, ours) for ours in COLUMNS}
+    if "caption" not in config.columns and "caption" not in found and "captions" in found:
+        wanted["caption"] = "captions"
+    needed = {"path", "label", *config.columns}
+    for ours, theirs in wanted.items():
+        if theirs not in found and ours in needed:
+            raise TetherError(
+                f"{config.path} has no column {theirs!r}{near_misses(theirs, tuple(found))} It has "
+                f"{', '.join(map(repr, found)) or 'none'}; rename with columns={{{ours!r}: ...}}."
+            )
+    absent = [theirs for theirs in wanted.values() if theirs not in found]
+    for extra in set(found) - set(wanted.values()):
+        if close := difflib.get_close_matches(extra.lower(), absent, n=1, cutoff=0.8):
+            raise TetherError(
+                f"{config.path} has a column {extra!r}, which looks like a misspelt {close[0]!r}. Rename it, "
+                f"here or with columns={{{close[0]!r}: {extra!r}}}."
+            )
+    return {ours: list(found).index(theirs) for ours, theirs in wanted.items() if theirs in found}
+
+
+def _image(root: str, name: str, place: str) -> ImageRef:
+    inside = os.path.relpath(name, root) if os.path.isabs(name) else name
+    try:
+        return ImageRef(root, os.path.normpath(inside).replace(os.sep, "/"))
+    except TetherError as error:
+        raise TetherError(
+            f"{place}: {name!r} lies outside {root}; set `root` to a folder that holds all pictures."
+        ) from error
+
+
+def _captions(value, separator: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    texts = value.split(separator) if isinstance(value, str) else value
+    return tuple(text.strip() for text in texts if text and text.strip())
+
+
+def _check_there(root: str, images: Sequence[ImageRef]):
+    if images[0].in_archive:
+        members = archive_members(root)
+        missing = [image.name for image in images if image.name not in members]
+    else:
+        missing = [image.name for image in images if not os.path.isfile(os.path.join(root, image.name))]
+    if missing:
+        listing = "".join(f"\n  {name}" for name in missing[:10])
+        raise TetherError(f"{len(missing)} of {len(images)} pictures are not in {root}:{listing}")
+
+
+def _in_distribution(config: ManifestConfig, rows: Sequence[_Row], has_split: bool) -> str:
+    domains = sorted({row.domain for row in rows})
+    trained = sorted({row.domain for row in rows if row.split == "train"}) if has_split else domains
+    if config.in_distribution is None:
+        if len(trained) == 1:
+            return trained[0]
+        raise TetherError(
+            f"Which domain is trained on? Set in_distribution to one of {', '.join(map(repr, domains))}."
+        )
+    if config.in_distribution not in domains:
+        raise TetherError(
+            f"{config.path} has no domain "
+            f"{config.in_distribution!r}{near_misses(config.in_distribution, domains)}"
+        )
+    return config.in_distribution
