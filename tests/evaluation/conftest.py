@@ -1,7 +1,5 @@
 """A tiny two-tower model and tiny splits of real picture files, for every test of the evaluation."""
 
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -71,28 +69,3 @@ def make_split(tmp_path):
         return Split(name=name, domain=rest.pop("domain", name), examples=tuple(examples), **rest)
 
     return make
-
-
-class _WeightPath:
-    def __init__(self, module, delta):
-        self.parameters = dict(module.named_parameters())
-        self.delta = delta
-        self.base = {name: self.parameters[name].detach().clone() for name in delta}
-
-    def set(self, alpha):
-        for name, change in self.delta.items():
-            tower = "image" if name.startswith("visual") else "text"
-            weight = alpha[tower] if isinstance(alpha, dict) else alpha
-            self.parameters[name].data.copy_(self.base[name] + weight * change)
-
-    def restore(self):
-        for name, value in self.base.items():
-            self.parameters[name].data.copy_(value)
-
-
-try:
-    import tether.ensembles.weight_space  # noqa: F401
-except ModuleNotFoundError:
-    stub = types.ModuleType("tether.ensembles.weight_space")
-    stub.WeightPath = _WeightPath
-    sys.modules[stub.__name__] = stub

@@ -1,6 +1,6 @@
 """A made-up comparison for tests of tables and reports. Its numbers are drawn by chance and mean nothing.
 
-    python tests/evaluation/demo.py report.html
+python tests/evaluation/demo.py report.html
 """
 
 import math
@@ -19,7 +19,16 @@ from tether.evaluation.results import BaselinePoint, PathPoint, Results
 from tether.evaluation.scores import SplitScores, Sweep
 from tether.evaluation.summary import changed_answers, describe_domains, differences, summarise
 
-CLASSES = ("face smiling", "animal mammal", "food & drink", "sky & weather", "vehicle", "tool", "plant", "sport")
+CLASSES = (
+    "face smiling",
+    "animal mammal",
+    "food & drink",
+    "sky & weather",
+    "vehicle",
+    "tool",
+    "plant",
+    "sport",
+)
 SHIFTED = ("noto", "fluent", "high-contrast", "monotone", "fxemoji")
 ALPHAS = tuple(i / 10 for i in range(11))
 
@@ -42,7 +51,8 @@ COSTS = {
 
 def split(name: str, n: int, **rest) -> Split:
     examples = tuple(
-        Example(ImageRef("demo", f"{rest.get('domain', name)}/{i}.png"), i % 8, identity=f"thing {i}") for i in range(n)
+        Example(ImageRef("demo", f"{rest.get('domain', name)}/{i}.png"), i % 8, identity=f"thing {i}")
+        for i in range(n)
     )
     return Split(name=name, examples=examples, **{"domain": name, **rest})
 
@@ -79,8 +89,13 @@ def demo_runs(seeds: int = 3, n: int = 459) -> dict[str, dict[int, dict[str, Spl
 def demo_sweep(n: int = 230, grid: bool = False) -> Sweep:
     """Validation falls off beyond alpha 0.7, simulated shifts beyond 0.4."""
     validation = split("validation", n)
-    shifts = {name: replace(validation, alteration=f"simulated:{name}:0") for name in ("greyscale", "hue", "posterise")}
-    alphas = ALPHAS if not grid else tuple({"image": i / 4, "text": t / 4} for i in range(5) for t in range(5))
+    shifts = {
+        name: replace(validation, alteration=f"simulated:{name}:0")
+        for name in ("greyscale", "hue", "posterise")
+    }
+    alphas = (
+        ALPHAS if not grid else tuple({"image": i / 4, "text": t / 4} for i in range(5) for t in range(5))
+    )
     found = []
     for alpha in alphas:
         middle = alpha if not grid else (alpha["image"] + alpha["text"]) / 2
@@ -114,7 +129,9 @@ def demo_results(seeds: int = 3, n: int = 459, grid: bool = False) -> Results:
             path=path if name == "R-Adapter" else (),
             **dict(
                 zip(
-                    ("trained_parameters", "file_bytes", "seconds", "peak_memory_bytes"), COSTS[name], strict=True
+                    ("trained_parameters", "file_bytes", "seconds", "peak_memory_bytes"),
+                    COSTS[name],
+                    strict=True,
                 )
             ),
         )
@@ -133,9 +150,7 @@ def demo_results(seeds: int = 3, n: int = 459, grid: bool = False) -> Results:
             changed_answers(name, first["zero-shot"][name], first["R-Adapter"][name], CLASSES, limit=6)
             for name in ("twemoji", *SHIFTED)
         ),
-        differences=differences(
-            runs, "full fine-tuning", ["twemoji"], list(SHIFTED)
-        ),
+        differences=differences(runs, "full fine-tuning", ["twemoji"], list(SHIFTED)),
         baseline=tuple(
             BaselinePoint(
                 name=f"ordinary {i}",

@@ -6,11 +6,10 @@ import torch
 from tether.data.dataset import ImageDataset
 from tether.data.transforms import test_transform as plain_transform
 from tether.errors import TetherError
-from tether.evaluation.classification import (
+from tether.evaluation.classification import alpha_sweep, evaluate
+from tether.evaluation.classifier import (
     Classifier,
-    alpha_sweep,
     class_embeddings,
-    evaluate,
     zero_shot_classifier,
 )
 

@@ -1,20 +1,32 @@
 """How good a model is on the data it was tuned for and on data that look different, and how sure that is."""
 
-from tether.evaluation.classification import (
-    Classifier,
-    alpha_sweep,
-    class_embeddings,
-    evaluate,
-    zero_shot_classifier,
-)
+from tether.evaluation.alpha import AlphaChoice, choose_alpha
+from tether.evaluation.classification import alpha_sweep, evaluate
+from tether.evaluation.classifier import Classifier, class_embeddings, zero_shot_classifier
+from tether.evaluation.report import write_report
+from tether.evaluation.results import Results, results_schema
 from tether.evaluation.scores import SplitScores, Sweep
+from tether.evaluation.summary import changed_answers, describe_domains, differences, summarise
+from tether.evaluation.tables import to_csv, to_markdown, to_terminal
 
 __all__ = [
+    "AlphaChoice",
     "Classifier",
+    "Results",
     "SplitScores",
     "Sweep",
     "alpha_sweep",
+    "changed_answers",
+    "choose_alpha",
     "class_embeddings",
+    "describe_domains",
+    "differences",
     "evaluate",
+    "results_schema",
+    "summarise",
+    "to_csv",
+    "to_markdown",
+    "to_terminal",
+    "write_report",
     "zero_shot_classifier",
 ]

@@ -1,45 +1,12 @@
-"""The pieces of the report: tables, captions, tiles. Each function gives HTML with every outside text
-escaped.
-"""
+"""The pieces of the report: tiles, tables, pictures, as HTML with every text from outside escaped."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 
-from tether.evaluation.alpha import AlphaChoice
-from tether.evaluation.effective_robustness import effective_robustness, inside
-from tether.evaluation.figures import PALETTE, baseline_line, styles
+from tether.evaluation._report_text import count, definitions, percent, points
 from tether.evaluation.results import ChangedPicture, Changes, Domain, Method, Results
 from tether.evaluation.significance import Estimate, standard_deviation
 from tether.evaluation.tables import bytes_text, count_text, explain_cells, seconds_text
-
-_SHAPES = {
-    "o": '<circle cx="11" cy="7" r="4.5"/>',
-    "s": '<rect x="7" y="3" width="8" height="8"/>',
-    "^": '<path d="M11 2 L16 11.5 L6 11.5 Z"/>',
-    "D": '<path d="M11 1.5 L16.5 7 L11 12.5 L5.5 7 Z"/>',
-    "v": '<path d="M11 12 L16 2.5 L6 2.5 Z"/>',
-    "P": '<path d="M9 2h4v3h3v4h-3v3h-4v-3h-3v-4h3z"/>',
-    "line": "",
-    "dash": "",
-}
-
-
-def percent(value: float) -> str:
-    """A fraction in percent with one decimal."""
-    return f"{100 * value:.1f}"
-
-
-def points(value: float) -> str:
-    """A difference of fractions in percentage points, with its sign."""
-    return f"{100 * value:+.1f}".replace("-", "−")
-
-
-def key_methods(results: Results, most: int = 4) -> list[str]:
-    """The methods that a crowded figure shows: zero-shot, the highlighted one, then the others in order."""
-    names = [method.name for method in results.methods]
-    first = [name for name in (results.zero_shot, results.highlighted) if name]
-    chosen = list(dict.fromkeys(first + names))[:most]
-    return [name for name in names if name in chosen]
 
 
 def summary(results: Results) -> str:
@@ -51,7 +18,7 @@ def summary(results: Results) -> str:
     pictures = f"{sum(domain.n for domain in results.domains):,} test pictures"
     shifts = f" and {len(shifted)} that look different" if shifted else ""
     text += (
-        f"<p>{_count(len(results.methods), 'method')} compared on {_count(len(inner), 'test set')} that "
+        f"<p>{count(len(results.methods), 'method')} compared on {count(len(inner), 'test set')} that "
         f"{'looks' if len(inner) == 1 else 'look'} like the training pictures{shifts}, {pictures} in all.</p>"
     )
     method = results.method(results.highlighted)
@@ -122,82 +89,6 @@ def main_table(results: Results) -> str:
     )
 
 
-def robustness_caption(results: Results) -> str:
-    """What the scatter plot shows, and each method's effective robustness where there is a baseline."""
-    text = (
-        "Each point is a method: further right is better on pictures like those it was tuned on, further up "
-        "is better "
-        "on pictures that look different. The bars are 95 % intervals. On the dotted line both are equal. A "
-        "line from "
-        "the zero-shot model to a method shows what tuning changed; where it is dotted with points, these "
-        "are the "
-        "models between (alpha). The axes are logit-scaled, because on them ordinary models lie near a "
-        "straight line."
-    )
-    line = baseline_line(results)
-    if line is None:
-        return text
-    own = []
-    for method in results.methods:
-        inner = results.of_kind("in-distribution")
-        if method.shifted_mean and inner and inner[0].name in method.measures:
-            x = inside(method.measures[inner[0].name].mean, inner[0].n)
-            value, ends = effective_robustness(line, x, method.shifted_mean.value)
-            own.append(f"{escape(method.name)} {points(value)} ({points(ends.low)} to {points(ends.high)})")
-    return (
-        f"{text} The grey band is the line through {line.points} ordinary models (crosses) with its 95 % "
-        f"interval; "
-        f"height above it, in points, is <em>effective robustness</em> (Taori et al. 2020): {'; '.join(own)}."
-    )
-
-
-def alpha_caption(choice: AlphaChoice, method: Method | None) -> str:
-    """What the curve shows and what was not used."""
-    text = (
-        f"Alpha weighs what was learned against the zero-shot model. It was chosen on {choice.pictures:,} "
-        f"validation "
-        "pictures and altered copies of them, never on a test set."
-    )
-    if any(isinstance(point.alpha, Mapping) for point in choice.curve):
-        return f"{text} Each cell is one pair of alphas; the framed one was chosen."
-    text += " The vertical line is the choice"
-    if not all(point.allowed for point in choice.curve):
-        text += "; in the shaded range validation accuracy is as good as the best, within the stated bound"
-    text += "."
-    if method and method.path:
-        text += " The dashed lines are the test sets, drawn afterwards to see how good the choice was."
-    return text
-
-
-def domains_caption(results: Results) -> str:
-    """What the bars show, and which methods were left out of them."""
-    left_out = len(results.methods) - len(key_methods(results))
-    more = f" {_count(left_out, 'further method')} are in the table only." if left_out > 0 else ""
-    return f"Share of right answers on each test set, with 95 % intervals over pictures.{more}"
-
-
-def legend(results: Results, only: Sequence[str] | None = None) -> str:
-    """Colour, shape and name of every method in a figure."""
-    looks = styles(results)
-    names = [method.name for method in results.methods if only is None or method.name in only]
-    return _legend((looks[name][0], "s" if only is not None else looks[name][1], name) for name in names)
-
-
-def alpha_legend(choice: AlphaChoice, method: Method | None) -> str:
-    """Names of the lines along alpha."""
-    if any(isinstance(point.alpha, Mapping) for point in choice.curve):
-        return ""
-    entries = [(PALETTE[0], "o", "validation")]
-    if choice.curve[0].simulated_mean is not None:
-        entries.append((PALETTE[1], "s", f"mean of {len(choice.curve[0].simulated)} simulated shifts of it"))
-    if method and method.path:
-        entries += [
-            (PALETTE[0], "dash", "in-distribution test"),
-            (PALETTE[3], "dash", "mean of shifted tests"),
-        ]
-    return _legend(entries)
-
-
 def differences_table(results: Results) -> str:
     """Paired differences to the reference, with intervals and corrected p-values."""
     if not results.differences:
@@ -229,24 +120,15 @@ def differences_table(results: Results) -> str:
     )
 
 
-def changes_text(results: Results) -> str:
-    """Whose answers are compared with whose."""
-    after, before = (
-        escape(results.highlighted or "the method"),
-        escape(results.zero_shot or "the zero-shot model"),
-    )
-    return (
-        f"<p>Answers of {after}, compared with {before}. The pictures shown are those answered with most "
-        "confidence, of varied classes.</p>"
-    )
-
-
 def changes_head(changes: Changes) -> str:
     """Name of a domain, how many answers changed, and a bar of both directions."""
     total = changes.wrong_to_right + changes.right_to_wrong
     net = (changes.wrong_to_right - changes.right_to_wrong) / changes.n
     up = 100 * changes.wrong_to_right / total if total else 0
-    bar = f'<div class="flow"><i class="up" style="width:{up:.1f}%"></i><i class="down" style="width:{100 - up:.1f}%"></i></div>'
+    bar = (
+        f'<div class="flow"><i class="up" style="width:{up:.1f}%"></i>'
+        f'<i class="down" style="width:{100 - up:.1f}%"></i></div>'
+    )
     return (
         f"<h3>{escape(changes.domain)}</h3>{bar if total else ''}"
         f'<p>Of {changes.n:,} pictures <span class="good">{changes.wrong_to_right} turned right</span> and '
@@ -283,7 +165,10 @@ def how_made(results: Results) -> str:
         head = "".join(
             f"<th>{title}</th>" for title in ("test set", "kind", "pictures", "classes", "scored", "SHA-256")
         )
-        table = f'<div class="scroll"><table class="words"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        table = (
+            f'<div class="scroll"><table class="words"><thead><tr>{head}</tr></thead>'
+            f"<tbody>{rows}</tbody></table></div>"
+        )
         many = len(results.domains) > 12
         text += (
             f"<details><summary>{len(results.domains)} test sets</summary>{table}</details>"
@@ -291,11 +176,11 @@ def how_made(results: Results) -> str:
             else table
         )
     if results.settings:
-        text += f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in results.settings.items())}</dl>"
+        text += definitions(results.settings)
     if results.templates:
         items = "".join(f"<li><code>{escape(template)}</code></li>" for template in results.templates)
         text += (
-            f"<details><summary>{_count(len(results.templates), 'prompt template')}</summary><p>The "
+            f"<details><summary>{count(len(results.templates), 'prompt template')}</summary><p>The "
             f"classifier is the "
             f"mean text feature of these sentences with the class name put in.</p><ul>{items}</ul></details>"
         )
@@ -303,20 +188,6 @@ def how_made(results: Results) -> str:
         words = ", ".join(f"{escape(name)} {escape(number)}" for name, number in results.versions.items())
         text += f'<p class="note">Versions: {words}.</p>'
     return text
-
-
-def terms(results: Results) -> str:
-    """What the words on this page mean."""
-    entries = {
-        "zero-shot": "The model as it was pre-trained; it answers by comparing the picture with class names in words.",
-        "in-distribution": "Test pictures that look like the training pictures. None of them was trained on.",
-        "shifted": "Test pictures of the same classes that look different: drawn by others, other media, other places.",
-        "alpha": "Weights = zero-shot + alpha · (fine-tuned − zero-shot). 0 is the zero-shot model, 1 the fine-tuned one.",
-        "simulated shift": "A validation picture, altered (greyscale, blur, …), as a stand-in for shifts nobody has seen.",
-        "95 % interval": "A range that contains the true value for 95 % of test sets of this size and kind.",
-        "top-1 accuracy": "Share of pictures whose first answer is right.",
-    }
-    return f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in entries.items())}</dl>"
 
 
 def _finding(results: Results, method: Method) -> str:
@@ -358,7 +229,8 @@ def _mean_cell(results: Results, method: Method, mean: Estimate | None) -> tuple
     if mean is None:
         return None
     spread = _spread(results.mean_over(method, "shifted"))
-    return mean.value, f"{percent(mean.value)}{spread}<small>{percent(mean.low)}–{percent(mean.high)}</small>"
+    ends = f"{percent(mean.low)}–{percent(mean.high)}"
+    return mean.value, f"{percent(mean.value)}{spread}<small>{ends}</small>"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -378,26 +250,12 @@ def _costs(method: Method) -> str:
 
 def _domain_row(domain: Domain) -> str:
     return (
-        f"<tr><td>{escape(domain.name)}</td><td>{domain.kind}</td><td>{domain.n:,}</td><td>{domain.classes:,}</td>"
+        f"<tr><td>{escape(domain.name)}</td><td>{domain.kind}</td><td>{domain.n:,}</td>"
+        f"<td>{domain.classes:,}</td>"
         f'<td>{escape(domain.convention)}</td><td title="{escape(domain.digest)}"><code>'
         f"{escape(domain.digest[:12])}</code></td></tr>"
     )
 
 
-def _legend(entries: Iterable[tuple[str, str, str]]) -> str:
-    items = []
-    for colour, shape, name in entries:
-        dash = ' stroke-dasharray="4 3"' if shape == "dash" else ""
-        mark = _SHAPES[shape] or f'<path d="M1 7 H21" stroke-width="2" fill="none" stroke="{colour}"{dash}/>'
-        items.append(
-            f'<li><svg viewBox="0 0 22 14" fill="{colour}" aria-hidden="true">{mark}</svg>{escape(name)}</li>'
-        )
-    return f'<ul class="legend">{"".join(items)}</ul>'
-
-
 def _p_text(value: float) -> str:
     return "&lt; 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

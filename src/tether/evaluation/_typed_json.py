@@ -55,9 +55,10 @@ def decode(kind: Any, value: Any, where: str = "results") -> Any:
         return {key: decode(get_args(kind)[1], item, f"{where}[{key!r}]") for key, item in value.items()}
     if origin is Literal and value in get_args(kind):
         return value
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    if kind in _PLAIN and type(value) is kind:
+    if kind is float:
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+    elif kind in _PLAIN and type(value) is kind:
         return value
     raise _unexpected(where, _text(kind), value)
 

@@ -28,7 +28,6 @@ Ties go to the alpha nearer to the zero-shot model.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 
@@ -36,7 +35,7 @@ from tether._alpha import Alpha, alpha_of
 from tether.errors import TetherError, near_misses
 from tether.evaluation.scores import SplitScores, Sweep, alpha_text
 
-Rule = Literal["bounded loss", "in distribution", "mean"]
+RULES = ("bounded loss", "in distribution", "mean")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def choose_alpha(
     in_distribution: str,
     simulated: Sequence[str] = (),
     *,
-    rule: Rule = "bounded loss",
+    rule: str = "bounded loss",
     tolerance: float = 0.005,
 ) -> AlphaChoice:
     """The alpha that `rule` prefers; see the top of this module.
@@ -89,8 +88,8 @@ def choose_alpha(
         TetherError: a split that was not swept; "simulated" pictures that are not the validation pictures; a
             rule that does not exist or needs simulated shifts when there are none.
     """
-    if rule not in get_args(Rule):
-        raise TetherError(f"There is no rule {rule!r} to choose alpha by{near_misses(rule, get_args(Rule))}")
+    if rule not in RULES:
+        raise TetherError(f"There is no rule {rule!r} to choose alpha by{near_misses(rule, RULES)}")
     if not simulated and rule != "in distribution":
         raise TetherError(
             f"The rule {rule!r} needs simulated shifts of the validation pictures; there are none. Give "
@@ -135,8 +134,12 @@ def _check_pictures(
         if scores[name].split.images != pictures:
             raise TetherError(
                 f"Split {name!r} is not made of the pictures of {in_distribution!r}. Alpha may only be "
-                f"chosen by "
-                f"validation pictures and simulated shifts of the same pictures, never by other test data."
+                f"chosen by validation pictures and simulated shifts of them, never by other test data."
+            )
+        if scores[name].split.alteration.startswith("corruption:"):
+            raise TetherError(
+                f"Split {name!r} is a corruption ({scores[name].split.alteration}), and corruptions are a "
+                f"test. Choose alpha by simulated shifts (tether.data.simulated_shifts)."
             )
 
 
@@ -159,7 +162,7 @@ def _reason(
     chosen: AlphaPoint,
     best: AlphaPoint,
     curve: Sequence[AlphaPoint],
-    rule: Rule,
+    rule: str,
     pictures: int,
     tolerance: float,
 ) -> str:

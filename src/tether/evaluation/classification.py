@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -12,76 +12,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from tether import _distributed
-from tether._alpha import Alpha, alpha_of
+from tether._alpha import TOWERS, Alpha, alpha_of, tower_of
 from tether.data.dataset import ImageDataset
-from tether.data.prompts import fill
 from tether.data.records import Split
 from tether.data.transforms import test_transform
+from tether.ensembles.weight_space import WeightPath
 from tether.errors import TetherError
+from tether.evaluation.classifier import Classifier, Progress, evaluating
 from tether.evaluation.metrics import label_rank, once_by_index
 from tether.evaluation.scores import SplitScores, Sweep, alpha_text
 from tether.models.model import Model
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many pictures or prompts are done, and how many there are."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Classifier:
-    """Logits = scale · features · weightᵀ + bias, for features of length 1."""
-
-    weight: Float[Tensor, "classes dim"]
-    bias: Float[Tensor, " classes"] | None = None
-    scale: float = 1.0
-
-    def __call__(self, features: Float[Tensor, "b dim"]) -> Float[Tensor, "b classes"]:
-        logits = self.scale * (features.float() @ self.weight.to(features.device).float().T)
-        return logits if self.bias is None else logits + self.bias.to(features.device).float()
-
-
-def class_embeddings(
-    model: Model,
-    class_names: Sequence[str],
-    templates: Sequence[str],
-    *,
-    batch_size: int = 256,
-    progress: Progress | None = None,
-) -> Float[Tensor, "classes dim"]:
-    """For each class the mean of the text features of its prompts, scaled to length 1 again.
-
-    Radford et al. 2021, section 3.1.4. Each distinct prompt is encoded once, short ones together.
-
-    Raises:
-        TetherError: no class, or a template without exactly one `{}`.
-    """
-    if not class_names:
-        raise TetherError("There are no class names; a zero-shot classifier needs at least one.")
-    classes_of: dict[str, list[int]] = {}
-    for label, prompts in enumerate(fill(templates, class_names)):
-        for prompt in prompts:
-            classes_of.setdefault(prompt, []).append(label)
-    distinct = sorted(classes_of, key=len)
-    sums = None
-    with _evaluating(model):
-        for start in range(0, len(distinct), batch_size):
-            prompts = distinct[start : start + batch_size]
-            features = model.encode_text(model.tokenize(prompts))
-            if sums is None:
-                sums = torch.zeros(len(class_names), features.shape[1], device=features.device)
-            rows, labels = zip(
-                *((row, label) for row, prompt in enumerate(prompts) for label in classes_of[prompt]),
-                strict=True,
-            )
-            index = torch.tensor(labels, device=features.device)
-            sums.index_add_(0, index, features[torch.tensor(rows, device=features.device)])
-            if progress:
-                progress("prompts", start + len(prompts), len(distinct))
-    return torch.nn.functional.normalize(sums, dim=-1)
-
-
-def zero_shot_classifier(model: Model, class_names: Sequence[str], templates: Sequence[str]) -> Classifier:
-    """The classifier made of the model's own text features and logit scale; see `class_embeddings`."""
-    return Classifier(weight=class_embeddings(model, class_names, templates), scale=model.logit_scale)
 
 
 def evaluate(
@@ -107,7 +47,7 @@ def evaluate(
         TetherError: a split without pictures, a label beyond the classifier, or answers that are not numbers.
     """
     plan = [(lambda: None, [classifier])]
-    with _evaluating(model):
+    with evaluating(model):
         return _answer(model, splits, plan, batch_size, workers, open_split, progress)[0]
 
 
@@ -140,30 +80,24 @@ def alpha_sweep(
         TetherError: as `evaluate`; no alpha, one that is given twice or is not finite.
     """
     towers = _towers(alphas)
-    from tether.ensembles.weight_space import WeightPath
-
-    path = WeightPath(model.module, delta)
-    per_tower = any(isinstance(alpha, Mapping) for alpha in alphas)
-
-    def setting(alpha: float) -> Alpha:
-        return {"image": alpha, "text": alpha} if per_tower else alpha
-
-    try:
-        with _evaluating(model), _no_autocast_cache():
-            classifiers: dict[float, Classifier] = {}
-            for _, text in towers:
-                if text not in classifiers:
-                    path.set(setting(text))
-                    classifiers[text] = classifier(text)
-            images = list(dict.fromkeys(image for image, _ in towers))
-            members = [[i for i, (image, _) in enumerate(towers) if image == one] for one in images]
-            plan = [
-                (lambda one=one: path.set(setting(one)), [classifiers[towers[i][1]] for i in group])
-                for one, group in zip(images, members, strict=True)
-            ]
-            answers = _answer(model, splits, plan, batch_size, workers, open_split, progress)
-    finally:
-        path.restore()
+    parts = ({name: change for name, change in delta.items() if tower_of(name) == tower} for tower in TOWERS)
+    image_path, text_path = (WeightPath(model.module, part) for part in parts)
+    with image_path, text_path, evaluating(model), _no_autocast_cache():
+        classifiers: dict[float, Classifier] = {}
+        for _, text in towers:
+            if text not in classifiers:
+                image_path.set(
+                    text
+                )  # what belongs to neither tower, such as the logit scale, is counted there
+                text_path.set(text)
+                classifiers[text] = classifier(text)
+        images = list(dict.fromkeys(image for image, _ in towers))
+        members = [[i for i, (image, _) in enumerate(towers) if image == one] for one in images]
+        plan = [
+            (partial(image_path.set, one), [classifiers[towers[i][1]] for i in group])
+            for one, group in zip(images, members, strict=True)
+        ]
+        answers = _answer(model, splits, plan, batch_size, workers, open_split, progress)
     order = {member: place for place, member in enumerate(itertools.chain(*members))}
     return Sweep(tuple(alphas), tuple(answers[order[i]] for i in range(len(towers))))
 
@@ -264,19 +198,6 @@ def _towers(alphas: Iterable[Alpha]) -> list[tuple[float, float]]:
     if not pairs:
         raise TetherError("A sweep needs at least one alpha, for example 0, 0.1, …, 1.")
     return pairs
-
-
-@contextmanager
-def _evaluating(model: Model) -> Iterator[None]:
-    """No gradients, and every module in evaluation mode; each gets its own mode back."""
-    modes = [(module, module.training) for module in model.module.modules()]
-    model.module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

@@ -1,35 +1,19 @@
-"""The report's figures as SVG text, drawn by matplotlib without its global state.
+"""The figures of the report: accuracy here and elsewhere, along alpha, and per domain."""
 
-Text stays text (searchable, read aloud, in the page's font). What is drawn in `INK` takes the colour of the
-page's own text, so one figure suits light and dark pages.
-"""
-
-import io
 import itertools
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
-import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from tether._alpha import alpha_of
 from tether.errors import TetherError
+from tether.evaluation._svg import GREY, INK, MARKERS, PALETTE, drawing, logit_array, sigmoid_array, svg
 from tether.evaluation.alpha import AlphaChoice, AlphaPoint
 from tether.evaluation.effective_robustness import BaselineLine, fit_baseline, inside, logit, sigmoid
 from tether.evaluation.results import Method, Results
-
-INK = "#010203"
-GREY = "#8a8f98"
-# Eight hues that can be told apart on white and on near-black, also by most colour-blind readers.
-PALETTE = ("#3b7ddd", "#e07b39", "#2f9e6e", "#a86bd1", "#d9534f", "#22a3b5", "#b08d2e", "#d864a9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def styles(results: Results) -> dict[str, tuple[str, str]]:
@@ -44,11 +28,11 @@ def styles(results: Results) -> dict[str, tuple[str, str]]:
 
 
 def robustness_figure(results: Results) -> str | None:
-    """In-distribution accuracy against the mean over shifted domains; None without any method that has both."""
+    """In-distribution accuracy against the mean over shifted domains; None if no method has both."""
     placed = [place for method in results.methods if (place := _place(results, method))]
     if not placed:
         return None
-    with _drawing(5.4, 4.4) as (figure, axes):
+    with drawing(5.4, 4.4) as (figure, axes):
         points = [(x, y) for _, x, y, _, _ in placed]
         points += [_inside(p.in_distribution, p.shifted_mean) for p in results.baseline]
         points += [_inside(p.in_distribution, p.shifted_mean) for m in results.methods for p in m.path]
@@ -81,7 +65,7 @@ def robustness_figure(results: Results) -> str | None:
             )
         axes.set_xlabel("in-distribution accuracy (%)")
         axes.set_ylabel("mean accuracy on shifted domains (%)")
-        return _svg(figure, "robustness")
+        return svg(figure, "robustness")
 
 
 def draw_effective_robustness(
@@ -96,7 +80,7 @@ def draw_effective_robustness(
         (axes.xaxis, axes.set_xscale, x_limits),
         (axes.yaxis, axes.set_yscale, y_limits),
     ):
-        scale("function", functions=(_logit_array, _sigmoid_array))
+        scale("function", functions=(logit_array, sigmoid_array))
         axis.set_major_locator(FixedLocator(_ticks(*limits)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
@@ -140,7 +124,7 @@ def alpha_figure(choice: AlphaChoice, method: Method | None) -> str | None:
     curve = sorted(choice.curve, key=lambda point: point.alpha)
     if len(curve) < 2:
         return None
-    with _drawing(5.4, 4.0) as (figure, axes):
+    with drawing(5.4, 4.0) as (figure, axes):
         alphas = [point.alpha for point in curve]
         for first, second in itertools.pairwise(curve):
             if first.allowed and second.allowed and not all(point.allowed for point in curve):
@@ -160,7 +144,7 @@ def alpha_figure(choice: AlphaChoice, method: Method | None) -> str | None:
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes.set_xlabel("alpha  (0 = zero-shot, 1 = fine-tuned)")
         axes.set_ylabel("accuracy (%)")
-        return _svg(figure, "alpha")
+        return svg(figure, "alpha")
 
 
 def domains_figure(results: Results, shown: Sequence[str]) -> str | None:
@@ -170,7 +154,7 @@ def domains_figure(results: Results, shown: Sequence[str]) -> str | None:
     if not domains or not any(method.measures for method in methods):
         return None
     thickness = 0.8 / len(methods)
-    with _drawing(6.2, 0.7 + len(domains) * (0.16 + 0.17 * len(methods))) as (figure, axes):
+    with drawing(6.2, 0.7 + len(domains) * (0.16 + 0.17 * len(methods))) as (figure, axes):
         looks = styles(results)
         for row, method in enumerate(methods):
             places = [i for i, domain in enumerate(domains) if domain.name in method.measures]
@@ -194,7 +178,7 @@ def domains_figure(results: Results, shown: Sequence[str]) -> str | None:
         axes.tick_params(axis="y", length=0)
         axes.set_xlim(0, 100)
         axes.set_xlabel("accuracy (%)")
-        return _svg(figure, "domains")
+        return svg(figure, "domains")
 
 
 def _alpha_grid(choice: AlphaChoice) -> str:
@@ -204,7 +188,7 @@ def _alpha_grid(choice: AlphaChoice) -> str:
     shown = [("validation", lambda point: point.in_distribution)]
     if choice.curve[0].simulated_mean is not None:
         shown.append(("simulated shifts", lambda point: point.simulated_mean))
-    with _drawing(3.4 * len(shown), 3.6, columns=len(shown)) as (figure, axes):
+    with drawing(3.4 * len(shown), 3.6, columns=len(shown)) as (figure, axes):
         for panel, (title, value) in zip([axes] if len(shown) == 1 else axes, shown, strict=True):
             panel.grid(False)
             for point in choice.curve:
@@ -216,10 +200,17 @@ def _alpha_grid(choice: AlphaChoice) -> str:
             panel.set_title(f"{title} (%)")
             panel.set_xlabel("alpha of the image tower")
             panel.set_ylabel("alpha of the text tower")
-        return _svg(figure, "alpha")
+        return svg(figure, "alpha")
 
 
-def _grid_cell(panel: Axes, point: AlphaPoint, value, images: list, texts: list, choice: AlphaChoice) -> None:
+def _grid_cell(
+    panel: Axes,
+    point: AlphaPoint,
+    value: Callable[[AlphaPoint], float],
+    images: list,
+    texts: list,
+    choice: AlphaChoice,
+) -> None:
     values = [value(other) for other in choice.curve]
     share = (value(point) - min(values)) / (max(values) - min(values) or 1)
     x, y = images.index(alpha_of(point.alpha, "image")), texts.index(alpha_of(point.alpha, "text"))
@@ -272,54 +263,3 @@ def _ticks(low: float, high: float) -> list[float]:
 def _short(name: str, length: int = 26) -> str:
     printable = "".join(character if character.isprintable() else " " for character in name)
     return printable if len(printable) <= length else printable[: length - 1] + "…"
-
-
-def _logit_array(values: np.ndarray) -> np.ndarray:
-    clipped = values.clip(1e-6, 1 - 1e-6)
-    return np.log(clipped) - np.log1p(-clipped)
-
-
-def _sigmoid_array(values: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-values))
-
-
-@contextmanager
-def _drawing(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, Axes]]:
-    """A figure in the report's style; its size is in inches of 72 px."""
-    style = {
-        "svg.fonttype": "none",
-        "text.parse_math": False,  # a dollar sign in a name is a dollar sign
-        "font.size": 10,
-        "text.color": INK,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.facecolor": "none",
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": INK,
-        "grid.alpha": 0.12,
-        "grid.linewidth": 0.7,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "lines.linewidth": 1.8,
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, figure.subplots(1, columns)
-
-
-def _svg(figure: Figure, name: str) -> str:
-    out = io.StringIO()
-    with warnings.catch_warnings():
-        # Names may hold any script; the reader's browser has glyphs that matplotlib's font lacks.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        with matplotlib.rc_context({"svg.hashsalt": name}):
-            figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Several figures on one page must not share ids.
-    text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    return text.replace(INK, "currentColor")

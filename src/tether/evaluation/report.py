@@ -17,6 +17,7 @@ from PIL import Image
 
 from tether._files import write_atomically
 from tether.evaluation import _report_parts as parts
+from tether.evaluation import _report_text as words
 from tether.evaluation.figures import alpha_figure, domains_figure, robustness_figure
 from tether.evaluation.results import Changes, Results
 
@@ -50,7 +51,7 @@ def report_page(results: Results, pictures: Pictures | None = None) -> str:
         ("differences", "Which differences are more than chance", parts.differences_table(results)),
         ("changes", "Pictures whose answer changed", _changes(results, pictures)),
         ("made", "How these numbers were made", parts.how_made(results)),
-        ("terms", "Terms", parts.terms(results)),
+        ("terms", "Terms", words.terms(results)),
     ]
     sections = [section for section in sections if section[2]]
     links = "".join(f'<a href="#{anchor}">{escape(title)}</a> ' for anchor, title, _ in sections)
@@ -76,7 +77,7 @@ def _robustness(results: Results) -> str:
     figure = robustness_figure(results)
     if not figure:
         return ""
-    return _figure(figure, parts.robustness_caption(results), parts.legend(results), "Accuracy scatter plot")
+    return _figure(figure, words.robustness_caption(results), words.legend(results), "Accuracy scatter plot")
 
 
 def _alpha(results: Results) -> str:
@@ -89,19 +90,19 @@ def _alpha(results: Results) -> str:
         return text
     return text + _figure(
         figure,
-        parts.alpha_caption(results.alpha, method),
-        parts.alpha_legend(results.alpha, method),
+        words.alpha_caption(results.alpha, method),
+        words.alpha_legend(results.alpha, method),
         "Accuracy along alpha",
     )
 
 
 def _domains(results: Results) -> str:
-    shown = parts.key_methods(results)
+    shown = words.key_methods(results)
     figure = domains_figure(results, shown)
     if not figure:
         return ""
     return _figure(
-        figure, parts.domains_caption(results), parts.legend(results, shown), "Accuracy per domain", "wide"
+        figure, words.domains_caption(results), words.legend(results, shown), "Accuracy per domain", "wide"
     )
 
 
@@ -113,7 +114,7 @@ def _figure(svg: str, caption: str, legend: str, name: str, kind: str = "") -> s
 def _changes(results: Results, pictures: Pictures | None) -> str:
     if not results.changes:
         return ""
-    return parts.changes_text(results) + "".join(
+    return words.changes_text(results) + "".join(
         _domain_changes(change, pictures) for change in results.changes
     )
 

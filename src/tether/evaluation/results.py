@@ -95,7 +95,7 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class ChangedPicture:
-    """A picture that one method gets right and the other wrong; class names, and confidences of the answers."""
+    """A picture that one method gets right and another wrong: class names and confidences of the answers."""
 
     index: int
     identity: str

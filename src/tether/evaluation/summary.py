@@ -1,4 +1,4 @@
-"""From scores of pictures to results: rows of the table, paired differences, pictures whose answer changed."""
+"""From scores of pictures to results: rows of the table, paired differences, answers that changed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ MEAN_OF_SHIFTED = "mean of shifted domains"
 def describe_domains(
     scores: Mapping[str, SplitScores], in_distribution: str, corruptions: Sequence[str] = ()
 ) -> tuple[Domain, ...]:
-    """The test splits of a comparison; what is neither in-distribution nor a corruption is a natural shift."""
+    """The test splits of a comparison; whatever is neither in-distribution nor a corruption is a shift."""
     if in_distribution not in scores:
         raise TetherError(f"There are no scores of the in-distribution split {in_distribution!r}.")
 

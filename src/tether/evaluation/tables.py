@@ -12,7 +12,7 @@ from tether.evaluation.significance import standard_deviation
 
 
 def to_terminal(results: Results) -> Table:
-    """The main table for `rich`, in percent, with the standard deviation over seeds where there are several."""
+    """The main table for `rich`, in percent, with the standard deviation over seeds if there are several."""
     header, *rows = _cells(results)
     table = Table(title=Text(results.title), title_justify="left")
     for i, cell in enumerate(header):

@@ -1,0 +1,218 @@
+import base64
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from tether.evaluation.figures import alpha_figure, domains_figure, robustness_figure
+from tether.evaluation.report import report_page, write_report
+from tether.evaluation.results import Results
+
+from .demo import demo_results, picture
+
+HOSTILE = (
+    "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>"
+    "\"' onmouseover='x $\\frac{1}$ 日本 😀"
+)
+
+
+class Reader(HTMLParser):
+    """Every tag, attribute and text, and whether tags close in order."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.open, self.text, self.wrong = [], [], [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in {"meta", "img", "br"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def results():
+    return demo_results(seeds=2, n=80)
+
+
+@pytest.fixture(scope="module")
+def page(results):
+    return report_page(results, picture)
+
+
+def test_the_page_is_whole_and_says_what_was_found(results, page):
+    read = Reader(page)
+    assert not read.wrong and not read.open
+    text = " ".join(read.text)
+    for method in results.methods:
+        assert method.name in text
+    for domain in results.domains:
+        assert domain.name in text and domain.digest[:12] in text
+    assert results.alpha.reason in text and results.notes[0] in text
+    assert f"{100 * results.method('R-Adapter').shifted_mean.value:.1f} %" in text
+    assert read.tags.count("figure") == 3 and "effective robustness" in text
+
+
+def test_the_page_loads_nothing_and_runs_nothing(page):
+    read = Reader(page)
+    assert not {"script", "link", "iframe", "object", "embed", "form", "base"} & set(read.tags)
+    for name, value in read.attributes:
+        assert not name.startswith("on"), name
+        if name in ("src", "href", "xlink:href"):
+            assert value.startswith(("data:image/webp;base64,", "#")), value[:80]
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+    assert "default-src 'none'" in page
+
+
+def test_pictures_are_small_and_where_answers_changed(results, page):
+    sources = [value for name, value in Reader(page).attributes if name == "src"]
+    shown = sum(len(change.gained) + len(change.lost) for change in results.changes)
+    assert len(sources) == shown > 0
+    for source in sources[:3]:
+        small = Image.open(io.BytesIO(base64.b64decode(source.split(",")[1])))
+        assert max(small.size) <= 96
+    assert len(page) < 1_000_000
+
+
+def test_a_picture_that_is_not_there_is_named(results):
+    page = report_page(results, lambda domain, index: None)
+    assert 'class="missing"' in page and "<img" not in page
+    assert results.changes[0].gained[0].identity in page
+    assert report_page(results) == page
+
+
+def test_hostile_names_are_shown_and_do_nothing(results):
+    names = {method.name: HOSTILE + method.name for method in results.methods}
+    domains = {domain.name: HOSTILE + domain.name for domain in results.domains}
+    hostile = replace(
+        results,
+        title=HOSTILE,
+        data_set=HOSTILE,
+        zero_shot=names["zero-shot"],
+        highlighted=names["R-Adapter"],
+        domains=tuple(
+            replace(d, name=domains[d.name], convention=HOSTILE, digest=HOSTILE) for d in results.domains
+        ),
+        methods=tuple(
+            replace(
+                method,
+                name=names[method.name],
+                description=HOSTILE,
+                alpha=HOSTILE,
+                measures={domains[name]: measure for name, measure in method.measures.items()},
+            )
+            for method in results.methods
+        ),
+        alpha=replace(results.alpha, reason=HOSTILE),
+        changes=tuple(
+            replace(
+                change,
+                domain=HOSTILE,
+                gained=tuple(
+                    replace(p, identity=HOSTILE, truth=HOSTILE, before=HOSTILE, after=HOSTILE)
+                    for p in change.gained
+                ),
+            )
+            for change in results.changes
+        ),
+        differences=tuple(
+            replace(d, method=HOSTILE, reference=HOSTILE, where="mean " + HOSTILE)
+            for d in results.differences
+        ),
+        templates=(HOSTILE,),
+        settings={HOSTILE: HOSTILE},
+        versions={HOSTILE: HOSTILE},
+        notes=(HOSTILE,),
+    )
+    tame, read = Reader(report_page(results, picture)), Reader(report_page(hostile, picture))
+    assert not read.wrong and not read.open
+    assert "script" not in read.tags and not any(name.startswith("on") for name, _ in read.attributes)
+    assert set(read.tags) == set(tame.tags)
+    assert HOSTILE in "".join(read.text)
+
+
+def test_figures_share_no_ids_and_take_the_page_colour(page):
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    known = set(ids)
+    assert all(target in known for target in re.findall(r'(?:href="#|url\(#)([^")]+)', page))
+    assert "currentColor" in page and "#010203" not in page
+
+
+def test_the_same_results_give_the_same_page(results, page):
+    assert report_page(results, picture) == page
+
+
+def test_empty_results_make_a_page_that_says_so():
+    page = report_page(Results(title="nothing yet", data_set="none", domains=(), methods=()))
+    read = Reader(page)
+    assert not read.wrong and "nothing to compare" in page and "figure" not in read.tags
+
+
+def test_results_with_one_method_and_one_domain(results):
+    domain = results.domains[0]
+    method = replace(results.methods[0], shifted_mean=None)
+    method = replace(method, measures={domain.name: method.measures[domain.name]})
+    single = Results(
+        title="one", data_set="one", domains=(domain,), methods=(method,), highlighted="zero-shot"
+    )
+    read = Reader(report_page(single))
+    assert not read.wrong and read.tags.count("figure") == 1
+    assert robustness_figure(single) is None and domains_figure(single, ["zero-shot"])
+
+
+def test_accuracies_of_zero_and_one_have_a_place(results):
+    def level(method, value):
+        measures = {
+            name: replace(m, top1=(value,) * len(m.top1), interval=replace(m.interval, low=value, high=value))
+            for name, m in method.measures.items()
+        }
+        mean = replace(method.shifted_mean, value=value, low=value, high=value)
+        return replace(method, measures=measures, shifted_mean=mean, path=())
+
+    edge = tuple(level(method, float(i % 2)) for i, method in enumerate(results.methods))
+    assert "<svg" in robustness_figure(replace(results, methods=edge))
+    assert "<svg" in domains_figure(replace(results, methods=edge), [edge[0].name])
+
+
+def test_a_grid_of_alphas_is_drawn_as_a_map():
+    grid = demo_results(seeds=1, n=80, grid=True)
+    svg = alpha_figure(grid.alpha, None)
+    assert "alpha of the image tower" in svg and svg.count("alpha of the text tower") == 2
+    assert "Each cell is one pair of alphas" in report_page(grid)
+
+
+def test_a_curve_of_one_alpha_is_only_told(results):
+    alone = replace(results.alpha, curve=results.alpha.curve[:1])
+    assert alpha_figure(alone, None) is None
+    assert results.alpha.reason in report_page(replace(results, alpha=alone))
+
+
+def test_the_file_is_written_whole_or_not_at_all(results, tmp_path):
+    path = tmp_path / "new" / "report.html"
+    write_report(results, path, picture)
+    before = path.read_text()
+    assert before == report_page(results, picture)
+
+    def broken(domain, index):
+        raise RuntimeError("no picture")
+
+    with pytest.raises(RuntimeError):
+        write_report(results, path, broken)
+    assert path.read_text() == before and [p.name for p in path.parent.iterdir()] == ["report.html"]

@@ -1,0 +1,149 @@
+import csv
+import io
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from tether.errors import TetherError
+from tether.evaluation.results import Results, results_schema
+from tether.evaluation.tables import (
+    bytes_text,
+    count_text,
+    percent,
+    seconds_text,
+    to_csv,
+    to_markdown,
+    to_terminal,
+)
+
+from .demo import demo_results
+
+
+@pytest.fixture(scope="module")
+def results():
+    return demo_results(seeds=2, n=80)
+
+
+def test_saved_results_are_read_as_they_were(results, tmp_path):
+    results.save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json") == results
+    grid = demo_results(seeds=1, n=80, grid=True)
+    grid.save(tmp_path / "grid.json")
+    assert Results.load(tmp_path / "grid.json") == grid
+
+
+def test_other_versions_and_damaged_files_are_refused(results, tmp_path):
+    path = tmp_path / "results.json"
+    results.save(path)
+    text = path.read_text()
+    path.write_text(text.replace('"version": 1', '"version": 2'))
+    with pytest.raises(TetherError, match="version 2; this program reads version 1"):
+        Results.load(path)
+    path.write_text(text[: len(text) // 2])
+    with pytest.raises(TetherError, match="not valid JSON"):
+        Results.load(path)
+    value = json.loads(text)
+    value["methods"][1]["seeds"] = "three"
+    path.write_text(json.dumps(value))
+    with pytest.raises(TetherError, match=r"methods\[1\].seeds should be"):
+        Results.load(path)
+    path.write_text("[]")
+    with pytest.raises(TetherError, match="version None"):
+        Results.load(path)
+
+
+def test_schema_covers_every_saved_name(results, tmp_path):
+    results.save(tmp_path / "results.json")
+    saved, found = json.loads((tmp_path / "results.json").read_text()), results_schema()
+    assert set(saved) == set(found["$defs"]["Results"]["properties"])
+    assert set(saved["methods"][0]) == set(found["$defs"]["Method"]["required"])
+
+
+def test_inconsistent_results_are_refused(results):
+    first = results.methods[0]
+    measure = first.measures["noto"]
+    with pytest.raises(TetherError, match="its own name; found twice: zero-shot"):
+        replace(results, methods=(first, first))
+    with pytest.raises(TetherError, match="did you mean 'R-Adapter'"):
+        replace(results, highlighted="R-Adaptor")
+    with pytest.raises(TetherError, match="2 seeds but 1 results"):
+        replace(results, methods=(replace(first, seeds=(0, 1)), *results.methods[1:]))
+    with pytest.raises(TetherError, match="unknown domains: \\['mars'\\]"):
+        replace(results, methods=(replace(first, measures={"mars": measure}), *results.methods[1:]))
+    broken = replace(first, measures={**first.measures, "noto": replace(measure, top1=(math.nan,))})
+    with pytest.raises(TetherError, match="finite numbers only"):
+        replace(results, methods=(broken, *results.methods[1:]))
+
+
+def test_mean_and_worst_over_shifts(results):
+    method = results.method("R-Adapter")
+    names = [domain.name for domain in results.of_kind("shifted")]
+    for seed, mean in enumerate(results.mean_over(method, "shifted")):
+        assert mean == pytest.approx(sum(method.measures[name].top1[seed] for name in names) / 5)
+    name, value = results.worst(method)
+    assert value == method.measures[name].mean == min(method.measures[n].mean for n in names)
+    assert results.mean_over(method, "corruption") == ()
+    assert results.method("nobody") is None
+
+
+def test_tables_show_every_method_and_domain(results):
+    console = Console(width=300, file=io.StringIO())
+    console.print(to_terminal(results))
+    for table in (console.file.getvalue(), to_markdown(results), to_csv(results)):
+        for name in [m.name for m in results.methods] + [d.name for d in results.domains]:
+            assert name in table
+    method = results.method("R-Adapter")
+    cell = percent(method.measures["noto"].top1)
+    assert "±" in cell and cell in to_markdown(results) and cell in console.file.getvalue()
+    assert "standard deviation over 2 seeds" in to_markdown(results)
+
+
+def test_csv_holds_every_number(results):
+    rows = list(csv.DictReader(io.StringIO(to_csv(results))))
+    assert [row["method"] for row in rows] == [method.name for method in results.methods]
+    for row, method in zip(rows, results.methods, strict=True):
+        assert float(row["noto"]) == pytest.approx(method.measures["noto"].mean, rel=1e-5)
+        assert float(row["noto low"]) == pytest.approx(method.measures["noto"].interval.low, rel=1e-5)
+        assert float(row["mean shifted"]) == pytest.approx(method.shifted_mean.value, rel=1e-5)
+        assert int(row["file_bytes"]) == method.file_bytes
+
+
+def test_hostile_names_stay_text(results):
+    name = "=HYPERLINK(1)|<b>x</b>\n[bold red]y"
+    hostile = replace(
+        results, methods=(replace(results.methods[0], name=name),), zero_shot="", highlighted=""
+    )
+    assert next(csv.DictReader(io.StringIO(to_csv(hostile))))["method"] == "'" + name
+    row = to_markdown(hostile).splitlines()[2]
+    assert row.count(" | ") == to_markdown(hostile).splitlines()[0].count(" | ") and "<b>" not in row
+    console = Console(width=400, file=io.StringIO())
+    console.print(to_terminal(hostile))
+    assert "[bold red]y" in console.file.getvalue()
+
+
+def test_empty_results_make_empty_tables():
+    empty = Results(title="nothing", data_set="none", domains=(), methods=())
+    assert to_csv(empty).count("\n") == 1
+    assert to_markdown(empty).startswith("| method |")
+    Console(file=io.StringIO()).print(to_terminal(empty))
+
+
+def test_sizes_and_times_read_well():
+    assert [
+        bytes_text(n) for n in (None, 0, 999, 1000, 1_640_000, 820_000, 3_500_000_000, 9_000_000_000_000)
+    ] == [
+        "–",
+        "0 B",
+        "999 B",
+        "1.0 kB",
+        "1.6 MB",
+        "820 kB",
+        "3.5 GB",
+        "9000 GB",
+    ]
+    assert [count_text(n) for n in (None, 0, 820_000, 20_447_232)] == ["–", "0", "820 k", "20.4 M"]
+    assert [seconds_text(s) for s in (None, 41.7, 200.0, 7500.0)] == ["–", "42 s", "3 min 20 s", "2 h 05 min"]
+    assert percent(()) == "–" and percent((0.5,)) == "50.0" and percent((0.5, 0.6)) == "55.0 ±7.1"

@@ -1,0 +1,114 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tether.errors import TetherError
+from tether.evaluation.significance import bootstrap_mean, mcnemar, wilson_interval
+from tether.evaluation.summary import (
+    MEAN_OF_SHIFTED,
+    changed_answers,
+    describe_domains,
+    differences,
+    summarise,
+)
+
+from .demo import CLASSES, SHIFTED, demo_runs, scores, split
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return demo_runs(seeds=3, n=120)
+
+
+def test_a_row_holds_every_seed_and_an_interval_over_pictures(runs):
+    own = runs["R-Adapter"]
+    method = summarise("R-Adapter", own, SHIFTED, trained_parameters=5)
+    assert method.seeds == (0, 1, 2) and method.trained_parameters == 5
+    measure = method.measures["noto"]
+    assert measure.top1 == tuple(own[seed]["noto"].top1 for seed in range(3))
+    assert measure.mean == pytest.approx(sum(measure.top1) / 3)
+    assert measure.spread == pytest.approx(torch.tensor(measure.top1, dtype=torch.float64).std().item())
+    assert measure.interval == wilson_interval(measure.mean, 120)
+    assert len(measure.top5) == len(measure.macro_f1) == 3
+    means = [method.measures[name].mean for name in SHIFTED]
+    assert method.shifted_mean.value == pytest.approx(sum(means) / 5)
+    assert method.shifted_mean.low < method.shifted_mean.value < method.shifted_mean.high
+
+
+def test_differences_are_paired_by_picture_and_seed(runs):
+    found = differences(runs, "full fine-tuning", ["twemoji"], SHIFTED)
+    assert len(found) == 8  # four other methods, one domain and the mean
+    own = next(d for d in found if d.method == "R-Adapter" and d.where == MEAN_OF_SHIFTED)
+    first, second = runs["R-Adapter"], runs["full fine-tuning"]
+    values = {
+        name: torch.stack(
+            [first[s][name].correct.double() - second[s][name].correct.double() for s in range(3)]
+        )
+        for name in SHIFTED
+    }
+    expected = bootstrap_mean(values, {name: first[0][name].identities for name in SHIFTED})
+    assert own.estimate == expected and own.estimate.value > 0
+    assert own.adjusted_p_value >= own.estimate.p_value
+    alone = {"zero-shot": runs["zero-shot"], "full fine-tuning": second}
+    (single,) = differences(alone, "full fine-tuning", ["noto"], [])
+    level = runs["zero-shot"][0]["noto"].top1 - sum(second[s]["noto"].top1 for s in range(3)) / 3
+    assert single.estimate.value == pytest.approx(level)
+    assert single.adjusted_p_value == single.estimate.p_value
+
+
+def test_the_paired_bootstrap_agrees_with_mcnemar(runs):
+    first, second = runs["zero-shot"][0]["noto"], runs["linear probe"][0]["noto"]
+    pair = {"a": {0: {"noto": first}}, "b": {0: {"noto": second}}}
+    (found,) = differences(pair, "b", ["noto"], [])
+    assert found.estimate.p_value == pytest.approx(mcnemar(first.correct, second.correct).mid, abs=0.1)
+
+
+def test_changed_answers_are_counted_and_named():
+    of = split("noto", 200)
+    before, after = scores(of, 0.5, 1), scores(of, 0.6, 2)
+    changes = changed_answers("noto", before, after, CLASSES, limit=8)
+    gained = (~before.correct & after.correct).sum()
+    lost = (before.correct & ~after.correct).sum()
+    assert (changes.wrong_to_right, changes.right_to_wrong) == (gained, lost)
+    assert changes.wrong_to_right - changes.right_to_wrong == round(200 * (after.top1 - before.top1))
+    assert len(changes.gained) == 8 and len(changes.lost) == min(8, lost)
+    for picture in changes.gained:
+        assert picture.truth == picture.after == CLASSES[of.examples[picture.index].label] != picture.before
+        assert picture.identity == f"thing {picture.index}"
+        assert picture.confidence_after == after.confidences[picture.index]
+    for picture in changes.lost:
+        assert picture.truth == picture.before != picture.after
+    per_class = [picture.truth for picture in changes.gained]
+    assert max(map(per_class.count, per_class)) <= 2
+    assert changed_answers("noto", before, before, CLASSES).gained == ()
+
+
+def test_one_class_may_fill_all_places_when_there_is_no_other():
+    of = split("noto", 40)
+    of = replace(of, examples=tuple(replace(example, label=0) for example in of.examples))
+    changes = changed_answers("noto", scores(of, 0.2, 1), scores(of, 0.9, 2), CLASSES, limit=8)
+    assert len(changes.gained) == 8
+
+
+def test_domains_are_described(runs):
+    found = describe_domains(runs["zero-shot"][0], "twemoji", corruptions=["noto"])
+    assert [domain.kind for domain in found] == ["in-distribution", "corruption", *["shifted"] * 4]
+    assert found[0].n == 120 and found[0].classes == 8
+    assert found[0].digest == runs["zero-shot"][0]["twemoji"].split.digest
+    with pytest.raises(TetherError, match="in-distribution split 'x'"):
+        describe_domains(runs["zero-shot"][0], "x")
+
+
+def test_runs_on_different_data_are_not_compared(runs):
+    other = demo_runs(seeds=1, n=100)["linear probe"]
+    with pytest.raises(TetherError, match="same splits"):
+        summarise("mixed", {0: runs["linear probe"][0], 1: other[0]}, SHIFTED)
+    with pytest.raises(TetherError, match="same splits"):
+        differences({"a": runs["linear probe"], "b": other}, "a", ["noto"], [])
+    with pytest.raises(TetherError, match="same splits"):
+        changed_answers("noto", other[0]["noto"], runs["linear probe"][0]["noto"], CLASSES)
+    with pytest.raises(TetherError, match="at least one seed"):
+        summarise("none", {}, SHIFTED)
+    with pytest.raises(TetherError, match="not among the methods"):
+        differences(runs, "x", ["noto"], [])
