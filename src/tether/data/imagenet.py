@@ -10,8 +10,8 @@ Each set is read from its usual layout, must be whole, and says by which convent
     ImageNet-A       <wnid>/*                       7,500               its 200   Hendrycks et al. 2021, CVPR
     ObjectNet        see `tether.data.objectnet`
 
-V2 is its "matched frequency" form. In ImageNet-R and -A the other 800 classes do not compete ("masked"), as in
-the authors' code and the published CLIP numbers.
+V2 is its "matched frequency" form. In ImageNet-R and -A the other 800 classes do not compete ("masked"), as
+in the authors' code and the published CLIP numbers.
 """
 
 from collections.abc import Sequence
