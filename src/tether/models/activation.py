@@ -1,6 +1,5 @@
 """Name the non-linearities of a model as they are, not as a configuration says."""
 
-import re
 from typing import Literal
 
 from torch import nn
@@ -12,6 +11,8 @@ NAMES = {
     "GELU": "gelu",
     "GELUActivation": "gelu",
     "GELUTanh": "gelu_tanh",
+    "SiLU": "silu",
+    "SiLUActivation": "silu",
 }
 
 
@@ -27,7 +28,7 @@ def _activations(tower: nn.Module) -> str:
     found = set()
     for module in tower.modules():
         name = type(module).__name__
-        if re.search("[eE][lL][uU]|Swish|Mish", name) or "Activation" in name:
+        if "LU" in name and not any(module.children()):
             approximate = getattr(module, "approximate", "none")
             found.add(NAMES.get(name, name.lower()) + ("_tanh" if approximate == "tanh" else ""))
     return "+".join(sorted(found)) or "none"
