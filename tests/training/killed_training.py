@@ -1,0 +1,121 @@
+"""Train the toy model in processes that are killed, for `test_killed_training.py`.
+
+Usage: killed_training.py FOLDER. One process imports torch and forks every life of the training, so that a
+life takes milliseconds. What the lives left behind is written to FOLDER as one JSON report.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import torch._dynamo  # noqa: F401  an optimizer imports it at its first step: once here, not in every life
+import toy
+
+from tether.training import FitConfig, RunDirectory, fit
+from tether.training.checkpoint import latest_checkpoint, load_checkpoint
+
+STEPS, NOISE = 30, ("torch", "numpy", "python")
+
+
+def train(path, config, before_step=lambda step: None):
+    parts = toy.parts(STEPS, noise=NOISE)
+    parts["task"].begin_step = lambda step, batch: before_step(step)
+    with RunDirectory.open(path, tensorboard=False) as run:
+        fit(data=toy.ToyData(), config=config, run=run, show_progress=False, **parts)
+
+
+def life(work):
+    """Do `work` in a forked process; gives the process number."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+    except SystemExit as stop:
+        os._exit(stop.code)
+    except BaseException as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        os._exit(1)
+    os._exit(0)
+
+
+def kill_at_call(number):
+    """Make this process kill itself at its `number`th flush or rename of a file."""
+    calls = 0
+    fsync, replace = os.fsync, os.replace
+
+    def counted(function):
+        def call(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments)
+
+        return call
+
+    os.fsync, os.replace = counted(fsync), counted(replace)
+
+
+def step_of(path):
+    checkpoint = latest_checkpoint(path / "checkpoints")
+    return 0 if checkpoint is None else load_checkpoint(checkpoint)["step"]
+
+
+def ended(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def new_run(folder, name):
+    with RunDirectory.create(folder, name, tensorboard=False) as run:
+        return run.path
+
+
+def main(folder):
+    report = {}
+    whole = FitConfig(steps=STEPS, batch_size=8, log_every=7, seed=2)
+    path = new_run(folder, "whole")
+    assert ended(life(lambda: train(path, whole))) == 0
+
+    # Killed at every flush and rename of the first saves of a life, one after the other.
+    config = FitConfig(steps=STEPS, batch_size=8, log_every=7, seed=2, checkpoint_every=1, keep=1)
+    path = new_run(folder, "in-saves")
+    steps, codes = [], []
+    for number in range(1, 200):
+        codes.append(ended(life(lambda n=number: (kill_at_call(n), train(path, config)))))
+        steps.append(step_of(path))
+        if codes[-1] == 0:
+            break
+    report["in-saves"] = {"steps": steps, "codes": codes}
+
+    # Killed at random times, with a checkpoint every other step.
+    config = FitConfig(steps=STEPS, batch_size=8, log_every=7, seed=2, checkpoint_every=2)
+    path = new_run(folder, "at-random")
+    steps, codes = [], []
+    for number in range(40):
+        child = life(lambda: train(path, config))
+        time.sleep(random.Random(number).uniform(0.01, 0.12))
+        os.kill(child, signal.SIGKILL)
+        codes.append(ended(child))
+        steps.append(step_of(path))
+        if codes[-1] == 0 or steps[-1] == STEPS:
+            break
+    report["at-random"] = {"steps": steps, "codes": codes}
+    assert ended(life(lambda: train(path, config))) == 0
+
+    # Preempted by the scheduler.
+    path = new_run(folder, "preempted")
+    at_ten = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 9 else None  # noqa: E731
+    codes = [ended(life(lambda: train(path, whole, at_ten)))]
+    report["preempted"] = {"steps": [step_of(path)], "codes": codes}
+    assert ended(life(lambda: train(path, whole))) == 0
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
