@@ -137,9 +137,10 @@ class AnchoredOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for bucket in self._buckets(group, excluded=True):
+            ready = [param for param in group["params"] if param.requires_grad and param.grad is not None]
+            for bucket in self._buckets(group, [param for param in ready if param in self._excluded]):
                 bucket.base_step(weight_decay=group["weight_decay"])
-            for bucket in self._buckets(group):
+            for bucket in self._buckets(group, [param for param in ready if param not in self._excluded]):
                 self._update(bucket)
         return loss
 
@@ -212,26 +213,28 @@ class AnchoredOptimizer(torch.optim.Optimizer):
         state.update({name: torch.zeros_like(param.detach()) for name in shaped})
         self.state[param] = state
 
-    def _buckets(
-        self, group: dict[str, Any], *, excluded: bool = False, with_gradient: bool = True
-    ) -> list[Bucket]:
-        """The excluded or the anchored tensors of a group that are trained."""
+    def _buckets(self, group: dict[str, Any], params: Iterable[Tensor]) -> list[Bucket]:
+        """These tensors of a group with their anchors and states, which are made where they are missing."""
         entries = []
-        for param in group["params"]:
-            trained = param.requires_grad and (param.grad is not None or not with_gradient)
-            if not trained or (param in self._excluded) != excluded:
-                continue
+        for param in params:
             if not self.state[param]:
                 self._start(param, group)
             state = self.state[param]
-            if any(value.device != param.device for name, value in state.items() if name != "step"):
-                for name, value in state.items():  # the model was moved after the optimizer was made
-                    state[name] = self._as_kept(value, name, param)
+            if not self._fits(state, param):  # the model was moved or cast after the optimizer was made
+                state = self.state[param] = {n: self._as_kept(value, n, param) for n, value in state.items()}
             anchor = state.get("anchor")
             if self._given.get(param) is not None:
                 anchor = self._given[param] = self._given[param].to(param.device, param.dtype)
             entries.append((param, anchor, state))
         return collect(entries, group, self._foreach)
+
+    def _fits(self, state: dict[str, Tensor], param: Tensor) -> bool:
+        device, dtype = param.device, param.dtype
+        return all(
+            value.device == device and (value.dtype == dtype or name in self.learned)
+            for name, value in state.items()
+            if name != "step"
+        )
 
     def _as_kept(self, value: Tensor, name: str, param: Tensor, *, copy: bool = False) -> Tensor:
         """A state tensor where and in the type in which it is kept."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from tether.errors import TetherError
 from tether.optimizers._base_step import adamw_step, sgd_step
 
-_ELEMENTS_ON_CPU = 2**20  # seven float32 tensors of this size fit a usual last-level cache
+_ELEMENTS_ON_CPU = 2**22  # few passes over memory that is not in a cache any more
 _ELEMENTS = 2**26  # bounds temporary memory: 256 MiB for a list of float32 tensors
 
 
@@ -109,7 +109,11 @@ class Bucket:
         for tensor in tensors:
             rows = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor
             dims = tuple(range(1, rows.ndim))
-            norms.append(torch.linalg.vector_norm(rows, order, dim=dims, dtype=scalar_dtype(tensor)))
+            dtype = scalar_dtype(tensor)
+            if order == 1 and rows.device.type == "cpu":  # four times as fast as vector_norm there
+                norms.append(rows.abs().sum(dims, dtype=dtype))
+            else:
+                norms.append(torch.linalg.vector_norm(rows, order, dim=dims, dtype=dtype))
         if not self.row_groups:
             return norms
         sizes = [len(norm) for norm in norms]

@@ -23,7 +23,7 @@ def choose(group: dict[str, Any], name: str, *known: str) -> None:
 
 
 def matched_groups(saved_groups: Groups, groups: Groups) -> Groups:
-    """The saved groups with their parameters in the order of the given ones: by name where both have names."""
+    """The saved groups with their parameters in the order of the given ones: by name where both have them."""
     saved_sizes, sizes = ([len(group["params"]) for group in each] for each in (saved_groups, groups))
     if saved_sizes != sizes:
         raise TetherError(
@@ -75,9 +75,7 @@ def fitted_anchor(anchor: Tensor | None, param: Tensor, name: str | None) -> Ten
     if anchor is None:
         return None
     if anchor.shape != param.shape:
-        raise TetherError(
-            f"{_name(name)} has shape {tuple(param.shape)}, its anchor {tuple(anchor.shape)}; make them equal."
-        )
+        raise TetherError(f"{_name(name)} has shape {tuple(param.shape)}, its anchor {tuple(anchor.shape)}.")
     mesh = getattr(param, "device_mesh", None)
     if mesh is not None and not hasattr(anchor, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor

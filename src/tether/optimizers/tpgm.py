@@ -95,15 +95,14 @@ class TPGM(AnchoredOptimizer):
             of this optimizer's parameters are left as they were.
 
         Raises:
-            TetherError: `iterations` is below 1, or no anchored parameter has a gradient of the loss.
+            TetherError: `iterations` is below 1, or no anchored parameter that has taken a step has a
+                gradient of the loss.
         """
         if iterations < 1:
             raise TetherError(f"iterations must be at least 1, found {iterations}.")
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [param.grad for param in params]
-        anchored = [
-            bucket for group in self.param_groups for bucket in self._buckets(group, with_gradient=False)
-        ]
+        anchored = self._moved()
         weights = [torch._foreach_clone(bucket.params) for bucket in anchored]
 
         def restore() -> None:
@@ -120,10 +119,11 @@ class TPGM(AnchoredOptimizer):
                     loss = held_out_loss()
                     loss.backward()
                 restore()
-                with_gradient = [bucket for group in self.param_groups for bucket in self._buckets(group)]
+                with_gradient = self._moved(with_gradient=True)
                 if not with_gradient:
                     raise TetherError(
-                        "The held-out loss depends on no anchored parameter; compute it with this model."
+                        "The held-out loss depends on no anchored parameter that has taken a step; compute "
+                        "it with this model, after step()."
                     )
                 for bucket in with_gradient:
                     learn_radii(bucket)
@@ -136,15 +136,29 @@ class TPGM(AnchoredOptimizer):
 
     @torch.no_grad()
     def project(self) -> None:
-        """Project all anchored tensors with the radii learned so far."""
-        for group in self.param_groups:
-            for bucket in self._buckets(group, with_gradient=False):
-                project(bucket)
+        """Project all anchored tensors that have taken a step, with the radii learned so far."""
+        for bucket in self._moved():
+            project(bucket)
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         choose(group, "norm", "mars", "l2")
         require(group["radius_lr"] >= 0, "radius_lr", group["radius_lr"], "at least 0")
+
+    def _moved(self, *, with_gradient: bool = False) -> list[Bucket]:
+        """The anchored tensors that have taken a step: a radius cannot be set where nothing has moved yet."""
+
+        def belongs(param: Tensor) -> bool:
+            state = self.state.get(param)
+            if not param.requires_grad or param in self._excluded or not state:
+                return False
+            return state["step"].item() > 0 and (param.grad is not None or not with_gradient)
+
+        return [
+            bucket
+            for group in self.param_groups
+            for bucket in self._buckets(group, [param for param in group["params"] if belongs(param)])
+        ]
 
     def _update(self, bucket: Bucket) -> None:
         bucket.base_step(weight_decay=bucket.group["weight_decay"])
