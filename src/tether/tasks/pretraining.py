@@ -92,7 +92,7 @@ class PretrainingConfig:
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmup=200))
     training: FitConfig = field(
         default_factory=lambda: FitConfig(
-            steps=1900, batch_size=256, drop_last=True, precision="bf16", clip_norm=1.0, workers=1, checkpoint_every=200
+            steps=1475, batch_size=256, drop_last=True, precision="bf16", clip_norm=1.0, workers=1, checkpoint_every=200
         )
     )
 

@@ -1,0 +1,34 @@
+"""The card's numbers are those of the model: measured on a vendor again, the slow way."""
+
+import torch
+
+import tether
+from tether.data import read_image, test_transform
+from tether.data.emoji_classes import CLASS_NAMES
+from tether.data.emoji_shift import TEMPLATES, captioned
+from tether.models.builtin import FOLDER
+from tether.tasks import model_card
+
+
+def test_zero_shot_on_one_vendor_equals_the_slow_way(monkeypatch):
+    pictures = captioned("fxemoji")[:40]
+    monkeypatch.setattr(model_card, "vendors", lambda: ("fxemoji",))
+    monkeypatch.setattr(model_card, "captioned", lambda vendor: pictures)
+    model = tether.load("builtin")
+    (row,) = model_card.zero_shot(model)
+    transform, classes = test_transform(model.image), list(CLASS_NAMES.values())
+    with torch.no_grad():
+        prompts = [[template.format(name) for template in TEMPLATES] for name in classes]
+        texts = torch.stack([model.encode_text(model.tokenize(words)).mean(0) for words in prompts])
+        hits = 0
+        for reference, _, truth in pictures:
+            image = model.encode_image(transform(read_image(reference))[None])
+            hits += classes[int((image @ torch.nn.functional.normalize(texts, dim=-1).T).argmax())] == truth
+    assert row.pictures == 40 and row.class_top1 == hits / 40
+    assert row.class_top1 > 10 / len(classes)
+
+
+def test_the_card_names_the_weights_that_lie_beside_it():
+    from tether._files import sha256_file
+
+    assert sha256_file(FOLDER / "open_clip_model.safetensors") in (FOLDER / "CARD.md").read_text()
