@@ -70,10 +70,11 @@ def card(folder: Path, pictures: Path, history: str) -> str:
         pictures: folder of the pre-training pictures, whose sets are credited.
         history: how long the shipped weights were trained, in a sentence.
     """
+    rows = zero_shot(load(str(folder)))
     measured = "\n".join(
         f"| {row.vendor} | {row.pictures} | {_percent(row.name_top1, row.pictures)} | {row.name_top5:.1%} "
         f"| {_percent(row.class_top1, row.pictures)} | {row.class_top5:.1%} |"
-        for row in (rows := zero_shot(load(str(folder))))
+        for row in rows
     )
     described = read_json(pictures / "pictures.json")
     sets = described["sets"]
