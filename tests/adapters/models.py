@@ -1,5 +1,8 @@
 """Small models of each kind that adapters are attached to."""
 
+from collections.abc import Callable
+from functools import wraps
+
 import open_clip
 import timm
 import torch
@@ -25,6 +28,18 @@ class Block(nn.Module):
         return x + self.fc2(torch.tanh(self.fc1(x)))
 
 
+def seeded(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The same weights at every call."""
+
+    @wraps(make)
+    def wrapped(*args: object, **options: object) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return make(*args, **options)
+
+    return wrapped
+
+
 def block_site(width: int, path: str = "fc2", **options: object) -> Site:
     values = {
         "tower": "image",
@@ -37,6 +52,7 @@ def block_site(width: int, path: str = "fc2", **options: object) -> Site:
     return Site(**{"path": path, "width": width, "linear": path, **values, **options})
 
 
+@seeded
 def open_clip_model(layers: int = 2, batch_first: bool = True) -> nn.Module:
     """A tiny open_clip CLIP with fused attention; sequence-first if asked."""
     model = open_clip.CLIP(
@@ -58,6 +74,7 @@ def open_clip_model(layers: int = 2, batch_first: bool = True) -> nn.Module:
     return randomise(model)
 
 
+@seeded
 def transformers_model() -> nn.Module:
     common = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     return randomise(
@@ -76,6 +93,7 @@ def transformers_model() -> nn.Module:
     )
 
 
+@seeded
 def timm_model(name: str = "vit") -> nn.Module:
     """A tiny ViT with LayerScale, or a tiny Swin."""
     if name == "vit":

@@ -9,6 +9,7 @@ and only h is kept for it, once, and never the input of the linear (four times a
 D M⁻¹ = (I + k D U)⁻¹ D takes the place of the d × d solve.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,13 +41,11 @@ class FoldedRAdapter(RAdapter):
         if x.numel() < self.fold_from * x.shape[-1]:
             return super().linear(x, weight, bias)
         folded, folded_bias = self._folded(weight, bias)
+        kept = partial(self._folded_linear, weight=folded, bias=folded_bias)
+        return self.drop.split(x, kept, partial(F.linear, weight=weight, bias=bias))
 
-        def kept(x: Tensor) -> Tensor:
-            return _FoldedGradient.apply(
-                F.linear(x, folded, folded_bias), self.gain, self.scale, *self.factors
-            )
-
-        return self.drop.split(x, kept, lambda x: F.linear(x, weight, bias))
+    def _folded_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _FoldedGradient.apply(F.linear(x, weight, bias), self.gain, self.scale, *self.factors)
 
     def attention(
         self,

@@ -141,8 +141,8 @@ def load_adapter(path: str | Path) -> Adapter:
     folder = Path(path)
     if not (folder / f"{NAME}.json").is_file():
         raise TetherError(
-            f"{folder} is no adapter folder: it has no {NAME}.json. Give the folder that save_adapter wrote; if "
-            f"saving was interrupted, save again."
+            f"{folder} is no adapter folder: it has no {NAME}.json. Give the folder that save_adapter wrote; "
+            f"if saving was interrupted, save again."
         )
     description = read_json(folder / f"{NAME}.json")
     if not isinstance(description, dict) or description.get("format") != FORMAT:
@@ -152,8 +152,8 @@ def load_adapter(path: str | Path) -> Adapter:
         or description["format_version"] > FORMAT_VERSION
     ):
         raise TetherError(
-            f"{folder} has format version {description.get('format_version')}, and this version of tether reads "
-            f"up to {FORMAT_VERSION}. Upgrade tether."
+            f"{folder} has format version {description.get('format_version')}, and this version of tether "
+            f"reads up to {FORMAT_VERSION}. Upgrade tether."
         )
     try:
         config = config_from_json(description["method"], description["config"])
@@ -183,9 +183,9 @@ def apply(model: Any, path: str | Path | Adapter, *, seed: int = 0) -> Attached:
         found = attached.fingerprint()
         if found != adapter.fingerprint:
             raise TetherError(
-                f"This adapter belongs to a base with fingerprint {adapter.fingerprint[:12]}…, but the model has "
-                f"{found[:12]}…: other weights, another activation or another image size. Load the model it was "
-                f"trained on."
+                f"This adapter belongs to a base with fingerprint {adapter.fingerprint[:12]}…, but the model "
+                f"has {found[:12]}…: other weights, another activation or another image size. Load the model "
+                f"it was trained on."
             )
         attached.load_state_dict(adapter.state)
     except TetherError:

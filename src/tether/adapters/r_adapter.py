@@ -15,7 +15,7 @@ Letters: d width of the site, r rank, i width of the linear's input.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -174,7 +174,7 @@ class RAdapter(nn.Module):
         self.clear()
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Self:
+    def of(cls, tensors: Mapping[str, Tensor]) -> "RAdapter":
         """The adapter that has these tensors ("weight" or "up" and "down", and perhaps "scale")."""
         adapter = cls.__new__(cls)
         nn.Module.__init__(adapter)
@@ -217,7 +217,7 @@ class RAdapter(nn.Module):
         self.__class__ = RAdapter
         self.gain, self.drop = 1.0, KeepAll()
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "RAdapter":
         """Evaluation mode ends the step: no drop until the next `begin_step`."""
         super().train(mode)
         if not mode:

@@ -102,8 +102,8 @@ class Accumulation:
         for name in ("momentum", "correction"):
             if state[name] != getattr(self, name):
                 raise TetherError(
-                    f"The saved average has {name} {state[name]!r}, this one {getattr(self, name)!r}; continue "
-                    f"with the saved value."
+                    f"The saved average has {name} {state[name]!r}, this one {getattr(self, name)!r}; "
+                    f"continue with the saved value."
                 )
         saved: Mapping[str, Tensor] = state["average"]
         wrong = [name for name in saved if name not in self._average]

@@ -5,7 +5,6 @@ One stored model and one delta give every alpha: no second checkpoint, and no co
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +94,7 @@ class WeightPath:
         """Put W0 back, bit for bit."""
         self.set(0)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "WeightPath":
         return self
 
     def __exit__(

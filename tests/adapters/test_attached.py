@@ -1,0 +1,294 @@
+"""What every method's handle promises, checked for each of them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tether.adapters import (
+    BiasOnlyConfig,
+    FullConfig,
+    LastBlocksConfig,
+    NormOnlyConfig,
+    RAdapterConfig,
+    attach,
+)
+from tether.ensembles.weight_space import WeightPath
+from tether.errors import TetherError
+from tether.models.fingerprint import fingerprint
+
+from .models import TEXTS, features, open_clip_model, pixels, timm_model
+from .test_r_attached import assert_same, snapshot
+
+CONFIGS = {
+    "r_adapter": RAdapterConfig(),
+    "r_adapter rank 3": RAdapterConfig(rank=3, scale=None),
+    "full": FullConfig(),
+    "bias_only": BiasOnlyConfig(),
+    "norm_only": NormOnlyConfig(),
+    "last_blocks": LastBlocksConfig(blocks=1),
+}
+EVERY_METHOD = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+KEYS = torch.arange(TEXTS)
+
+
+class Wrapped:
+    """What attach needs of a `tether.Model`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.module, "quick_gelu")
+
+
+def train(attached, steps: int = 3) -> None:
+    optimizer = torch.optim.AdamW(attached.named_parameters().values(), lr=1e-2)
+    attached.train_mode()
+    for step in range(steps):
+        attached.begin_step(step, KEYS, KEYS)
+        image, text = features(attached.module)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(image @ text.T, KEYS).backward()
+        optimizer.step()
+    attached.eval_mode()
+
+
+@EVERY_METHOD
+@torch.no_grad()
+def test_attached_is_the_base_until_trained(config):
+    model = open_clip_model()
+    expected = features(model)
+    attached = attach(model, config)
+    assert all(torch.equal(a, b) for a, b in zip(features(model), expected, strict=True))
+    assert all(tensor.abs().max() == 0 for tensor in attached.delta().values())
+
+
+@EVERY_METHOD
+def test_trains_only_what_it_names_and_comes_off_bit_for_bit(config):
+    model = open_clip_model()
+    base, outputs = snapshot(model), [f.detach() for f in features(model)]
+    attached = attach(model, config)
+    named = dict(model.named_parameters())
+    trained = {name for name, parameter in named.items() if parameter.requires_grad}
+    assert trained == attached.named_parameters().keys()
+    assert "logit_scale" not in trained
+    before = snapshot(model)
+    train(attached)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == (name not in trained), name
+    assert attached.detach() is model
+    assert_same(snapshot(model), base)
+    assert all(torch.equal(a, b) for a, b in zip(features(model), outputs, strict=True))
+    assert attached.detach() is model  # again, harmlessly
+    attach(model, config)
+
+
+@EVERY_METHOD
+def test_state_survives_detaching_and_makes_the_same_model_again(config):
+    model = open_clip_model()
+    attached = attach(model, config)
+    train(attached)
+    with torch.no_grad():
+        adapted = features(model)
+    delta = attached.delta()
+    attached.detach()
+    assert_same(attached.delta(), delta)
+    again = attach(model, config)
+    again.load_state_dict(attached.state_dict())
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(features(model), adapted, strict=True))
+    assert_same(again.delta(), delta)
+
+
+@EVERY_METHOD
+@torch.no_grad()
+def test_merge_is_linear_in_alpha_and_unmerges_bit_for_bit(config):
+    model = open_clip_model()
+    base = snapshot(model)
+    attached = attach(model, config)
+    with torch.enable_grad():
+        train(attached)
+    before, delta = snapshot(model), attached.delta()
+    for alpha in (0.0, 0.5, 1.0):
+        attached.merge(alpha)
+        merged = snapshot(model)
+        assert merged.keys() == base.keys()
+        for name, tensor in base.items():
+            expected = tensor + alpha * delta[name] if name in delta else tensor
+            assert torch.allclose(merged[name], expected, atol=1e-7), name
+        if alpha == 0:
+            assert_same(merged, base)
+        assert_same(attached.delta(), delta)
+        attached.unmerge()
+        assert_same(snapshot(model), before)
+
+
+@EVERY_METHOD
+@torch.no_grad()
+def test_weight_path_over_the_delta_is_merging(config):
+    model = open_clip_model()
+    attached = attach(model, config)
+    with torch.enable_grad():
+        train(attached)
+    adapted = features(model)
+    expected = {}
+    for alpha in (0.3, 1.0):
+        attached.merge(alpha)
+        expected[alpha] = features(model)
+        attached.unmerge()
+    with pytest.raises(TetherError, match="count twice"):
+        WeightPath(model, attached.delta())
+    with attached.ordinary() as module, WeightPath(module, attached.delta()) as path:
+        for alpha, outputs in expected.items():
+            path.set(alpha)
+            assert all(torch.equal(a, b) for a, b in zip(features(module), outputs, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(features(model), adapted, strict=True))
+
+
+@EVERY_METHOD
+def test_fingerprint_is_the_bases_whatever_the_state(config):
+    model = open_clip_model()
+    expected = fingerprint(model)
+    attached = attach(model, config)
+    assert attached.fingerprint() == expected
+    train(attached)
+    assert attached.fingerprint() == expected
+    attached.merge(0.5)
+    merged = snapshot(model)
+    assert attached.fingerprint() == expected
+    assert_same(snapshot(model), merged)
+    attached.unmerge()
+    attached.detach()
+    assert attached.fingerprint() == expected
+
+
+@EVERY_METHOD
+def test_detach_while_merged_gives_the_base(config):
+    model = open_clip_model()
+    base = snapshot(model)
+    attached = attach(model, config)
+    train(attached)
+    attached.merge(0.5)
+    attached.detach()
+    assert_same(snapshot(model), base)
+
+
+@EVERY_METHOD
+def test_attaching_twice_is_refused(config):
+    model = open_clip_model()
+    attached = attach(model, config)
+    before = snapshot(model)
+    for other in CONFIGS.values():
+        with pytest.raises(TetherError, match="attached already"):
+            attach(model, other)
+    assert_same(snapshot(model), before)
+    attached.merge(0.5)
+    with pytest.raises(TetherError, match="attached already"):
+        attach(model, config)
+    with pytest.raises(TetherError, match="merged into it"):
+        attached.merge(0.5)
+    with pytest.raises(TetherError, match="merged into it"), attached.ordinary():
+        pass
+    attached.unmerge()
+    with pytest.raises(TetherError, match="Nothing is merged"):
+        attached.unmerge()
+    attached.detach()
+    with pytest.raises(TetherError, match="detached from it"):
+        attached.merge(0.5)
+
+
+@EVERY_METHOD
+def test_states_load_strictly_and_all_or_nothing(config):
+    attached = attach(open_clip_model(), config)
+    train(attached)
+    state = {name: tensor.clone() for name, tensor in attached.state_dict().items()}
+    name = next(iter(state))
+    zeros = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
+    for wrong, message in (
+        ({key: tensor for key, tensor in zeros.items() if key != name}, f"missing: {name}"),
+        ({**zeros, "extra": torch.zeros(1)}, "unexpected: extra"),
+        ({**zeros, name: torch.zeros(2, 3, 5)}, r"is \[2, 3, 5\] instead of"),
+    ):
+        with pytest.raises(TetherError, match=message):
+            attached.load_state_dict(wrong)
+        assert_same(attached.state_dict(), state)
+
+
+@EVERY_METHOD
+@torch.no_grad()
+def test_a_model_is_attached_through_its_module(config):
+    model = Wrapped(open_clip_model())
+    attached = attach(model, config)
+    assert attached.module is model.module
+    assert (
+        attached.fingerprint() == Wrapped(open_clip_model()).fingerprint() != fingerprint(open_clip_model())
+    )
+
+
+@EVERY_METHOD
+@torch.no_grad()
+def test_a_deep_copy_computes_the_same_and_shares_nothing(config):
+    model = open_clip_model()
+    attached = attach(model, config)
+    with torch.enable_grad():
+        train(attached)
+    twin = copy.deepcopy(model)
+    expected = features(twin)
+    assert all(torch.equal(a, b) for a, b in zip(features(model), expected, strict=True))
+    for parameter in attached.named_parameters().values():
+        parameter.mul_(2)
+    assert all(torch.equal(a, b) for a, b in zip(features(twin), expected, strict=True))
+
+
+def test_an_ordinary_block_that_fails_puts_the_adapters_back():
+    model = open_clip_model()
+    attached = attach(model, RAdapterConfig())
+    train(attached)
+    with torch.no_grad():
+        expected = features(model)
+    with pytest.raises(RuntimeError, match="mine"), attached.ordinary():
+        raise RuntimeError("mine")
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(features(model), expected, strict=True))
+
+
+def test_only_configs_of_methods_are_attached(unchecked):
+    with pytest.raises(TetherError, match="RAdapterConfig, FullConfig"):
+        attach(open_clip_model(), "r_adapter")
+
+
+class Convolutional(nn.Module):
+    """A stem with a batch norm before a linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.BatchNorm2d(4))
+        self.blocks = timm_model().blocks
+        self.widen = nn.Linear(4, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks[0](self.widen(self.stem(x).flatten(2).transpose(1, 2)))
+
+
+def test_frozen_batch_norms_keep_their_statistics_and_trained_ones_come_back():
+    torch.manual_seed(0)
+    for config, frozen in ((FullConfig(exclude=("stem",)), True), (FullConfig(), False)):
+        model = Convolutional().train()
+        base = snapshot(model)
+        attached = attach(model, config)
+        attached.train_mode()
+        with torch.no_grad():
+            model(pixels())
+        same = torch.equal(model.stem[1].running_mean, base["stem.1.running_mean"])
+        assert same == frozen and model.stem[1].training != frozen and model.blocks.training
+        state = attached.state_dict()
+        assert ("stem.1.running_mean" in state) != frozen
+        assert ("stem.1.num_batches_tracked" in state) != frozen
+        attached.merge(0.5)
+        assert model.stem[1].num_batches_tracked == base["stem.1.num_batches_tracked"]
+        attached.detach()
+        assert_same(snapshot(model), base)
+        model.train()
+        assert model.stem[1].training

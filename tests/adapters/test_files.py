@@ -1,0 +1,288 @@
+"""Adapter folders: round trips, and every way in which a file can be wrong."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tether._files import sha256_file
+from tether.adapters import (
+    Adapter,
+    FullConfig,
+    LastBlocksConfig,
+    RAdapterConfig,
+    apply,
+    attach,
+    config_from_json,
+    config_to_json,
+    load_adapter,
+    save_adapter,
+)
+from tether.adapters.files import _entry
+from tether.ensembles.accumulation import Accumulation
+from tether.errors import TetherError
+from tether.models.site import Select
+
+from .models import features, open_clip_model
+from .test_attached import CONFIGS, EVERY_METHOD, train
+from .test_r_attached import assert_same, disturb, snapshot
+
+
+def saved(path, config=None, **options):
+    attached = attach(open_clip_model(), config or RAdapterConfig(rank=3))
+    train(attached)
+    save_adapter(path, attached, **options)
+    return attached
+
+
+@EVERY_METHOD
+@torch.no_grad()
+def test_round_trip_through_a_folder(tmp_path, config):
+    with torch.enable_grad():
+        attached = saved(tmp_path / "a", config, alpha=0.4, extra={"seed": 3})
+    adapter = load_adapter(tmp_path / "a")
+    assert adapter.config == config
+    assert (adapter.alpha, adapter.extra, adapter.raw) == (0.4, {"seed": 3}, None)
+    assert_same(adapter.state, attached.state_dict())
+    model = open_clip_model()
+    again = apply(model, tmp_path / "a")
+    assert not model.training
+    assert all(torch.equal(a, b) for a, b in zip(features(model), features(attached.module), strict=True))
+    attached.merge(adapter.alpha)
+    again.merge(adapter.alpha)
+    assert_same(snapshot(model), snapshot(attached.module))
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["adapter.json", "adapter.safetensors"]
+
+
+def test_the_average_is_stored_and_the_raw_weights_on_request(tmp_path):
+    attached = attach(open_clip_model(), RAdapterConfig())
+    average = Accumulation(attached.named_parameters(), momentum=0.9)
+    disturb(attached)
+    average.update()
+    save_adapter(tmp_path / "a", attached, state=average.average(), keep_raw=True)
+    adapter = load_adapter(tmp_path / "a")
+    assert_same(adapter.state, average.average())
+    assert_same(adapter.raw, attached.state_dict())
+    name = next(iter(adapter.state))
+    assert not torch.equal(adapter.state[name], adapter.raw[name])
+
+
+def test_an_exact_average_of_products_is_stored_as_what_it_is(tmp_path):
+    attached = attach(open_clip_model(), RAdapterConfig(rank=2))
+    average = Accumulation(attached.products, momentum=0.9)
+    disturb(attached)
+    average.update()
+    save_adapter(tmp_path / "a", attached, state=average.average())
+    again = apply(open_clip_model(), tmp_path / "a")
+    assert set(again.config.rank.values()) == {None} and again.config.scale is None
+    for name, tensor in attached.delta(average.average()).items():
+        assert torch.allclose(again.delta()[name], tensor)
+
+
+def test_half_precision_states_its_error(tmp_path):
+    attached = saved(tmp_path / "a", precision="float16")
+    full = save_adapter(tmp_path / "b", attached)
+    sizes = [(folder / "adapter.safetensors").stat().st_size for folder in (tmp_path / "a", full)]
+    assert sizes[0] < 0.75 * sizes[1]  # the header does not shrink
+    description = json.loads((tmp_path / "a" / "adapter.json").read_text())
+    state, exact = load_adapter(tmp_path / "a").state, attached.state_dict()
+    error = max(float((state[name] - exact[name]).abs().max()) for name in exact)
+    assert description["adapter_rounding_error"]["absolute"] == pytest.approx(error)
+    assert 0 < description["adapter_rounding_error"]["relative"] <= 2**-11
+    assert all(tensor.dtype == torch.float32 for tensor in state.values())
+    assert "adapter_rounding_error" not in json.loads((full / "adapter.json").read_text())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
+def test_what_cannot_be_stored_is_not(tmp_path, value):
+    attached = attach(open_clip_model(), RAdapterConfig())
+    with torch.no_grad():
+        next(iter(attached.named_parameters().values()))[0, 0] = value
+    with pytest.raises(TetherError, match="holds NaN or infinity"):
+        save_adapter(tmp_path / "a", attached, precision="float16")
+    with pytest.raises(TetherError, match="no adapter folder"):
+        load_adapter(tmp_path / "a")
+
+
+def test_nothing_is_overwritten_and_options_are_checked(tmp_path):
+    attached = saved(tmp_path / "a")
+    with pytest.raises(TetherError, match="none is overwritten"):
+        save_adapter(tmp_path / "a", attached)
+    with pytest.raises(TetherError, match="did you mean 'float16'"):
+        save_adapter(tmp_path / "b", attached, precision="float-16")
+    with pytest.raises(TetherError, match="Missing"):
+        save_adapter(tmp_path / "b", attached, state={})
+
+
+def change_json(folder, **values):
+    file = folder / "adapter.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def change_tensors(folder, change, describe: bool):
+    """Change the file; if asked, as somebody would who also forges the JSON."""
+    file = folder / "adapter.safetensors"
+    tensors = change(load_file(file))
+    save_file(tensors, file)
+    if describe:
+        described = {name: _entry(tensor) for name, tensor in tensors.items()}
+        change_json(folder, adapter={"sha256": sha256_file(file), "tensors": described})
+
+
+def without_first(tensors):
+    return dict(list(tensors.items())[1:])
+
+
+def with_another(tensors):
+    return tensors | {"more": torch.zeros(2)}
+
+
+def with_nan(tensors):
+    name = next(iter(tensors))
+    return tensors | {name: torch.full_like(tensors[name], float("nan"))}
+
+
+def changed(tensors):
+    name = next(iter(tensors))
+    return tensors | {name: tensors[name] + 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "describe", "message"),
+    [
+        (without_first, False, "Missing: transformer"),
+        (with_another, False, "unexpected: more"),
+        (with_nan, False, "NaN or infinity"),
+        (with_nan, True, "NaN or infinity"),
+        (changed, False, "the file was changed"),
+    ],
+)
+def test_wrong_tensors(tmp_path, change, describe, message):
+    saved(tmp_path / "a")
+    change_tensors(tmp_path / "a", change, describe)
+    with pytest.raises(TetherError, match=message):
+        load_adapter(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [(without_first, "missing"), (with_another, "unexpected: more")]
+)
+def test_a_consistent_file_with_other_tensors_does_not_fit_the_model(tmp_path, change, message):
+    saved(tmp_path / "a")
+    change_tensors(tmp_path / "a", change, describe=True)
+    model = open_clip_model()
+    before = snapshot(model)
+    with pytest.raises(TetherError, match=message):
+        apply(model, tmp_path / "a")
+    assert_same(snapshot(model), before)
+    attach(model, RAdapterConfig())
+
+
+@pytest.mark.parametrize("bytes_left", [0, 5, 200, -1])
+def test_truncated_files(tmp_path, bytes_left):
+    saved(tmp_path / "a")
+    file = tmp_path / "a" / "adapter.safetensors"
+    file.write_bytes(file.read_bytes()[:bytes_left])
+    with pytest.raises(TetherError, match="cut short"):
+        load_adapter(tmp_path / "a")
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    saved(tmp_path / "a")
+    file = tmp_path / "a" / "adapter.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(TetherError, match="the file was changed"):
+        load_adapter(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"format": "other"}, "does not describe an adapter"),
+        ({"format_version": 2}, "Upgrade tether"),
+        ({"format_version": None}, "Upgrade tether"),
+        ({"method": "r_adaptor"}, "did you mean 'r_adapter'"),
+        ({"config": {"rank": 3, "dropp": 0.2}}, "did you mean 'drop'"),
+        ({"config": {"rank": -3}}, "rank is None"),
+        ({"adapter": {"sha256": "0"}}, "lacks 'tensors'"),
+    ],
+)
+def test_wrong_descriptions(tmp_path, values, message):
+    saved(tmp_path / "a")
+    change_json(tmp_path / "a", **values)
+    with pytest.raises(TetherError, match=message):
+        load_adapter(tmp_path / "a")
+
+
+def test_missing_files_and_broken_json(tmp_path):
+    with pytest.raises(TetherError, match="no adapter folder"):
+        load_adapter(tmp_path)
+    saved(tmp_path / "a", keep_raw=True)
+    (tmp_path / "a" / "raw.safetensors").unlink()
+    with pytest.raises(TetherError, match="is missing"):
+        load_adapter(tmp_path / "a")
+    file = tmp_path / "a" / "adapter.json"
+    file.write_text(file.read_text()[:100])
+    with pytest.raises(TetherError, match="not valid JSON"):
+        load_adapter(tmp_path / "a")
+    file.write_text("[1]")
+    with pytest.raises(TetherError, match="does not describe"):
+        load_adapter(tmp_path / "a")
+
+
+def test_another_base_is_refused_and_left_alone(tmp_path):
+    saved(tmp_path / "a")
+    model = open_clip_model()
+    with torch.no_grad():
+        model.visual.proj[0, 0] += 1e-3
+    before = snapshot(model)
+    with pytest.raises(TetherError, match="belongs to a base with fingerprint"):
+        apply(model, tmp_path / "a")
+    assert_same(snapshot(model), before)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_full_disk_leaves_no_adapter(tmp_path, monkeypatch):
+    attached = attach(open_clip_model(), RAdapterConfig())
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tether.adapters.files.save_file", full)
+    with pytest.raises(TetherError, match="No space left on device"):
+        save_adapter(tmp_path / "a", attached)
+    assert not list((tmp_path / "a").iterdir())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *CONFIGS.values(),
+        RAdapterConfig(
+            rank={"image": 4, "text": None}, select=Select(depths=(-1, -1), kinds=("mlp",), tower="text")
+        ),
+        FullConfig(exclude=("visual.*", "ln_final")),
+        LastBlocksConfig(blocks=2),
+    ],
+)
+def test_configs_survive_json(config):
+    from tether.adapters import method_of
+
+    assert config_from_json(method_of(config), json.loads(json.dumps(config_to_json(config)))) == config
+
+
+def test_an_adapter_without_a_model_is_stored_too(tmp_path):
+    saved(tmp_path / "a", alpha={"image": 0.3, "text": 1.0})
+    adapter = load_adapter(tmp_path / "a")
+    save_adapter(tmp_path / "b", adapter)
+    again = load_adapter(tmp_path / "b")
+    assert isinstance(again, Adapter)
+    assert (again.alpha, again.fingerprint, again.config) == (
+        adapter.alpha,
+        adapter.fingerprint,
+        adapter.config,
+    )
+    assert_same(again.state, adapter.state)
