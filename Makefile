@@ -26,10 +26,10 @@ lint: setup
 setup: $(VENV)/.done
 
 # uv is used where it is installed; else it is installed into the environment first.
-$(VENV)/.done: pyproject.toml constraints.txt
+$(VENV)/.done: pyproject.toml constraints.txt overrides.txt
 	python3 -m venv $(VENV)
 	command -v uv >/dev/null || $(PYTHON) -m pip install --quiet uv
-	PATH="$(PATH):$(CURDIR)/$(VENV)/bin" uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable ".[parquet,corruptions]" --group dev
+	PATH="$(PATH):$(CURDIR)/$(VENV)/bin" uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --override overrides.txt --editable ".[parquet,corruptions]" --group dev
 	touch $@
 
 # How the built-in data and model were made; needs npm.
@@ -59,3 +59,8 @@ build/stem.safetensors: | setup
 
 pretrain: pictures stem
 	$(TETHER) pretrain build/pictures --stem build/stem.safetensors
+
+# Speed: FLOPs, saved activations, memory and pictures per second, side by side in one process.
+benchmarks: setup
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 $(PYTHON) -m benchmarks.step
+	$(PYTHON) benchmarks/optimizers.py
