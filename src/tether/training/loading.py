@@ -48,8 +48,8 @@ def load(
                 yield batch
                 done += 1
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if workers == 0 or str(error).startswith("Caught "):  # the data set's own error
                 raise
             if attempt:
                 raise TetherError(

@@ -60,7 +60,7 @@ class Trainable(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """What came of a run: steps and epochs done, and the last measurements."""
+    """What came of a run: steps and epochs done, and the last measurements (none if it was finished before)."""
 
     steps: int
     epochs: int
