@@ -4,105 +4,245 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+from typing import Any
 
-from tether.errors import TetherError
+from tether.errors import TetherError, near_misses
+
+EXAMPLES = """\
+examples:
+  tether demo                                         everything at once, on built-in data
+  tether recipes                                      what can be trained
+  tether train r-adapter                              train, choose alpha, evaluate
+  tether train r-adapter model=MODEL data.method=folder data.train=PICTURES
+  tether train --resume runs/r-adapter-001            go on after Ctrl-C, a kill, or a mended error
+  tether merge runs/r-adapter-001/adapter OUT         an ordinary model, without cost at inference
+  torchrun --nproc-per-node 2 -m tether.cli train r-adapter
+
+exit codes: 0 done, 2 something you can mend, 130 stopped by Ctrl-C
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors a user can mend are one paragraph and exit code 2."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    number = int(os.environ.get("RANK", 0)) if options.joins else 0
+    name = f"tether (process {number})" if number else "tether"
     _set_threads(options)
     from tether.training import Interrupted
 
     try:
-        return options.command(options) or 0
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if number else nullcontext():
+            return _run(options) or 0
     except TetherError as error:
-        print(f"tether: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
-    except Interrupted as stop:
-        print(f"tether: {stop}", file=sys.stderr)
+    except Interrupted as stop:  # training has said after which step
+        _say_how_to_go_on(options, name)
         return int(stop.code)
+    except KeyboardInterrupt:
+        print(f"{name}: Stopped by Ctrl-C.", file=sys.stderr)
+        _say_how_to_go_on(options, name)
+        return 130
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
         return 0
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        print(f"{name}: {error.strerror or error}{place}.", file=sys.stderr)
+        return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _run(options: argparse.Namespace) -> int | None:
+    if not options.joins:
+        return options.command(options)
+    from tether._distributed import joined
+
+    with joined() as device:
+        return options.command(options, device)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Options; words such as `optimizer.lr=1e-3` may stand anywhere, which argparse alone does not allow."""
+    parser, commands = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    command = commands[options.name_of_command]
+    for word in rest:
+        if word.startswith("-"):
+            known = [name for action in command._actions for name in action.option_strings]
+            name = word.partition("=")[0]
+            command.error(f"there is no option {name}{near_misses(name, known)}")
+        if "overrides" not in options or "=" not in word:
+            command.error(f"{word!r} is one word too many")
+        options.overrides.append(word)
+    return options
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    from importlib.metadata import version
+
     parser = argparse.ArgumentParser(
-        prog="tether", description="Robust, parameter-efficient fine-tuning of vision-language models."
+        prog="tether",
+        description="Fine-tune vision-language models without losing their robustness.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--threads", type=int, help="CPU threads (default: one per core)")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"tether {version('tether')}")
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads (default: OMP_NUM_THREADS, else one per core)"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name_of_command")
 
-    train = commands.add_parser("train", help="fine-tune as a recipe says, choose alpha, evaluate every domain")
+    def add(name: str, run: Any, text: str, *, joins: bool = False) -> argparse.ArgumentParser:
+        """A command; one that `joins` may run under torchrun, and is given its device."""
+        command = commands.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+        )
+        command.set_defaults(command=run, joins=joins)
+        return command
+
+    train = add(
+        "train", _train, "fine-tune as a recipe says, choose alpha, evaluate every domain", joins=True
+    )
     train.add_argument("recipe", nargs="?", help="name of a recipe that comes with tether, or a YAML file")
-    train.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="options, such as optimizer.lr=1e-3")
-    train.add_argument("--runs", type=Path, default=Path("runs"), help="where the run gets its directory")
-    train.add_argument("--resume", type=Path, metavar="RUN", help="continue a run that was stopped or killed")
+    _add_overrides(
+        train, "options of the recipe, such as optimizer.lr=1e-3 (`tether recipes NAME` prints them)"
+    )
+    train.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="where the run gets its directory (%(default)s)"
+    )
+    train.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with a run that was stopped or killed"
+    )
     train.add_argument("--alpha", help="auto, a number, or {image: a, text: b}: short for alpha.value=…")
-    train.set_defaults(command=_train)
 
-    recipes = commands.add_parser("recipes", help="list the recipes that come with tether, or print one")
-    recipes.add_argument("name", nargs="?")
-    recipes.set_defaults(command=_recipes)
+    recipes = add(
+        "recipes", _recipes, "list the recipes that come with tether, or print one with all its options"
+    )
+    recipes.add_argument("name", nargs="?", help="a recipe's name, or a YAML file")
 
-    compare = commands.add_parser("compare", help="several recipes × seeds: one table, one report")
-    compare.add_argument("recipes", nargs="+")
-    compare.add_argument("--seeds", type=int, nargs="+", default=[0])
-    compare.add_argument("--folds", type=int, nargs="+", default=[0], help="folds of the built-in data, pooled")
-    compare.add_argument("--runs", type=Path, default=Path("runs/compare"))
+    compare = add("compare", _compare, "several recipes × seeds: one table, one report", joins=True)
+    compare.add_argument("recipes", nargs="+", help="names or YAML files, of the same model and data")
+    compare.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run for each (0)")
+    compare.add_argument(
+        "--folds", type=int, nargs="+", default=[0], help="folds of the built-in data, pooled (0)"
+    )
+    compare.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs/compare"),
+        help="where runs are made, or found finished (%(default)s)",
+    )
     compare.add_argument("--out", type=Path, required=True, help="folder for the table and the report")
-    compare.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override in every recipe")
-    compare.set_defaults(command=_compare)
+    compare.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="override in every recipe"
+    )
 
-    zero_shot = commands.add_parser("zero-shot", help="accuracy of a model without any training")
-    zero_shot.add_argument("--model", default="builtin")
-    zero_shot.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="data options, such as data.fold=1")
-    zero_shot.set_defaults(command=_zero_shot)
+    zero_shot = add("zero-shot", _zero_shot, "accuracy of a model without any training", joins=True)
+    zero_shot.add_argument("--model", default="builtin", help="anything tether.load takes (%(default)s)")
+    _add_overrides(zero_shot, "options of the data, such as data.method=folder data.train=PICTURES")
 
-    merge = commands.add_parser("merge", help="put an adapter into its base and save an ordinary model")
+    merge = add("merge", _merge, "put an adapter into its base and save an ordinary model")
     merge.add_argument("adapter", type=Path, help="folder of the adapter")
     merge.add_argument("out", type=Path, help="folder for the merged model; must not exist")
-    merge.add_argument("--model", default="builtin", help="the base")
-    merge.add_argument("--alpha", type=float, help="default: the one the adapter was saved with")
-    merge.set_defaults(command=_merge)
+    merge.add_argument(
+        "--model", help="the base (default: that of the run the adapter lies in, else builtin)"
+    )
+    merge.add_argument(
+        "--alpha", type=_alpha, help="ensemble weight (default: the one the adapter was saved with)"
+    )
+    merge.add_argument(
+        "--head", type=Path, metavar="FILE", help="a run's head.safetensors, to go with the model"
+    )
 
-    pretrain = commands.add_parser("pretrain", help="train a pair of towers from captioned pictures")
-    pretrain.add_argument("pictures", type=Path, help="folder with pictures.zip and pictures.json (make pictures)")
-    pretrain.add_argument("--stem", type=Path, required=True, help="safetensors of EfficientNet-Lite0 (make stem)")
-    pretrain.add_argument("--runs", type=Path, default=Path("runs"))
-    pretrain.add_argument("--resume", type=Path, metavar="RUN")
-    pretrain.add_argument("overrides", nargs="*", metavar="NAME=VALUE")
-    pretrain.set_defaults(command=_pretrain)
+    rank = add(
+        "rank", _rank, "save a trained R-Adapter at the smallest rank that is as good on validation pictures"
+    )
+    rank.add_argument("adapter", type=Path, help="folder of the adapter, best in its run")
+    rank.add_argument(
+        "--out", type=Path, required=True, help="folder for the smaller adapter; must not exist"
+    )
+    rank.add_argument(
+        "--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="those to try (1 2 4 … 64)"
+    )
+    rank.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.005,
+        help="accuracy that may be lost, as a fraction (%(default)s)",
+    )
+    rank.add_argument("--model", help="the base (default: that of the run the adapter lies in, else builtin)")
+    _add_overrides(rank, "options of the data (default: those of the run the adapter lies in, else built-in)")
 
-    demo = commands.add_parser("demo", help="the main job on the built-in model and data, in minutes")
-    demo.add_argument("--runs", type=Path, default=Path("runs"))
-    demo.set_defaults(command=_demo)
-    return parser
+    average = add("average", _average, "the exact mean of R-Adapters of several runs on one base")
+    average.add_argument("adapters", type=Path, nargs="+", help="folders of adapters")
+    average.add_argument("--out", type=Path, required=True, help="folder for the mean; must not exist")
+    average.add_argument(
+        "--alpha", type=_alpha, help="ensemble weight of the mean (default: theirs, where all agree)"
+    )
+
+    pretrain = add(
+        "pretrain", _pretrain, "train a pair of towers from captioned pictures: how `builtin` was made"
+    )
+    pretrain.add_argument("pictures", type=Path, help="folder with pictures.zip and pictures.json")
+    pretrain.add_argument("--stem", type=Path, required=True, help="safetensors of the convolutional stem")
+    pretrain.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="where the run gets its directory (runs)"
+    )
+    pretrain.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with a run that was stopped or killed"
+    )
+    _add_overrides(pretrain, "options, such as training.steps=500")
+
+    demo = add("demo", _demo, "the main job on the built-in model and data, in minutes")
+    demo.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="where runs are made, or found finished (runs)"
+    )
+    return parser, commands.choices
 
 
-def _train(options: argparse.Namespace) -> int:
+def _add_overrides(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help=text)
+
+
+def _train(options: argparse.Namespace, device: Any) -> int:
     from tether import recipe as recipes
     from tether._files import read_json
+    from tether.config import override
     from tether.tasks import classification
     from tether.tasks.show import show_run
 
-    overrides = [*options.overrides, *([f"alpha.value={options.alpha}"] if options.alpha else [])]
+    words = [*options.overrides, *([f"alpha.value={options.alpha}"] if options.alpha else [])]
+    if options.recipe and "=" in options.recipe:
+        words.insert(0, options.recipe)
+        options.recipe = None
+    if options.resume and options.recipe:
+        raise TetherError("--resume takes its recipe from the run; leave the recipe out.")
     if options.resume:
-        if options.recipe and "=" in options.recipe:
-            overrides.insert(0, options.recipe)
-        elif options.recipe:
-            raise TetherError("--resume takes its recipe from the run; leave the recipe out.")
-        from tether.config import override
-
-        recipe = recipes.from_plain(override(read_json(options.resume / "config.json"), overrides))
+        if not (options.resume / "config.json").is_file():
+            raise TetherError(
+                f"There is no run to go on with at {options.resume}: it has no config.json. Start a new one."
+            )
+        recipe = recipes.from_plain(override(read_json(options.resume / "config.json"), words))
     elif options.recipe:
-        recipe = recipes.read(options.recipe, overrides)
+        recipe = recipes.read(options.recipe, words)
     else:
         raise TetherError(f"Name a recipe ({', '.join(recipes.names())}, or a YAML file), or --resume RUN.")
-    outcome = classification.run(recipe, options.runs, resume=options.resume, progress=_progress())
+
+    def started(path: Path) -> None:
+        options.resume = path  # where to go on, if it is stopped
+        print(f"Run: {path}", file=sys.stderr)
+
+    outcome = classification.run(
+        recipe,
+        options.runs,
+        resume=options.resume,
+        device=device,
+        started=started,
+        progress=_progress(),
+    )
     show_run(outcome)
     return 0
 
@@ -119,10 +259,11 @@ def _recipes(options: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(options: argparse.Namespace) -> int:
+def _compare(options: argparse.Namespace, device: Any) -> int:
     from rich.console import Console
 
     from tether import recipe as recipes
+    from tether._distributed import from_main
     from tether.evaluation.tables import to_terminal
     from tether.tasks import comparison
 
@@ -138,48 +279,100 @@ def _compare(options: argparse.Namespace) -> int:
         seeds=options.seeds,
         folds=options.folds,
         command=command,
+        device=device,
         progress=_progress(),
         announce=lambda line: print(line, flush=True),
     )
-    comparison.write(results, options.out, comparison.pooled_tests(chosen[0], options.folds))
+    tests = comparison.pooled_tests(chosen[0], options.folds)
+    from_main(lambda: comparison.write(results, options.out, tests))
     Console().print(to_terminal(results))
     print(f"Table and report: {options.out / 'report.html'}")
     return 0
 
 
-def _zero_shot(options: argparse.Namespace) -> int:
+def _zero_shot(options: argparse.Namespace, device: Any) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from tether.config import build, override
-    from tether.data import load_benchmark
     from tether.evaluation import evaluate, zero_shot_classifier
     from tether.models import load
-    from tether.recipe import Data
 
-    wanted = override({"data": {"method": "emoji_shift"}}, options.overrides)
-    if extra := set(wanted) - {"data"}:
-        raise TetherError(f"zero-shot takes options of the data only (data.…), found {', '.join(sorted(extra))}.")
-    benchmark = load_benchmark(build(Data, wanted["data"], "data"))
-    model = load(options.model)
+    benchmark = _benchmark({"method": "emoji_shift"}, options.overrides)
+    model = load(options.model, device=device)
     classifier = zero_shot_classifier(model, benchmark.class_names, benchmark.templates)
     scores = evaluate(model, benchmark.tests, classifier, progress=_progress())
-    table = Table("domain", "pictures", "top-1", "95 % interval", "top-5", title=f"{options.model} on {benchmark.name}")
+    table = Table(
+        "domain", "pictures", "top-1", "95 % interval", "top-5", title=f"{options.model} on {benchmark.name}"
+    )
     for name, own in scores.items():
         top5 = "" if own.top5 is None else f"{own.top5:.1%}"
-        table.add_row(name, str(own.n), f"{own.top1:.1%}", f"{own.interval.low:.1%} – {own.interval.high:.1%}", top5)
+        table.add_row(
+            name, str(own.n), f"{own.top1:.1%}", f"{own.interval.low:.1%} – {own.interval.high:.1%}", top5
+        )
     Console().print(table)
     return 0
 
 
 def _merge(options: argparse.Namespace) -> int:
+    from tether.adapters.files import load_adapter
+    from tether.evaluation.scores import alpha_text
     from tether.tasks.export import export
 
-    report = export(options.model, options.adapter, options.out, alpha=options.alpha)
-    print(
-        f"Merged at alpha {report.alpha} into {len(report.changed)} tensors; largest output difference on a probe "
-        f"{report.max_error:.2e}. The model is in {options.out}."
+    source = options.model or _run_of(options.adapter)["model"]
+    report = export(source, options.adapter, options.out, alpha=options.alpha, head=options.head)
+    error = (
+        "" if report.max_error is None else f"; largest output difference on a probe {report.max_error:.2e}"
     )
+    print(f"Merged at alpha {alpha_text(report.alpha)} into {len(report.changed)} tensors{error}.")
+    print(f"Model: {options.out}")
+    if load_adapter(options.adapter).extra.get("head") and not options.head:
+        print(
+            "This adapter was trained with a linear head. To keep that too, merge with --head RUN/head.safetensors."
+        )
+    return 0
+
+
+def _rank(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tether.adapters.files import load_adapter
+    from tether.models import load
+    from tether.tasks.classification import HEAD_FILE
+    from tether.tasks.ranking import shrink
+
+    run = _run_of(options.adapter)
+    saved = load_adapter(options.adapter)
+    head = options.adapter.parent / HEAD_FILE if saved.extra.get("head") else None
+    results = shrink(
+        load(options.model or run["model"]),
+        _benchmark(run["data"], options.overrides),
+        options.adapter,
+        options.out,
+        ranks=options.ranks,
+        tolerance=options.tolerance,
+        head=head,
+        progress=_progress(),
+    )
+    best = results[-1].score - options.tolerance
+    chosen = next(result for result in results if result.score >= best)
+    table = Table("rank", "bytes", "validation top-1", title="Ranks of the adapter")
+    for result in results:
+        rank = f"{result.rank} (whole)" if result is results[-1] else str(result.rank)
+        mark = " ← saved" if result is chosen else ""
+        table.add_row(rank, f"{result.bytes:,}", f"{result.score:.1%}{mark}")
+    Console().print(table)
+    print(f"Adapter: {options.out}")
+    return 0
+
+
+def _average(options: argparse.Namespace) -> int:
+    from tether.adapters.arithmetic import average
+    from tether.adapters.files import load_adapter, save_adapter
+
+    mean = average([load_adapter(folder) for folder in options.adapters], options.alpha)
+    save_adapter(options.out, mean)
+    print(f"Mean of {len(options.adapters)} adapters: {options.out}")
     return 0
 
 
@@ -200,6 +393,51 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def _benchmark(data: dict[str, Any], overrides: list[str]) -> Any:
+    """The benchmark of data options with overrides."""
+    from tether.config import build, override
+    from tether.data import load_benchmark
+    from tether.recipe import Data
+
+    wanted = override({"data": data}, overrides)
+    if extra := set(wanted) - {"data"}:
+        raise TetherError(
+            f"Here only options of the data can be given (data.…), not {', '.join(sorted(extra))}."
+        )
+    return load_benchmark(build(Data, wanted["data"], "data"))
+
+
+def _run_of(adapter: Path) -> dict[str, Any]:
+    """The configuration of the run that an adapter lies in; built-in model and data where it lies in none."""
+    from tether._files import read_json
+
+    path = adapter.absolute().parent / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    return {"model": config.get("model", "builtin"), "data": config.get("data", {"method": "emoji_shift"})}
+
+
+def _alpha(text: str) -> Any:
+    """A number, or `{image: a, text: b}`."""
+    from tether.config import override
+
+    try:
+        value = override({}, [f"alpha={text}"])["alpha"]
+        parts = value if isinstance(value, dict) and set(value) == {"image", "text"} else {"": value}
+        if all(isinstance(part, int | float) for part in parts.values()):
+            return value
+    except TetherError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a number, or {{image: a, text: b}}, found {text!r}")
+
+
+def _say_how_to_go_on(options: argparse.Namespace, name: str) -> None:
+    if getattr(options, "resume", None):
+        command = f"tether {options.name_of_command} --resume {options.resume}"
+        print(f"{name}: To go on: {command}", file=sys.stderr)
+    elif options.name_of_command in ("compare", "demo"):
+        print(f"{name}: To go on, give the same command again; what is finished is kept.", file=sys.stderr)
+
+
 def _progress():
     from tether.tasks.show import EvaluationProgress
 
@@ -207,11 +445,12 @@ def _progress():
 
 
 def _set_threads(options: argparse.Namespace) -> None:
-    threads = options.threads or os.cpu_count() or 1
+    """As many as asked for, by the option or OMP_NUM_THREADS; else all cores this process may use."""
+    threads = options.threads or os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(int(threads))
 
 
 if __name__ == "__main__":

@@ -5,16 +5,14 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
 from tether.errors import TetherError, near_misses
 
-T = TypeVar("T")
 
-
-def build(kind: type[T], value: Any, where: str = "") -> T:
+def build(kind: Any, value: Any, where: str = "") -> Any:
     """Make `kind` (a dataclass, a union of them told apart by `method`, or a plain type) from plain data.
 
     Integers are taken where numbers are wanted, lists where tuples are; nothing else is converted.

@@ -5,9 +5,11 @@
 
 import json
 import resource
+import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tether._alpha import TOWERS, Alpha
-from tether._files import write_atomically
+from tether._alpha import TOWERS, Alpha, alpha_of
+from tether._distributed import from_main, is_main
+from tether._files import read_json, write_atomically, write_json
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
 from tether.config import plain
@@ -28,8 +31,9 @@ from tether.data.records import Benchmark
 from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
 from tether.evaluation import Classifier, SplitScores, Sweep, alpha_sweep, class_embeddings
-from tether.evaluation.alpha import AlphaChoice, choose_alpha
-from tether.models import Model, load, unique_rows
+from tether.evaluation.alpha import choose_alpha
+from tether.models import Model, load
+from tether.models.last_block import fast_last_block
 from tether.objectives.cross_entropy import cross_entropy
 from tether.objectives.info_nce import InfoNCE
 from tether.objectives.mpm_nce import MPMNCE, MPMNCEConfig
@@ -38,6 +42,7 @@ from tether.recipe import CrossEntropyConfig, FrozenConfig, Recipe, to_plain
 from tether.training import RunDirectory, fit
 
 HEAD = "head.weight"
+ADAPTER, HEAD_FILE, SCORES, RESULT = "adapter", "head.safetensors", "scores.safetensors", "result.json"
 
 
 class Classification:
@@ -68,7 +73,9 @@ class Classification:
     def named_parameters(self) -> dict[str, nn.Parameter]:
         parameters = dict(self._attached.named_parameters()) if self._attached else {}
         if self.separable:  # the text tower plays no part
-            parameters = {name: p for name, p in parameters.items() if self._attached.tower_of(name) == "image"}
+            parameters = {
+                name: p for name, p in parameters.items() if self._attached.tower_of(name) == "image"
+            }
             parameters[HEAD] = self.head
         return parameters
 
@@ -105,13 +112,20 @@ class Classification:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run gave: test scores along alpha, which alpha was chosen and why, costs, and where everything lies."""
+    """What a run gave: test scores along alpha, which alpha was chosen and why, costs, and where everything lies.
+
+    Attributes:
+        validation: what alpha was chosen from, one entry per alpha; empty where the recipe gave it.
+        file_bytes: what is to be kept besides the base: adapter and head.
+        seconds: of training, over all parts of the run that were not killed.
+    """
 
     recipe: Recipe
     benchmark: Benchmark
     test: Sweep
     alpha: Alpha
-    choice: AlphaChoice | None
+    alpha_reason: str
+    validation: Sequence[Mapping[str, Any]]
     trained_parameters: int
     file_bytes: int
     seconds: float
@@ -124,30 +138,45 @@ def run(
     root: Path = Path("runs"),
     *,
     resume: Path | None = None,
+    device: torch.device | str = "cpu",
+    started: Callable[[Path], None] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     show_progress: bool = True,
     test: bool = True,
 ) -> Outcome:
     """Train as the recipe says, choose alpha, evaluate every test split, and keep it all in a run directory.
 
+    A run that is finished is only read. Under `torchrun` every process calls this and gets the same outcome.
+
     Args:
         root: where the run gets its own directory.
         resume: a run of the same recipe that was stopped or killed; it goes on from its last checkpoint.
+        device: where the model computes.
+        started: told the run's directory before training begins.
         progress: told what is being evaluated, and how far it is.
         test: whether the test splits are looked at; a search for settings must not.
 
     Raises:
         TetherError: the recipe does not fit the data or model, or anything the parts raise.
     """
-    model = load(recipe.model)
+    model = load(recipe.model, device=device)
     benchmark = load_benchmark(recipe.data)
     if not len(benchmark.train):
         raise TetherError(f"{benchmark.name} has no training pictures; it can only be evaluated.")
+    if recipe.alpha.value == "auto" and not len(benchmark.validation):
+        raise TetherError(
+            "alpha.value=auto needs validation pictures; this data set has none. Give a number."
+        )
     directory = RunDirectory.open(resume) if resume else RunDirectory.create(root, recipe.name)
     with directory as kept:
-        kept.record("config", to_plain(recipe), may_change=[f"training.{name}" for name in type(recipe.training).MAY_CHANGE])
-        kept.record("splits", _digests(benchmark))
-        return _run(recipe, model, benchmark, kept, progress, show_progress, test)
+        may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
+        kept.record("config", to_plain(recipe), may_change=may_change)
+        kept.record("splits", digests(benchmark))
+        if started and is_main():
+            started(kept.path)
+        if not from_main(lambda: _is_finished(kept.path, test)):
+            _run(recipe, model, benchmark, kept, progress if is_main() else None, show_progress, test)
+        return read_outcome(kept.path, recipe, benchmark)
 
 
 def _run(
@@ -158,7 +187,7 @@ def _run(
     progress: Callable[[str, int, int], None] | None,
     show_progress: bool,
     test: bool,
-) -> Outcome:
+) -> None:
     torch.manual_seed(recipe.training.seed)
     frozen = isinstance(recipe.adapter, FrozenConfig)
     zero_shot = class_embeddings(model, benchmark.class_names, benchmark.templates)
@@ -167,7 +196,7 @@ def _run(
     task = Classification(model, attached, recipe, benchmark)
     parameters = task.named_parameters()
     optimizer = _optimizer(recipe, parameters)
-    augmentation = train_transform(model.image, **plain(recipe.augmentation))
+    augmentation = train_transform(model.image, **asdict(recipe.augmentation))
     data = ImageDataset(benchmark.train, augmentation, seed=recipe.training.seed, cache_bytes=2**29)
     steps = recipe.training.total_steps(len(data))
     accumulation = None
@@ -175,125 +204,184 @@ def _run(
         accumulation = Accumulation(
             parameters, momentum=recipe.accumulation.momentum, correction=recipe.accumulation.correction
         )
-    started = time.perf_counter()
-    fit(
-        task,
-        data,
-        optimizer,
-        recipe.training,
-        schedule=Schedule.of(optimizer, recipe.schedule, steps),
-        accumulation=accumulation,
-        run=kept,
-        show_progress=show_progress,
-    )
-    seconds = time.perf_counter() - started
+    with _timed(kept), fast_last_block(model):
+        fit(
+            task,
+            data,
+            optimizer,
+            recipe.training,
+            schedule=Schedule.of(optimizer, recipe.schedule, steps),
+            accumulation=accumulation,
+            run=kept,
+            show_progress=show_progress,
+        )
     final = accumulation.average() if accumulation else task.state_dict()
     head = final.get(HEAD)
     state = {name: tensor for name, tensor in final.items() if name != HEAD}
     delta: dict[str, Tensor] = {}
     if attached:
         attached.eval_mode()
-        delta = attached.delta(_whole(attached, state))
+        state = {**attached.state_dict(), **state}  # a tower that played no part is as it was
+        delta = attached.delta(state)
 
     def classifier(alpha: float) -> Classifier:
         if head is not None:
-            return Classifier(weight=zero_shot + alpha * (head.detach() - zero_shot), scale=model.logit_scale)
+            return Classifier(weight=head_at(head.detach(), zero_shot, alpha), scale=model.logit_scale)
         weight = class_embeddings(model, benchmark.class_names, benchmark.templates)
         return Classifier(weight=weight, scale=model.logit_scale)
 
     def sweep(splits: Mapping[str, Any], alphas: list[Alpha]) -> Sweep:
         return alpha_sweep(model, delta, splits, alphas, classifier, progress=progress)
 
-    with attached.ordinary() if attached else _nothing():
-        alpha, choice = _choose(recipe, benchmark, sweep)
-        alphas = _distinct([*recipe.alpha.grid, 1.0, alpha]) if test else []
+    with attached.ordinary() if attached else nullcontext():
+        alpha, reason, validation = _choose(recipe, benchmark, sweep)
+        alphas = _distinct([0.0, *recipe.alpha.grid, 1.0, alpha]) if test else []
         tested = sweep(benchmark.tests, alphas) if test else Sweep((), ())
-    path = kept.path / "adapter"
-    if attached and not path.exists():
-        save_adapter(path, attached, state=_whole(attached, state), alpha=alpha)
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.exists() else 0
-    outcome = Outcome(
-        recipe=recipe,
-        benchmark=benchmark,
-        test=tested,
-        alpha=alpha,
-        choice=choice,
-        trained_parameters=sum(parameter.numel() for parameter in parameters.values()),
-        file_bytes=size + (0 if head is None else head.numel() * head.element_size()),
-        seconds=seconds,
-        peak_memory_bytes=_peak_memory(),
-        run=kept.path,
-    )
-    save_sweep(kept.path / "scores.safetensors", tested)
-    kept.record("result", summary(outcome), may_change=("seconds", "peak_memory_bytes"))
+    results = {
+        "alpha": plain(alpha),
+        "alpha_reason": reason,
+        "test": {
+            json.dumps(plain(alpha)): {name: scores.numbers() for name, scores in by_split.items()}
+            for alpha, by_split in zip(tested.alphas, tested.scores, strict=True)
+        },
+        "validation": validation,
+        "trained_parameters": sum(parameter.numel() for parameter in parameters.values()),
+        "peak_memory_bytes": _peak_memory(model.device),
+    }
+
+    def keep() -> None:
+        if head is not None:
+            save_head(kept.path / HEAD_FILE, head, zero_shot)
+        if attached:
+            shutil.rmtree(kept.path / ADAPTER, ignore_errors=True)  # of a part that was killed while it saved
+            save_adapter(
+                kept.path / ADAPTER, attached, state=state, alpha=alpha, extra={"head": head is not None}
+            )
+        save_sweep(kept.path / SCORES, tested)
+        files = [kept.path / HEAD_FILE, *(kept.path / ADAPTER).rglob("*")]
+        results["file_bytes"] = sum(file.stat().st_size for file in files if file.is_file())
+        write_json(kept.path / RESULT, results)  # last: now the run is finished
+
+    from_main(keep)
     if attached:
         attached.detach()
-    return outcome
 
 
-def summary(outcome: Outcome) -> dict[str, Any]:
-    """The numbers of a run as JSON can hold them."""
-    return {
-        "alpha": plain(outcome.alpha),
-        "alpha_reason": outcome.choice.reason if outcome.choice else "given in the recipe",
-        "test": {
-            str(plain(alpha)): {name: scores.numbers() for name, scores in by_split.items()}
-            for alpha, by_split in zip(outcome.test.alphas, outcome.test.scores, strict=True)
-        },
-        "validation": [plain(point) for point in outcome.choice.curve] if outcome.choice else [],
-        "trained_parameters": outcome.trained_parameters,
-        "file_bytes": outcome.file_bytes,
-        "seconds": outcome.seconds,
-        "peak_memory_bytes": outcome.peak_memory_bytes,
-    }
+def read_outcome(path: Path, recipe: Recipe, benchmark: Benchmark) -> Outcome:
+    """What a finished run left in its directory.
+
+    Raises:
+        TetherError: it is not finished, a file is not whole, or the test splits are others.
+    """
+    result = read_json(path / RESULT)
+    return Outcome(
+        recipe=recipe,
+        benchmark=benchmark,
+        test=load_sweep(path / SCORES, benchmark),
+        seconds=read_json(path / "time.json")["training_seconds"],
+        run=path,
+        **{name: value for name, value in result.items() if name != "test"},
+    )
+
+
+def _is_finished(path: Path, test: bool) -> bool:
+    return (path / RESULT).is_file() and (not test or bool(read_json(path / RESULT)["test"]))
+
+
+def head_at(head: Tensor, zero_shot: Tensor, alpha: float) -> Tensor:
+    """The linear head on the way from the zero-shot classifier to the trained one."""
+    return zero_shot + alpha * (head - zero_shot)
+
+
+def save_head(path: Path, head: Tensor, zero_shot: Tensor) -> None:
+    """Keep a trained head and the zero-shot classifier that it began as, both [classes, dim]."""
+    _save_tensors(path, {"weight": head, "zero_shot": zero_shot})
 
 
 def save_sweep(path: Path, sweep: Sweep) -> None:
     """Keep the answers to every test picture at every alpha (safetensors), so that tables can be made again."""
     tensors = {
-        f"{json.dumps(plain(alpha))}|{name}|{part}": getattr(scores, part).contiguous()
+        json.dumps([plain(alpha), name, part]): getattr(scores, part)
         for alpha, by_split in zip(sweep.alphas, sweep.scores, strict=True)
         for name, scores in by_split.items()
         for part in ("predictions", "confidences", "ranks")
     }
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    _save_tensors(path, tensors)
 
 
 def load_sweep(path: Path, benchmark: Benchmark) -> Sweep:
-    """What `save_sweep` kept.
+    """What `save_sweep` kept, by rising alpha.
 
     Raises:
         TetherError: the file is missing or not whole, or of other test splits.
     """
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise TetherError(f"{path} cannot be read ({error}); run the recipe again.") from error
     by_alpha: dict[str, dict[str, dict[str, Tensor]]] = {}
-    for key, tensor in tensors.items():
-        alpha, name, part = key.split("|")
-        by_alpha.setdefault(alpha, {}).setdefault(name, {})[part] = tensor
-    classes = len(benchmark.class_names)
-    scores = tuple(
-        {name: SplitScores(split=split, classes=classes, **parts[name]) for name, split in benchmark.tests.items()}
-        for parts in by_alpha.values()
-    )
-    return Sweep(tuple(json.loads(alpha) for alpha in by_alpha), scores)
+    for key, tensor in load_tensors(path).items():
+        alpha, name, part = json.loads(key)
+        by_alpha.setdefault(json.dumps(alpha), {}).setdefault(name, {})[part] = tensor
+    classes, scores = len(benchmark.class_names), {}
+    for text, parts in by_alpha.items():
+        if parts.keys() != benchmark.tests.keys():
+            raise TetherError(f"{path} is of the test splits {sorted(parts)}, not {sorted(benchmark.tests)}.")
+        scores[text] = {
+            name: SplitScores(split=split, classes=classes, **parts[name])
+            for name, split in benchmark.tests.items()
+        }
+    order = sorted(scores, key=lambda text: [alpha_of(json.loads(text), tower) for tower in TOWERS])
+    return Sweep(tuple(json.loads(text) for text in order), tuple(scores[text] for text in order))
 
 
-def _choose(recipe: Recipe, benchmark: Benchmark, sweep: Callable) -> tuple[Alpha, AlphaChoice | None]:
-    """The recipe's alpha, or the one that validation pictures and simulated shifts of them speak for."""
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one of a run's files.
+
+    Raises:
+        TetherError: it is missing or not whole.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise TetherError(
+            f"{path} cannot be read ({error}); it is missing or cut short. Copy it again."
+        ) from error
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    plain_tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(plain_tensors, temporary)
+        except SafetensorError as error:  # the library's own type for a full disk
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
+
+
+@contextmanager
+def _timed(kept: RunDirectory) -> Iterator[None]:
+    """Add the time that is spent inside to the run's time of training, also when it is stopped."""
+    path, started = kept.path / "time.json", time.perf_counter()
+    try:
+        yield
+    finally:
+        if is_main():
+            before = read_json(path)["training_seconds"] if path.exists() else 0.0
+            write_json(path, {"training_seconds": before + time.perf_counter() - started})
+
+
+def _choose(
+    recipe: Recipe, benchmark: Benchmark, sweep: Callable[[Mapping[str, Any], list[Alpha]], Sweep]
+) -> tuple[Alpha, str, list[dict[str, Any]]]:
+    """The recipe's alpha, or the one that validation pictures and simulated shifts of them speak for; and why."""
     if recipe.alpha.value != "auto":
-        return recipe.alpha.value, None
-    if not len(benchmark.validation):
-        raise TetherError("alpha.value=auto needs validation pictures; this data set has none. Give a number.")
+        return _simplest(recipe.alpha.value), "given in the recipe", []
     grid: list[Alpha] = list(recipe.alpha.grid)
     if recipe.alpha.per_tower:
         grid = [dict(zip(TOWERS, (a, b), strict=True)) for a in recipe.alpha.grid for b in recipe.alpha.grid]
     shifts = {} if recipe.alpha.rule == "in distribution" else simulated_shifts(benchmark.validation)
     swept = sweep({"validation": benchmark.validation, **shifts}, grid)
     choice = choose_alpha(swept, "validation", list(shifts), rule=recipe.alpha.rule)
-    return choice.alpha, choice
+    return _simplest(choice.alpha), choice.reason, [plain(point) for point in choice.curve]
 
 
 def _optimizer(recipe: Recipe, parameters: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
@@ -308,27 +396,23 @@ def _optimizer(recipe: Recipe, parameters: Mapping[str, nn.Parameter]) -> torch.
     return torch.optim.AdamW(listed, lr=options.lr, betas=options.betas)
 
 
-def _whole(attached: Attached, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state of all the adapter's tensors: what was not trained (a tower that played no part) is as it is."""
-    return {**attached.state_dict(), **state}
+def _simplest(alpha: Alpha) -> Alpha:
+    """A number where both towers have the same."""
+    towers = {alpha_of(alpha, tower) for tower in TOWERS}
+    return towers.pop() if len(towers) == 1 else alpha
 
 
 def _distinct(alphas: list[Alpha]) -> list[Alpha]:
     return [alpha for place, alpha in enumerate(alphas) if alpha not in alphas[:place]]
 
 
-def _digests(benchmark: Benchmark) -> dict[str, Any]:
+def digests(benchmark: Benchmark) -> dict[str, Any]:
+    """Size and hash of every split, as they stand in a run's `splits.json`."""
     splits = {"train": benchmark.train, "validation": benchmark.validation, **benchmark.tests}
     return {name: {"pictures": len(split), "sha256": split.digest} for name, split in splits.items()}
 
 
-def _peak_memory() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _nothing():
-    from contextlib import nullcontext
-
-    return nullcontext()

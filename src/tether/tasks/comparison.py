@@ -6,23 +6,27 @@ killed goes on where it was, and what is finished is not done again.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from tether._alpha import Alpha
+from tether._distributed import from_main
 from tether._files import read_json, write_atomically
 from tether.data import load_benchmark, read_image
 from tether.data.emoji_shift import EmojiShiftConfig
 from tether.data.records import Split
+from tether.errors import TetherError
 from tether.evaluation.report import write_report
 from tether.evaluation.results import PathPoint, Results
 from tether.evaluation.scores import SplitScores, Sweep, alpha_text
 from tether.evaluation.summary import changed_answers, describe_domains, differences, summarise
 from tether.evaluation.tables import to_csv, to_markdown
 from tether.recipe import Recipe, to_plain
-from tether.tasks.classification import load_sweep, run
+from tether.tasks.classification import RESULT, Outcome, digests, read_outcome, run
 from tether.training.environment import environment
 
 ZERO_SHOT = "zero-shot"
@@ -35,12 +39,15 @@ class Finished:
 
     recipe: Recipe
     path: Path
-    result: dict
-    test: Sweep
+    outcome: Outcome
 
     @property
-    def alpha(self):
-        return self.result["alpha"]
+    def alpha(self) -> Alpha:
+        return self.outcome.alpha
+
+    @property
+    def test(self) -> Sweep:
+        return self.outcome.test
 
 
 def compare(
@@ -52,6 +59,7 @@ def compare(
     title: str = "Comparison",
     command: str = "",
     highlighted: str = "",
+    device: torch.device | str = "cpu",
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda line: None,
     show_progress: bool = True,
@@ -62,7 +70,11 @@ def compare(
         folds: folds of the built-in data set; a seed's answers on the test pictures of all folds are pooled.
         highlighted: name of the recipe that the report is about; the last one by default.
         announce: told about every run that begins or is found finished.
+
+    Raises:
+        TetherError: the recipes cannot stand in one table (names, models or data), or a run fails.
     """
+    _check(recipes, seeds, folds)
     finished: dict[str, dict[int, list[Finished]]] = {}
     total = len(recipes) * len(seeds) * len(folds)
     number = 0
@@ -72,7 +84,7 @@ def compare(
                 number += 1
                 one = _variant(recipe, seed, fold)
                 announce(f"[{number}/{total}] {recipe.name}, seed {seed}, fold {fold}")
-                done = _ensure(one, root, progress, show_progress)
+                done = _ensure(one, root, device, progress, show_progress)
                 finished.setdefault(recipe.name, {}).setdefault(seed, []).append(done)
     return _results(finished, folds, title, command, highlighted or recipes[-1].name)
 
@@ -89,14 +101,18 @@ def write(results: Results, folder: Path, data: Mapping[str, Split] | None = Non
 
     results.save(folder / "results.json")
     for name, text in (("table.csv", to_csv(results)), ("table.md", to_markdown(results))):
-        write_atomically(folder / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
+        write_atomically(
+            folder / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8")
+        )
     write_report(results, folder / "report.html", picture)
 
 
 def pooled_tests(recipe: Recipe, folds: Sequence[int]) -> dict[str, Split]:
     """The test splits of all folds as one per domain, in the order of `compare`'s answers."""
     benchmarks = [load_benchmark(_variant(recipe, 0, fold).data) for fold in folds]
-    return {name: _joined([benchmark.tests[name] for benchmark in benchmarks]) for name in benchmarks[0].tests}
+    return {
+        name: _joined([benchmark.tests[name] for benchmark in benchmarks]) for name in benchmarks[0].tests
+    }
 
 
 def _variant(recipe: Recipe, seed: int, fold: int) -> Recipe:
@@ -104,17 +120,49 @@ def _variant(recipe: Recipe, seed: int, fold: int) -> Recipe:
     return replace(recipe, data=data, training=replace(recipe.training, seed=seed))
 
 
-def _ensure(recipe: Recipe, root: Path, progress: Progress | None, show_progress: bool) -> Finished:
+def _check(recipes: Sequence[Recipe], seeds: Sequence[int], folds: Sequence[int]) -> None:
+    """Refuse, before anything is trained, what could not be put into one table."""
+    for what, values in (("recipe", [recipe.name for recipe in recipes]), ("seed", seeds), ("fold", folds)):
+        if not values:
+            raise TetherError(f"A comparison needs at least one {what}.")
+        if twice := [value for value, count in Counter(values).items() if count > 1]:
+            raise TetherError(f"The {what} {twice[0]!r} is given twice; each needs its own name.")
+    for recipe in recipes:
+        for part in ("model", "data"):
+            own, first = getattr(recipe, part), getattr(recipes[0], part)
+            if own != first:
+                raise TetherError(
+                    f"Recipes of one comparison share model and data, and {part} is {first} in "
+                    f"{recipes[0].name} but {own} in {recipe.name}."
+                )
+    if list(folds) != [0] and not isinstance(recipes[0].data, EmojiShiftConfig):
+        raise TetherError("Only the built-in data has folds; leave them out.")
+
+
+def _ensure(
+    recipe: Recipe, root: Path, device: torch.device | str, progress: Progress | None, show_progress: bool
+) -> Finished:
     """The finished run of a recipe: found, continued or made."""
     digest = hashlib.sha256(json.dumps(to_plain(recipe), sort_keys=True).encode()).hexdigest()[:10]
     named = replace(recipe, name=f"{recipe.name}-{digest}")
-    there = sorted(root.glob(f"{named.name}-*"))
-    if not any((path / "result.json").is_file() for path in there):
-        run(named, root, resume=there[-1] if there else None, progress=progress, show_progress=show_progress)
-        there = sorted(root.glob(f"{named.name}-*"))
-    path = next(path for path in there if (path / "result.json").is_file())
-    test = load_sweep(path / "scores.safetensors", load_benchmark(recipe.data))
-    return Finished(recipe=recipe, path=path, result=read_json(path / "result.json"), test=test)
+
+    def there() -> list[str]:  # finished ones first; one that was killed while it was made is none
+        paths = sorted(root.glob(f"{named.name}-*"), key=lambda path: not (path / RESULT).is_file())
+        return [str(path) for path in paths if (path / "environment.json").is_file()]
+
+    found = from_main(there)
+    if found and from_main(lambda: (Path(found[0]) / RESULT).is_file()):
+        path, benchmark = Path(found[0]), load_benchmark(recipe.data)
+        if read_json(path / "splits.json") != digests(benchmark):
+            raise TetherError(
+                f"{path} was trained on other pictures than are there now. Choose another --runs."
+            )
+        outcome = read_outcome(path, named, benchmark)
+    else:
+        resume = Path(found[0]) if found else None
+        options = {"device": device, "progress": progress, "show_progress": show_progress}
+        outcome = run(named, root, resume=resume, **options)
+    return Finished(recipe=recipe, path=outcome.run, outcome=outcome)
 
 
 def _results(
@@ -127,7 +175,9 @@ def _results(
     first = next(iter(next(iter(finished.values())).values()))[0]
     benchmark = load_benchmark(first.recipe.data)
     runs: dict[str, dict[int, dict[str, SplitScores]]] = {
-        ZERO_SHOT: {0: _pool([one.test.at(0.0) for one in next(iter(next(iter(finished.values())).values()))])}
+        ZERO_SHOT: {
+            0: _pool([one.test.at(0.0) for one in next(iter(next(iter(finished.values())).values()))])
+        }
     }
     for name, by_seed in finished.items():
         runs[name] = {seed: _pool([one.test.at(one.alpha) for one in own]) for seed, own in by_seed.items()}
@@ -143,10 +193,10 @@ def _results(
                 shifted,
                 description=_description(ones[0].recipe),
                 alpha=_alphas(ones),
-                trained_parameters=ones[0].result["trained_parameters"],
-                file_bytes=ones[0].result["file_bytes"],
-                seconds=sum(one.result["seconds"] for one in ones) / len(ones),
-                peak_memory_bytes=max(one.result["peak_memory_bytes"] for one in ones),
+                trained_parameters=ones[0].outcome.trained_parameters,
+                file_bytes=ones[0].outcome.file_bytes,
+                seconds=sum(one.outcome.seconds for one in ones) / len(ones),
+                peak_memory_bytes=max(one.outcome.peak_memory_bytes for one in ones),
                 path=_path(ones, benchmark.in_distribution, shifted),
             )
         )
@@ -154,12 +204,16 @@ def _results(
     if highlighted in runs:
         seed = next(iter(runs[highlighted]))
         before, after = runs[ZERO_SHOT][0], runs[highlighted][seed]
-        changes = tuple(changed_answers(name, before[name], after[name], benchmark.class_names) for name in before)
+        changes = tuple(
+            changed_answers(name, before[name], after[name], benchmark.class_names) for name in before
+        )
     reference = "full" if "full" in runs else ZERO_SHOT
     names = [domain.name for domain in domains]
     return Results(
         title=title,
-        data_set=benchmark.name if len(folds) == 1 else benchmark.name.split(" (")[0] + f" (folds {folds} pooled)",
+        data_set=benchmark.name
+        if len(folds) == 1
+        else benchmark.name.split(" (")[0] + f" (folds {folds} pooled)",
         domains=domains,
         methods=tuple(methods),
         zero_shot=ZERO_SHOT,

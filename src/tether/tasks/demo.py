@@ -12,7 +12,9 @@ from tether.tasks import comparison
 RECIPES = ("full", "r-adapter")
 
 
-def demo(root: Path, progress: Callable[[str, int, int], None] | None, console: Console | None = None) -> Path:
+def demo(
+    root: Path, progress: Callable[[str, int, int], None] | None, console: Console | None = None
+) -> Path:
     """Compare, print the table, and say where the adapter and the report are; gives the report's path."""
     console = console or Console()
     chosen = [recipes.read(name) for name in RECIPES]

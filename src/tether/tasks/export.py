@@ -1,66 +1,76 @@
 """An adapter merged into its base and saved as an ordinary model folder."""
 
-import json
+import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from tether._alpha import Alpha, alpha_of
 from tether.adapters import MergeReport
 from tether.adapters.files import apply, load_adapter
 from tether.errors import TetherError
 from tether.models import load
 from tether.models.model import Model
+from tether.tasks.classification import HEAD_FILE, head_at, load_tensors
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".index.json")
 
 
-def export(source: str, adapter: Path, out: Path, *, alpha: float | None = None) -> MergeReport:
+def export(
+    source: str, adapter: Path, out: Path, *, alpha: Alpha | None = None, head: Path | None = None
+) -> MergeReport:
     """Merge an adapter into the model `source` and save the result in the format of its library.
 
     Args:
-        source: anything `tether.load` takes that is a folder or the built-in model.
+        source: the base: a folder, or the built-in model.
         adapter: folder written by `save_adapter`.
         out: new folder; nothing is overwritten.
         alpha: ensemble weight; by default the one saved with the adapter.
+        head: a run's linear head, to be saved beside the model as it is at this alpha (that of the text tower).
 
     Raises:
         TetherError: `out` exists, the adapter belongs to another base, or the format cannot be written.
     """
     if out.exists():
-        raise TetherError(f"{out} exists already; name a folder that does not.")
-    model = load(source)
+        raise TetherError(f"{out} exists already, and nothing is overwritten. Name a folder that does not.")
     saved = load_adapter(adapter)
+    tensors = load_tensors(head) if head else None
+    base = _folder(source)
+    model = load(source)
     attached = apply(model, saved)
+    alpha = saved.alpha if alpha is None else alpha
     probe = torch.randn(2, 3, model.image.size, model.image.size, generator=torch.Generator().manual_seed(0))
-    report = attached.merge(saved.alpha if alpha is None else alpha, probe=lambda: model.encode_image(probe))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    report = attached.merge(alpha, probe=lambda: model.encode_image(probe))
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        _save(model, source, temporary)
+        temporary.mkdir(parents=True)
+        _save(model, base, temporary)
+        if tensors:
+            weight = head_at(tensors["weight"], tensors["zero_shot"], alpha_of(alpha, "text"))
+            save_file({"weight": weight}, temporary / HEAD_FILE)
         temporary.rename(out)
-    except OSError as error:
-        raise TetherError(f"Could not write {out}: {error.strerror}. Nothing was left behind.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TetherError(f"Could not write {out}: {reason}. Nothing was left behind.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return report
 
 
-def _save(model: Model, source: str, folder: Path) -> None:
+def _save(model: Model, base: Path, folder: Path) -> None:
+    """The base's own files, with the merged weights in place of the base's."""
+    for file in base.iterdir():
+        if file.is_file() and not file.name.endswith(WEIGHTS):
+            shutil.copy2(file, folder)
     if model.family == "transformers":
         model.module.save_pretrained(folder)
-        for file in Path(source).glob("*token*"):
-            shutil.copy2(file, folder)
-        for file in ("preprocessor_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"):
-            if (Path(source) / file).is_file():
-                shutil.copy2(Path(source) / file, folder)
         return
-    base = _folder(source)
-    for file in base.iterdir():
-        if file.is_file() and file.suffix != ".safetensors":
-            shutil.copy2(file, folder)
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.module.state_dict().items()}
-    save_file(tensors, folder / "open_clip_model.safetensors", metadata={"merged": json.dumps(True)})
+    state = model.module.state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    save_file(tensors, folder / "open_clip_model.safetensors")
 
 
 def _folder(source: str) -> Path:
@@ -68,6 +78,9 @@ def _folder(source: str) -> Path:
         from tether.models import builtin
 
         return builtin.folder()
-    if (Path(source) / "open_clip_config.json").is_file():
+    if any((Path(source) / name).is_file() for name in ("open_clip_config.json", "config.json")):
         return Path(source)
-    raise TetherError(f"Merging writes a folder like the base's, and {source!r} is no folder. Save the base to a folder first.")
+    raise TetherError(
+        f"Merging writes a folder like the base's, and {source!r} is no model folder. Save the base to a folder "
+        f"first, and give that."
+    )

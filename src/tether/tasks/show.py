@@ -21,7 +21,12 @@ class EvaluationProgress:
         if not self._console.is_terminal or what == "prompts":
             return
         if self._bar is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task("", total=total)
             self._bar.start()
@@ -34,7 +39,9 @@ class EvaluationProgress:
 def show_run(outcome: Outcome, console: Console | None = None) -> None:
     """The table of one run: every test split at alpha 0, at the chosen alpha and at 1; then where things lie."""
     console = console or Console()
-    alphas = list(dict.fromkeys([0.0, *([outcome.alpha] if not isinstance(outcome.alpha, dict) else []), 1.0]))
+    alphas = list(
+        dict.fromkeys([0.0, *([outcome.alpha] if not isinstance(outcome.alpha, dict) else []), 1.0])
+    )
     columns = [(alpha, outcome.test.at(alpha)) for alpha in alphas if alpha in outcome.test.alphas]
     if isinstance(outcome.alpha, dict):
         columns.insert(1, (outcome.alpha, outcome.test.at(outcome.alpha)))
@@ -48,8 +55,9 @@ def show_run(outcome: Outcome, console: Console | None = None) -> None:
         table.add_section()
         table.add_row("mean of shifted", "", *(f"{mean:.1%}" for mean in means))
     console.print(table)
-    if outcome.choice:
-        console.print(outcome.choice.reason, soft_wrap=True)
+    console.print(
+        f"Alpha {alpha_text(outcome.alpha)}: {outcome.alpha_reason}", soft_wrap=True, highlight=False
+    )
     console.print(
         f"Trained {outcome.trained_parameters:,} parameters in {outcome.seconds:.0f} s; "
         f"to keep besides the base: {outcome.file_bytes:,} bytes.",

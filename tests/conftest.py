@@ -1,0 +1,151 @@
+"""What the tests of whole runs share: a tiny random model, tiny data, and a recipe for them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("tether", deadline=None)  # a loaded machine is no failure
+settings.load_profile("tether")
+
+CONTEXT = 16
+
+
+@pytest.fixture(scope="session")
+def make_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """An open_clip folder with a random model of two towers of two blocks, the same for the same seed."""
+    made: dict[int, Path] = {}
+
+    def make(seed: int) -> Path:
+        if seed not in made:
+            made[seed] = tmp_path_factory.mktemp("model") / "tiny"
+            _save_model(made[seed], seed)
+        return made[seed]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_tiny_model: Callable[[int], Path]) -> Path:
+    return make_tiny_model(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Options of a folder data set: three shapes in colour to train on, and as outlines in grey."""
+    root = tmp_path_factory.mktemp("data")
+    for domain, count in (("colour", 10), ("outline", 4)):
+        save_pictures(root / domain, domain, count)
+    return {
+        "method": "folder",
+        "train": str(root / "colour"),
+        "shifted": {"outline": str(root / "outline")},
+        "domain": "colour",
+        "validation_share": 0.2,
+        "test_share": 0.2,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_model: Path, tiny_data: dict[str, Any]) -> dict[str, Any]:
+    """Options of an R-Adapter run of 12 steps with everything on that a resumed run could get wrong."""
+    return {
+        "name": "tiny",
+        "model": str(tiny_model),
+        "data": tiny_data,
+        "adapter": {"method": "r_adapter", "drop": 0.3},
+        "objective": {"method": "mpm_nce"},
+        "optimizer": {"lr": 0.02},
+        "schedule": {"warmup": 2},
+        "accumulation": {"momentum": 0.9, "correction": "run_length"},
+        "augmentation": {"flip": True, "color_jitter": 0.2},
+        "training": {"epochs": 4, "batch_size": 6, "clip_norm": 1.0, "seed": 3},
+        "alpha": {"value": 0.5, "grid": [0.0, 0.5, 1.0]},
+    }
+
+
+def save_pictures(root: Path, domain: str, count: int) -> None:
+    """`count` pictures of each of three shapes, of sizes, places and colours that depend on nothing else."""
+    from PIL import Image, ImageDraw
+
+    for label, shape in enumerate(("circle", "square", "cross")):
+        (root / shape).mkdir(parents=True)
+        for number in range(count):
+            grey = domain == "outline"
+            hue = "black" if grey else f"hsl({(97 * number + 120 * label) % 360}, 80%, 45%)"
+            image = Image.new("RGB", (40, 40), "white" if grey else f"hsl({(53 * number) % 360}, 30%, 90%)")
+            draw, left, size = ImageDraw.Draw(image), 3 + number % 5, 22 + number % 7
+            box = (left, 5, left + size, 5 + size)
+            style = {"outline": hue, "width": 2} if grey else {"fill": hue}
+            if shape == "cross":
+                draw.line(box, fill=hue, width=2 if grey else 6)
+                draw.line((box[0], box[3], box[2], box[1]), fill=hue, width=2 if grey else 6)
+            else:
+                (draw.ellipse if shape == "circle" else draw.rectangle)(box, **style)
+            image.save(root / shape / f"{number}.png")
+
+
+def _save_model(folder: Path, seed: int) -> None:
+    from open_clip.model import CLIP
+    from open_clip.tokenizer import SimpleTokenizer, bytes_to_unicode
+    from safetensors.torch import save_file
+    from transformers import CLIPTokenizer
+
+    letters = list(bytes_to_unicode().values())
+    merges = list(SimpleTokenizer().bpe_ranks)[:100]
+    words = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge) for merge in merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    config = {
+        "embed_dim": 16,
+        "quick_gelu": False,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 8},
+        "text_cfg": {
+            "context_length": CONTEXT,
+            "vocab_size": len(words),
+            "hf_tokenizer_name": "own",
+            "width": 32,
+            "heads": 4,
+            "layers": 2,
+        },
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = CLIP(**config)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if parameter.ndim > 0:
+                    parameter.add_(0.02 * torch.randn_like(parameter))
+    folder.mkdir()
+    described = {"model_cfg": config, "preprocess_cfg": {"size": 32}}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    save_file(module.state_dict(), folder / "open_clip_model.safetensors")
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tether_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, dict[str, Any]]]:
+    """Play a scenario of `tether_processes.py` with a recipe's options; gives its folder and report."""
+
+    def play(scenario: str, options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+        folder = tmp_path_factory.mktemp(scenario)
+        (folder / "recipe.yaml").write_text(json.dumps(options))  # JSON is YAML
+        script = Path(__file__).parent / "tether_processes.py"
+        done = subprocess.run(
+            [sys.executable, str(script), scenario, str(folder)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return folder, json.loads((folder / "report.json").read_text())
+
+    return play

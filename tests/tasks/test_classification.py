@@ -1,0 +1,194 @@
+"""Whole runs of the classification task on a tiny model: what they report is what they saved."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import tether.data.dataset
+from tether import recipe as recipes
+from tether._files import read_json
+from tether.adapters.files import apply, load_adapter
+from tether.data import load_benchmark
+from tether.errors import TetherError
+from tether.evaluation import Classifier, class_embeddings, evaluate, zero_shot_classifier
+from tether.models import load
+from tether.tasks import classification
+from tether.tasks.classification import HEAD_FILE, head_at, load_sweep, load_tensors, run
+from tether.training import read_metrics
+
+METHODS = {
+    "r_adapter + mpm_nce": ({"method": "r_adapter", "drop": 0.3}, {"method": "mpm_nce"}),
+    "full + cross_entropy": ({"method": "full"}, {"method": "cross_entropy", "smoothing": 0.1}),
+    "full + info_nce": ({"method": "full"}, {"method": "info_nce"}),
+    "frozen + cross_entropy": ({"method": "frozen"}, {"method": "cross_entropy"}),
+}
+
+
+def changed(options, **parts):
+    """The options of a recipe, some of them others; mappings are merged."""
+    result = dict(options)
+    for name, part in parts.items():
+        fresh = not isinstance(part, dict) or "method" in part or not isinstance(result.get(name), dict)
+        result[name] = part if fresh else {**result[name], **part}
+    return result
+
+
+def quiet(options, root, **keywords):
+    return run(recipes.from_plain(options), root, show_progress=False, **keywords)
+
+
+def answers(scores):
+    return {name: own.predictions.tolist() for name, own in scores.items()}
+
+
+def confidences(scores):
+    return torch.cat([own.confidences for own in scores.values()])
+
+
+def zero_shot_scores(options):
+    model, benchmark = load(options["model"]), load_benchmark(recipes.from_plain(options).data)
+    classifier = zero_shot_classifier(model, benchmark.class_names, benchmark.templates)
+    return evaluate(model, benchmark.tests, classifier)
+
+
+@pytest.fixture
+def bases(monkeypatch):
+    """Every model a run loads, with its weights as they were loaded."""
+    seen = []
+
+    def spy(*arguments, **options):
+        model = load(*arguments, **options)
+        seen.append((model, {name: t.clone() for name, t in model.module.state_dict().items()}))
+        return model
+
+    monkeypatch.setattr(classification, "load", spy)
+    return seen
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_was_saved_gives_the_reported_answers(name, tiny_recipe, tmp_path, bases):
+    adapter, objective = METHODS[name]
+    rate = {"r_adapter": 0.02, "full": 2e-3, "frozen": 0.05}[adapter["method"]]
+    options = changed(tiny_recipe, adapter=adapter, objective=objective, optimizer={"lr": rate})
+    options = changed(options, alpha={"value": 0.7, "grid": [0.5, 1.0]})
+    outcome = quiet(options, tmp_path)
+
+    (model, before) = bases[0]
+    after = model.module.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert outcome.test.alphas == (0.0, 0.5, 0.7, 1.0)
+    losses = [row["loss"] for row in read_metrics(outcome.run) if row["kind"] == "train"]
+    assert losses and all(torch.isfinite(torch.tensor(losses)))
+
+    fresh, benchmark = load(options["model"]), outcome.benchmark
+    embed = lambda: class_embeddings(fresh, benchmark.class_names, benchmark.templates)  # noqa: E731
+    zero_shot = embed()
+    if adapter["method"] != "frozen":
+        apply(fresh, outcome.run / "adapter").merge(outcome.alpha)
+    if objective["method"] == "cross_entropy":
+        head = load_tensors(outcome.run / HEAD_FILE)
+        torch.testing.assert_close(head["zero_shot"], zero_shot)
+        weight = head_at(head["weight"], head["zero_shot"], outcome.alpha)
+    else:
+        weight = embed()
+    found = evaluate(fresh, benchmark.tests, Classifier(weight=weight, scale=fresh.logit_scale))
+    reported = outcome.test.at(outcome.alpha)
+    assert answers(found) == answers(reported)
+    torch.testing.assert_close(confidences(found), confidences(reported), rtol=1e-4, atol=1e-6)
+
+    expected = zero_shot_scores(options)
+    assert answers(outcome.test.at(0.0)) == answers(expected)
+    torch.testing.assert_close(confidences(outcome.test.at(0.0)), confidences(expected))
+    tuned = confidences(outcome.test.at(1.0))
+    assert (tuned - confidences(expected)).abs().max() > 1e-3  # it did train
+
+
+def test_training_lowers_the_loss_and_the_numbers_are_kept(tiny_recipe, tmp_path):
+    options = changed(tiny_recipe, training={"epochs": 12, "log_every": 3}, adapter={"drop": 0.1})
+    outcome = quiet(options, tmp_path)
+    losses = [row["loss"] for row in read_metrics(outcome.run) if row["kind"] == "train"]
+    assert losses[-1] < losses[0] - 0.1
+    result = read_json(outcome.run / "result.json")
+    assert result["alpha"] == 0.5 and result["alpha_reason"] == "given in the recipe"
+    assert set(map(json.loads, result["test"])) == {0.0, 0.5, 1.0}
+    files = [path for path in (outcome.run / "adapter").iterdir() if path.is_file()]
+    assert outcome.file_bytes == sum(path.stat().st_size for path in files)
+    kept = load_sweep(outcome.run / "scores.safetensors", outcome.benchmark)
+    assert kept.alphas == outcome.test.alphas
+    with pytest.raises(TetherError, match="test splits"):
+        other = replace(outcome.benchmark, tests={"colour": outcome.benchmark.tests["colour"]})
+        load_sweep(outcome.run / "scores.safetensors", other)
+
+
+def test_one_alpha_per_tower(tiny_recipe, tmp_path):
+    both = {"value": {"image": 1.0, "text": 0.0}, "grid": [0.0, 1.0]}
+    outcome = quiet(changed(tiny_recipe, alpha=both), tmp_path)
+    assert outcome.alpha == {"image": 1.0, "text": 0.0} == load_adapter(outcome.run / "adapter").alpha
+
+    model, benchmark = load(tiny_recipe["model"]), outcome.benchmark
+    untouched = class_embeddings(model, benchmark.class_names, benchmark.templates)
+    apply(model, outcome.run / "adapter").merge(outcome.alpha)
+    classifier = Classifier(weight=untouched, scale=model.logit_scale)
+    found = evaluate(model, benchmark.tests, classifier)
+    torch.testing.assert_close(confidences(found), confidences(outcome.test.at(outcome.alpha)))
+    assert (confidences(found) - confidences(outcome.test.at(1.0))).abs().max() > 1e-4
+
+
+def test_equal_alphas_of_both_towers_are_one_number(tiny_recipe, tmp_path):
+    alpha = {"value": {"image": 0.5, "text": 0.5}, "grid": [0.0, 0.5]}
+    assert quiet(changed(tiny_recipe, alpha=alpha), tmp_path).alpha == 0.5
+
+
+@pytest.mark.parametrize("per_tower", [False, True])
+def test_alpha_is_chosen_without_a_look_at_any_test_picture(tiny_recipe, tmp_path, monkeypatch, per_tower):
+    reads = []
+    read_image = tether.data.dataset.read_image
+    monkeypatch.setattr(tether.data.dataset, "read_image", lambda ref: reads.append(ref) or read_image(ref))
+    alpha = {"value": "auto", "grid": [0.0, 0.5, 1.0], "per_tower": per_tower}
+    outcome = quiet(changed(tiny_recipe, alpha=alpha), tmp_path, test=False)
+    tested = {image for split in outcome.benchmark.tests.values() for image in split.images}
+    assert reads and not tested & set(reads)
+    assert outcome.benchmark.validation.images <= set(reads)
+    assert "No test picture was used" in outcome.alpha_reason
+    assert len(outcome.validation) == (9 if per_tower else 3)
+    assert outcome.test.alphas == ()
+
+    reads.clear()  # the same run, continued with the test: alpha stays, and now every test picture is read
+    again = quiet(changed(tiny_recipe, alpha=alpha), tmp_path, resume=outcome.run)
+    assert again.alpha == outcome.alpha and tested <= set(reads)
+
+
+def test_a_finished_run_is_read_and_not_repeated(tiny_recipe, tmp_path, bases, monkeypatch):
+    outcome = quiet(tiny_recipe, tmp_path)
+    kept = {path: path.read_bytes() for path in outcome.run.rglob("*.safetensors")}
+    monkeypatch.setattr(classification, "fit", None)
+    again = quiet(tiny_recipe, tmp_path, resume=outcome.run)
+    assert answers(again.test.at(1.0)) == answers(outcome.test.at(1.0))
+    assert (again.seconds, again.alpha, again.file_bytes) == (
+        outcome.seconds,
+        outcome.alpha,
+        outcome.file_bytes,
+    )
+    assert kept == {path: path.read_bytes() for path in outcome.run.rglob("*.safetensors")}
+
+
+def test_half_an_adapter_of_a_killed_part_is_made_again(tiny_recipe, tmp_path):
+    outcome = quiet(tiny_recipe, tmp_path)
+    whole = (outcome.run / "adapter" / "adapter.safetensors").read_bytes()
+    (outcome.run / "result.json").unlink()
+    (outcome.run / "adapter" / "adapter.json").unlink()
+    (outcome.run / "adapter" / ".adapter.json.1234.tmp").write_text("{")
+    again = quiet(tiny_recipe, tmp_path, resume=outcome.run)
+    assert (outcome.run / "adapter" / "adapter.safetensors").read_bytes() == whole
+    assert again.file_bytes == outcome.file_bytes
+
+
+def test_alpha_by_validation_needs_validation_pictures(tiny_recipe, tmp_path):
+    options = changed(
+        tiny_recipe, data={**tiny_recipe["data"], "validation_share": 0.0}, alpha={"value": "auto"}
+    )
+    with pytest.raises(TetherError, match="validation"):
+        quiet(options, tmp_path)
+    assert not list(tmp_path.iterdir())
