@@ -1,7 +1,7 @@
 """What a training step costs, counted and not timed: operations, saved activations, peak memory.
 
-All of it also works on fake tensors (`torch._subclasses.FakeTensorMode`), which have shapes and no values, so that
-a step of ViT-B/16 with 256 pairs is counted within seconds on a laptop.
+All of it also works on fake tensors (`torch._subclasses.FakeTensorMode`), which have shapes and no values, so
+that a step of ViT-B/16 with 256 pairs is counted within seconds on a laptop.
 """
 
 import weakref
@@ -53,7 +53,8 @@ class SavedActivations:
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        self._known = {storage for storage in storage_bytes(known)}
+        self._held = list(known)  # lest something else gets their addresses
+        self._known = storage_bytes(self._held).keys()
         self._saved: list[weakref.ref] = []
 
     @contextmanager
@@ -83,8 +84,10 @@ class PeakMemory(TorchDispatchMode):
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self._alive: dict[int, int] = storage_bytes(known)
-        self.peak = self.now = sum(self._alive.values())
+        self._alive: dict[int, int] = {}
+        self.peak = self.now = 0
+        for tensor in known:
+            self._add(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))

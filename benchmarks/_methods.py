@@ -1,7 +1,8 @@
 """The four ways of fine-tuning that are compared, each as one training step on the same kind of batch.
 
-Full fine-tuning, LoRA and the naive R-Adapter run as published code runs them: every picture brings its own text,
-and every text is 77 tokens (the context length) long. Ours is the step of `tether.tasks.classification`.
+Full fine-tuning, LoRA and the naive R-Adapter run as published code runs them: every picture brings its own
+text, and every text has the full context length (77 tokens). Ours is the step of
+`tether.tasks.classification`.
 """
 
 import warnings
@@ -83,14 +84,17 @@ def shapes_only() -> Making:
 
 @contextmanager
 def known_to_be_safe() -> Iterator[None]:
-    """Folding asks for the norms of the adapters, which shapes alone do not tell: do the costly check, and pass."""
+    """Folding asks for norms of the adapters, which shapes do not tell: do the costly check, and pass."""
 
     def checked(adapters: list[RAdapter]) -> list[bool]:
         for adapter in adapters:
             _schatten(adapter.factors)
         return [True] * len(adapters)
 
-    with patch("tether.adapters.r_attached.safe_to_fold", torch.no_grad()(checked)), warnings.catch_warnings():
+    with (
+        patch("tether.adapters.r_attached.safe_to_fold", torch.no_grad()(checked)),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         yield
 
@@ -106,14 +110,20 @@ def lora(model: Model, benchmark: Benchmark, making: Making) -> Trainer:
     """LoRA on everything in the blocks of both towers that peft can wrap."""
     from peft import LoraConfig, get_peft_model
 
-    names = [name for name, part in model.module.named_modules() if _in_a_block(name) and _wrappable(name, part, model)]
+    names = [
+        name
+        for name, part in model.module.named_modules()
+        if _in_a_block(name) and _wrappable(name, part, model)
+    ]
     with making():
         wrapped = get_peft_model(model.module, LoraConfig(r=LORA_RANK, target_modules=names))
     parameters = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
     kinds: dict[str, int] = {}
     for part in model.module.modules():
         if hasattr(part, "lora_A") and hasattr(part, "get_base_layer"):
-            kind = type(part.get_base_layer()).__name__.replace("NonDynamicallyQuantizable", "out-projection ")
+            kind = type(part.get_base_layer()).__name__.replace(
+                "NonDynamicallyQuantizable", "out-projection "
+            )
             kinds[kind] = kinds.get(kind, 0) + 1
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     return _published(
