@@ -1,7 +1,7 @@
 """What every method gives back when it is attached to a model: one handle with the same few verbs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
@@ -355,7 +355,7 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
         raise TetherError(f"The state does not fit what is attached. {'; '.join(problems)}{hint}")
 
 
-def base_tensors(module: nn.Module, names: Mapping[str, Any]) -> dict[str, Tensor]:
+def base_tensors(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """The module's own parameters and buffers of these names."""
     found = dict(module.named_parameters(remove_duplicate=False)) | dict(
         module.named_buffers(remove_duplicate=False)
