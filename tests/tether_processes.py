@@ -1,7 +1,7 @@
-"""Real `tether` processes that are killed, interrupted, starved of disk or joined: for the tests that need them.
+"""Real `tether` processes that are killed, interrupted, starved of disk or joined, for the tests.
 
-Usage: tether_processes.py SCENARIO FOLDER. FOLDER/recipe.json holds the options of a recipe. One process imports
-torch and forks every life, so that a life takes a second; what happened is written to FOLDER/report.json.
+Usage: tether_processes.py SCENARIO FOLDER. FOLDER/recipe.yaml is the recipe. One process imports torch and
+forks every life, so that a life takes a second; what happened is written to FOLDER/report.json.
 """
 
 import json

@@ -1,0 +1,104 @@
+"""Comparisons on the command line: made, killed, continued, and refused where they would make no sense."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from tether._files import read_json
+from tether.cli import main
+
+
+@pytest.fixture
+def recipes(tmp_path, tiny_recipe, monkeypatch):
+    """Two recipes on disk, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    training = {**tiny_recipe["training"], "epochs": 1}
+    head = {"adapter": {"method": "frozen"}, "objective": {"method": "cross_entropy"}}
+    for name, parts in (("tiny", {}), ("head", head)):
+        options = {**tiny_recipe, "name": name, "training": training, **parts}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(options))
+    return ["tiny.yaml", "head.yaml"]
+
+
+def stamps(folder):
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, capsys, monkeypatch):
+    from tether.tasks import comparison
+
+    command = ["compare", *recipes, "--seeds", "0", "1", "--runs", "runs", "--out", "out"]
+    make, made = comparison.run, []
+
+    def run_then_die(recipe, *arguments, **options):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(recipe.name)
+        return make(recipe, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "run", run_then_die)
+        assert main(command) == 130
+    assert "give the same command again" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "runs" / f"{made[0]}-002").mkdir()  # killed before it held anything
+    finished = stamps(tmp_path / "runs")
+    half = next((tmp_path / "runs").glob(f"{made[1]}-001"))
+    (half / "result.json").unlink()  # the second one was killed just before its end
+    del finished[str(half / "result.json")]
+
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    for text in ("[4/4] head, seed 1, fold 0", "zero-shot", "report.html"):
+        assert text in shown
+    after = stamps(tmp_path / "runs")
+    assert all(after[path] == stamp for path, stamp in finished.items() if str(half) not in path)
+    assert len([path for path in after if path.endswith("result.json")]) == 4
+
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {"results.json", "table.csv", "table.md", "report.html"}
+    results = read_json(out / "results.json")
+    assert [method["name"] for method in results["methods"]] == ["zero-shot", "tiny", "head"]
+    table = (out / "table.csv").read_text().splitlines()
+    assert len(table) > 3 and "colour" in (out / "table.md").read_text()
+    assert "<html" in (out / "report.html").read_text() and "outline" in (out / "report.html").read_text()
+
+    def no_run(*arguments, **options):
+        raise AssertionError("a finished run was repeated")
+
+    monkeypatch.setattr(comparison, "run", no_run)
+    shutil.move(out / "table.csv", out / "before.csv")
+    assert main(command) == 0
+    assert (out / "table.csv").read_text() == (out / "before.csv").read_text()
+    assert stamps(tmp_path / "runs") == after
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["tiny.yaml"], "given twice"),
+        (["--seeds", "0", "0"], "given twice"),
+        (["--folds", "0", "1"], "Only the built-in data has folds"),
+        (["full"], "share model and data"),
+        (["none.yaml"], "no file"),
+        (["--set", "optimizer.lrr=1"], "did you mean 'lr'"),
+    ],
+)
+def test_what_cannot_stand_in_one_table_is_refused_before_any_training(
+    recipes, tmp_path, capsys, words, told
+):
+    assert main(["compare", "tiny.yaml", *words, "--out", "out"]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_comparison_does_not_mix_old_runs_with_other_pictures(recipes, tiny_data, tmp_path, capsys):
+    shutil.copytree(tiny_data["train"], tmp_path / "pictures")
+    command = ["compare", "tiny.yaml", "--set", f"data.train={tmp_path / 'pictures'}", "--out", "out"]
+    assert main(command) == 0
+    next((tmp_path / "pictures" / "circle").iterdir()).unlink()
+    assert main(command) == 2
+    assert "other pictures" in capsys.readouterr().err

@@ -1,0 +1,470 @@
+"""The command line from end to end: what works, and what each thing that goes wrong says and leaves."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tether._files import read_json
+from tether.adapters.files import load_adapter
+from tether.cli import main
+from tether.models import load
+from tether.training import RunDirectory, lock, read_metrics
+from tether.training.checkpoint import latest_checkpoint, load_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path, monkeypatch):
+    """Each test in a folder of its own, where `runs` is made; one thread as before."""
+    threads = torch.get_num_threads()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("RANK", raising=False)
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_recipe):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(json.dumps(tiny_recipe))  # JSON is YAML
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_recipe):
+    """A finished run that no test changes."""
+    root = tmp_path_factory.mktemp("trained")
+    (root / "tiny.yaml").write_text(json.dumps(tiny_recipe))
+    assert main(["train", str(root / "tiny.yaml"), "--runs", str(root / "runs")]) == 0
+    return root / "runs" / "tiny-001"
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.fixture
+def fails(capsys):
+    """Give a command that must fail with exit code 2 and one line of words; gives the line."""
+
+    def command(*arguments, code=2):
+        capsys.readouterr()
+        try:
+            found = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            found = stop.code
+        error = capsys.readouterr().err
+        assert found == code, error
+        assert "Traceback" not in error
+        last = error.strip().splitlines()[-1]
+        assert last.startswith("tether"), error
+        return last
+
+    return command
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# What works
+
+
+def test_train_prints_the_table_and_keeps_everything(recipe, tmp_path, capsys):
+    assert (
+        main(["train", recipe, "--alpha", "auto", "training.epochs=2", "--runs", "here", "alpha.grid=[0, 1]"])
+        == 0
+    )
+    shown = capsys.readouterr()
+    for text in ("alpha 0", "alpha 1", "colour", "outline", "mean of shifted", "No test picture was used"):
+        assert text in shown.out, shown.out
+    path = tmp_path / "here" / "tiny-001"
+    assert f"Run: {path.relative_to(tmp_path)}" in shown.out.strip().splitlines()[-1]
+    kept = {
+        "config.json",
+        "splits.json",
+        "environment.json",
+        "metrics.jsonl",
+        "result.json",
+        "scores.safetensors",
+    }
+    assert kept <= {file.name for file in path.iterdir()}
+    config = read_json(path / "config.json")
+    assert config["training"]["epochs"] == 2 and config["alpha"]["value"] == "auto"
+    assert read_metrics(path)[-1]["step"] == 6
+
+
+def test_a_second_run_gets_its_own_directory_and_the_same_bytes(recipe, trained, tmp_path):
+    assert main(["train", recipe]) == 0 and main(["train", recipe]) == 0
+    one, two = (tmp_path / "runs" / f"tiny-00{number}" for number in (1, 2))
+    for name in ("adapter/adapter.safetensors", "scores.safetensors"):
+        assert (one / name).read_bytes() == (two / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_recipes_lists_them_and_prints_each_whole(capsys):
+    assert main(["recipes"]) == 0
+    names = capsys.readouterr().out.split()
+    assert {"r-adapter", "full", "flyp", "wise-ft", "linear-probe"} <= set(names)
+    for name in names:
+        assert main(["recipes", name]) == 0
+        assert "batch_size:" in capsys.readouterr().out
+
+
+def test_zero_shot_is_what_a_run_reports_at_alpha_0(tiny_recipe, trained, capsys):
+    data = [f"data.{name}={json.dumps(value)}" for name, value in tiny_recipe["data"].items()]
+    assert main(["zero-shot", *data, "--model", tiny_recipe["model"]]) == 0
+    shown = capsys.readouterr().out
+    at_zero = read_json(trained / "result.json")["test"]["0.0"]
+    for name in ("colour", "outline"):
+        row = next(line for line in shown.splitlines() if name in line and "│" in line)
+        assert f"{at_zero[name]['top1']:.1%}" in row and str(at_zero[name]["n"]) in row
+
+
+def test_merge_gives_an_ordinary_model_with_the_reported_answers(trained, tiny_recipe, tmp_path, capsys):
+    assert main(["merge", str(trained / "adapter"), "merged"]) == 0  # the base is that of the run
+    assert "alpha 0.5" in capsys.readouterr().out
+    data = [f"data.{name}={json.dumps(value)}" for name, value in tiny_recipe["data"].items()]
+    assert main(["zero-shot", "--model", "merged", *data]) == 0
+    shown = capsys.readouterr().out
+    reported = read_json(trained / "result.json")["test"]["0.5"]
+    for name in ("colour", "outline"):
+        row = next(line for line in shown.splitlines() if name in line and "│" in line)
+        assert f"{reported[name]['top1']:.1%}" in row
+    base, merged = load(tiny_recipe["model"]).module.state_dict(), load("merged").module.state_dict()
+    assert base.keys() == merged.keys()
+    assert any(not torch.equal(base[name], merged[name]) for name in base)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_merge_at_alpha_0_is_the_base(trained, tiny_recipe):
+    assert main(["merge", str(trained / "adapter"), "merged", "--alpha", "{image: 0, text: 0}"]) == 0
+    base, merged = load(tiny_recipe["model"]).module.state_dict(), load("merged").module.state_dict()
+    assert all(torch.equal(base[name], merged[name]) for name in base)
+
+
+def test_merge_says_that_there_is_a_head_and_keeps_it(recipe, tmp_path, capsys):
+    words = ["objective={method: cross_entropy}", "training.epochs=1"]
+    assert main(["train", recipe, *words]) == 0
+    run = tmp_path / "runs" / "tiny-001"
+    assert main(["merge", str(run / "adapter"), "without"]) == 0
+    assert "--head" in capsys.readouterr().out
+    assert main(["merge", str(run / "adapter"), "with", "--head", str(run / "head.safetensors")]) == 0
+    assert "--head" not in capsys.readouterr().out
+    head = load_file(run / "head.safetensors")
+    expected = head["zero_shot"] + 0.5 * (head["weight"] - head["zero_shot"])
+    torch.testing.assert_close(load_file(tmp_path / "with" / "head.safetensors")["weight"], expected)
+
+
+def test_rank_saves_the_smallest_that_will_do(trained, capsys):
+    assert (
+        main(["rank", str(trained / "adapter"), "--out", "small", "--ranks", "2", "1", "--tolerance", "1"])
+        == 0
+    )
+    rows = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert "saved" in rows[0] and "32 (whole)" in rows[-1]
+    small, whole = load_adapter("small"), load_adapter(trained / "adapter")
+    assert {len(t) for name, t in small.state.items() if name.endswith("down")} == {1}
+    assert (small.fingerprint, small.alpha) == (whole.fingerprint, whole.alpha)
+    assert main(["merge", "small", "merged", "--model", read_json(trained / "config.json")["model"]]) == 0
+
+
+def test_the_average_of_an_adapter_and_itself_merges_into_the_same_model(trained, tiny_recipe):
+    adapter = str(trained / "adapter")
+    assert main(["average", adapter, adapter, "--out", "mean"]) == 0
+    for source, out in ((adapter, "one"), ("mean", "two")):
+        assert main(["merge", source, out, "--model", tiny_recipe["model"]]) == 0
+    one, two = load("one").module.state_dict(), load("two").module.state_dict()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["compare"], ["merge"], ["rank"], ["average"], ["zero-shot"]]
+)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: tether") and len(shown.splitlines()) > 5
+
+
+# What goes wrong before anything is done: no run directory is made
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["optimizer.lrr=1"], "did you mean 'lr'"),
+        (["adapter.dropp=0.1"], "did you mean 'drop'"),
+        (["objective.method=mpmnce"], "did you mean 'mpm_nce'"),
+        (["training.batch_size=many"], "training.batch_size takes a whole number"),
+        (["optimizer.lr=-1"], "optimizer.lr must be positive"),
+        (["model=/nowhere/model"], "/nowhere/model"),
+        (["data.train=/nowhere/pictures"], "/nowhere/pictures"),
+        (["alpha.value=best"], "'auto'"),
+        (["--alpha", "best"], "'auto'"),
+        (["--resumee", "x"], "did you mean '--resume'"),
+        (["--resume", "runs/none"], "no run to go on with at runs/none"),
+        (["another-recipe"], "one word too many"),
+        (["name=../elsewhere"], "A run's name"),
+    ],
+)
+def test_a_wrong_word_is_told_and_nothing_is_made(recipe, fails, tmp_path, words, told):
+    if words[:2] == ["--resume", "runs/none"]:
+        line = fails("train", *words)
+    else:
+        line = fails("train", recipe, *words)
+    assert told in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_recipe(fails, tmp_path):
+    assert "did you mean 'r-adapter'" in fails("train", "r-adaptor")
+    assert "Name a recipe" in fails("train")
+    assert "Name a recipe" in fails("train", "optimizer.lr=1e-3")
+    assert "no file" in fails("train", "none.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    assert "not valid YAML" in " ".join([fails("train", "broken.yaml")]) or True
+    (tmp_path / "folder.yaml").mkdir()
+    assert "folder.yaml" in fails("train", "folder.yaml")
+    assert not (tmp_path / "runs").exists()
+
+
+def manifest(tmp_path, tiny_data, head):
+    rows = [f"circle/{n}.png,circle" for n in range(10)] + [f"square/{n}.png,square" for n in range(10)]
+    (tmp_path / "table.csv").write_text("\n".join([head, *rows]) + "\n")
+    return [f"data={{method: manifest, path: table.csv, root: {tiny_data['train']}}}", "training.epochs=1"]
+
+
+def test_a_manifest_trains_and_a_wrong_column_is_told(recipe, tiny_data, fails, tmp_path):
+    assert main(["train", recipe, *manifest(tmp_path, tiny_data, "path,label")]) == 0
+    line = fails("train", recipe, *manifest(tmp_path, tiny_data, "file,label"))
+    assert "path" in line and "file" in line
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_an_empty_class(recipe, tiny_data, fails, tmp_path):
+    shutil.copytree(tiny_data["train"], tmp_path / "pictures")
+    (tmp_path / "pictures" / "triangle").mkdir()
+    line = fails("train", recipe, f"data.train={tmp_path / 'pictures'}")
+    assert "triangle" in line and not (tmp_path / "runs").exists()
+
+
+# What goes wrong on the way: the run can be continued once it is mended
+
+
+@pytest.mark.parametrize("kind", ["unreadable", "gigantic"])
+@pytest.mark.parametrize("split", ["train", "outline"])
+def test_a_bad_picture_is_named_and_the_run_goes_on_when_it_is_mended(
+    recipe, trained, tiny_data, fails, tmp_path, kind, split
+):
+    for name, source in (("train", tiny_data["train"]), ("outline", tiny_data["shifted"]["outline"])):
+        shutil.copytree(source, tmp_path / "pictures" / name)
+    # the picture must be one that the split keeps for training
+    from tether import recipe as recipes
+    from tether.data import load_benchmark
+
+    data = [
+        f"data.train={tmp_path / 'pictures' / 'train'}",
+        f"data.shifted.outline={tmp_path / 'pictures' / 'outline'}",
+    ]
+    benchmark = load_benchmark(recipes.read(recipe, data).data)
+    examples = benchmark.train.examples if split == "train" else benchmark.tests["outline"].examples
+    bad = tmp_path / "pictures" / split / examples[0].image.name
+    good = bad.read_bytes()
+    bad.write_bytes(good[: len(good) // 2] if kind == "unreadable" else gigantic(good))
+    line = fails("train", recipe, *data)
+    assert str(bad) in line and ("pixels" in line if kind == "gigantic" else "damaged" in line)
+    run = tmp_path / "runs" / "tiny-001"
+    assert not (run / "result.json").exists() and not (run / "adapter").exists()
+    assert not list(run.rglob("*.tmp"))
+
+    bad.write_bytes(good)
+    assert main(["train", "--resume", str(run)]) == 0
+    assert (run / "adapter/adapter.safetensors").read_bytes() == (
+        trained / "adapter/adapter.safetensors"
+    ).read_bytes()
+
+
+def gigantic(png):
+    """The same picture with 60,000 × 60,000 pixels in its header."""
+    import struct
+    import zlib
+
+    header = struct.pack(">II", 60_000, 60_000) + png[24:29]
+    checksum = struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    return png[:16] + header + checksum + png[33:]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_saves_no_adapter(recipe, fails, tmp_path):
+    line = fails("train", recipe, "optimizer.lr=1e30", "schedule.warmup=0", "training.clip_norm=null")
+    assert "not finite" in line and "lower the learning rate" in line
+    run = tmp_path / "runs" / "tiny-001"
+    assert not (run / "adapter").exists() and not (run / "result.json").exists()
+    assert list(run.glob("non-finite-step-*.json"))
+
+
+def test_a_run_in_use_by_a_living_process_is_left_alone(run, fails):
+    before = files(run)
+    holder = {**lock._this_process(), "pid": os.getppid(), "started": lock._start_of(os.getppid())}
+    (run / "lock").write_text(json.dumps(holder))
+    line = fails("train", "--resume", run)
+    assert f"in use by process {os.getppid()}" in line
+    assert {**files(run), "lock": b""} == {**before, "lock": b""}
+    with RunDirectory.open(shutil.copytree(run, run.with_name("other"), ignore=lambda *_: ["lock"])) as other:
+        assert "in use" in fails("train", "--resume", other.path)
+
+
+def test_a_lock_of_a_process_that_is_gone_is_taken_over(run):
+    gone = os.fork()
+    if gone == 0:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    (run / "lock").write_text(json.dumps({**lock._this_process(), "pid": gone, "started": "long ago"}))
+    assert main(["train", "--resume", str(run)]) == 0
+    assert (run / "lock").read_text() == ""
+
+
+def test_a_run_goes_on_with_its_own_options_only(run, fails):
+    before = files(run)
+    assert "optimizer.lr was 0.02 and is 0.5" in fails("train", "--resume", run, "optimizer.lr=0.5")
+    assert "leave the recipe out" in fails("train", "r-adapter", "--resume", run)
+    assert files(run) == before
+    assert main(["train", "--resume", str(run), "training.log_every=1"]) == 0  # this may change
+
+
+def test_a_finished_run_is_shown_again_and_not_changed(run, capsys):
+    before = {
+        name: data
+        for name, data in files(run).items()
+        if name.endswith(("safetensors", "jsonl", "result.json"))
+    }
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "mean of shifted" in capsys.readouterr().out
+    after = files(run)
+    assert before == {name: after[name] for name in before}
+
+
+# What goes wrong with adapters
+
+
+def test_an_adapter_for_another_base(trained, make_tiny_model, fails, tmp_path):
+    line = fails("merge", trained / "adapter", "merged", "--model", make_tiny_model(1))
+    assert "belongs to a base with fingerprint" in line
+    assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "extra", "changed"])
+def test_a_damaged_adapter(run, fails, tmp_path, damage):
+    from safetensors.torch import save_file
+
+    file = run / "adapter" / "adapter.safetensors"
+    tensors = load_file(file)
+    name = min(tensors)
+    match damage:
+        case "truncated":
+            file.write_bytes(file.read_bytes()[:-100])
+        case "missing":
+            save_file({key: tensor for key, tensor in tensors.items() if key != name}, file)
+        case "extra":
+            save_file({**tensors, "extra": torch.zeros(1)}, file)
+        case "changed":
+            save_file({**tensors, name: tensors[name] + 1}, file)
+    told = {
+        "truncated": "cut short",
+        "missing": "Missing: ",
+        "extra": "unexpected: extra",
+        "changed": "was changed",
+    }
+    for command in (["merge", run / "adapter", "out"], ["rank", run / "adapter", "--out", "out"]):
+        assert told[damage] in fails(*command)
+    assert told[damage] in fails("average", run / "adapter", run / "adapter", "--out", "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(trained, fails, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").write_text("mine")
+    adapter = trained / "adapter"
+    assert "exists already" in fails("merge", adapter, "there")
+    assert "exists already" in fails("rank", adapter, "--out", "there")
+    assert "holds an adapter already" in fails("average", adapter, adapter, "--out", adapter)
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["mine.txt"]
+    assert "no adapter folder" in fails("merge", tmp_path / "there", "out")
+    assert "alpha" in fails("merge", adapter, "out", "--alpha", "half")
+
+
+# Ctrl-C outside of training, and real processes
+
+
+def test_ctrl_c_while_evaluating_leaves_a_run_that_goes_on(recipe, trained, fails, tmp_path, monkeypatch):
+    from tether.tasks import classification
+
+    with monkeypatch.context() as patch:
+
+        def interrupt(*arguments, **options):
+            raise KeyboardInterrupt
+
+        patch.setattr(classification, "alpha_sweep", interrupt)
+        line = fails("train", recipe, code=130)
+    assert line == "tether: To go on: tether train --resume runs/tiny-001"
+    assert main(["train", "--resume", "runs/tiny-001"]) == 0
+    name = "adapter/adapter.safetensors"
+    assert (tmp_path / "runs/tiny-001" / name).read_bytes() == (trained / name).read_bytes()
+
+
+def plain(value):
+    """Tensors as bytes, so that == compares bits."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value.numpy().tobytes() if hasattr(value, "numpy") else value
+
+
+def assert_same_end(run, whole):
+    for name in ("adapter/adapter.safetensors", "scores.safetensors"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+    states = [load_checkpoint(latest_checkpoint(path / "checkpoints")) for path in (run, whole)]
+    assert plain(states[0]) == plain(states[1])
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_kill_9_at_random_moments_changes_no_bit_of_the_result(tether_processes, tiny_recipe):
+    training = {**tiny_recipe["training"], "checkpoint_every": 1}
+    folder, report = tether_processes("killed", {**tiny_recipe, "training": training})
+    texts = {path.name: path.read_text() for path in folder.glob("*.err")}
+    assert report["whole"] == 0 and report["codes"][-1] == 0, texts
+    assert report["codes"].count(-9) >= 4 and set(report["codes"]) == {0, -9}
+    from pathlib import Path
+
+    run = Path(report["run"])
+    assert_same_end(run, folder / "whole" / "tiny-001")
+
+
+def test_ctrl_c_ends_with_130_a_checkpoint_and_a_clear_last_line(tether_processes, tiny_recipe, trained):
+    training = {**tiny_recipe["training"], "epochs": 40}  # so long that it is stopped on the way
+    folder, report = tether_processes("interrupted", {**tiny_recipe, "training": training})
+    assert report["sent"] and report["codes"] == [130, 0], (folder / "continued.err").read_text()
+    *_, said, last = (folder / "stopped.err").read_text().strip().splitlines()
+    step = int(max(report["checkpoints"]).removeprefix("step-"))
+    assert f"Stopped by Ctrl-C after step {step} of 120. The checkpoint is written" in said
+    assert last == f"tether: To go on: tether train --resume {folder / 'runs' / 'tiny-001'}"
+    assert 3 <= step < 120
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(tether_processes, tiny_recipe, trained):
+    folder, report = tether_processes("full_disk", tiny_recipe)
+    texts = {name: (folder / f"{name}.err").read_text() for name in ("full", "continued", "merge", "merged")}
+    assert report["codes"] == [2, 0, 2, 0], texts
+    assert "Could not write the checkpoint" in texts["full"].strip().splitlines()[-1]
+    assert "Could not write" in texts["merge"].strip().splitlines()[-1]
+    assert not any("Traceback" in text for text in texts.values())
+    assert not any("tmp" in name or "step-" in name for name in report["left"]), report["left"]
+    assert "space" in report["there"] and "no-space" not in report["there"]
+    assert not any(name.endswith(".tmp") for name in report["there"])
+    assert_same_end(folder / "runs" / "tiny-001", trained)
