@@ -1,11 +1,14 @@
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tether.adapters import RAdapterConfig
+from tether.adapters import attach as attach_adapters
 from tether.models import Model, load, sites
 from tether.models.last_block import fast_last_block
 
@@ -172,3 +175,29 @@ def test_towers_that_read_all_tokens_are_left_alone(changes: dict, save_open_cli
 def test_siglip_is_left_alone(save_transformers) -> None:
     with fast_last_block(load(save_transformers("siglip")[0])) as fast:
         assert fast.towers == ()
+
+
+@pytest.mark.parametrize("fold", ["always", "never"])
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("name", ["fused attention", "transformers CLIP"])
+def test_with_r_adapters_in_training(name: str, granularity: str, fold: str, models) -> None:
+    """Folded or not, with the same drop masks, and attached before."""
+    model = models(name).train()
+    config = RAdapterConfig(rank=4, drop=0.3, granularity=granularity, fold=fold)
+    attached = attach_adapters(model, config, seed=0)
+    parameters = attached.named_parameters()
+    generator = torch.Generator().manual_seed(2)
+    for parameter in parameters.values():
+        parameter.data = parameter.data.double() + 0.1 * torch.randn(
+            parameter.shape, generator=generator, dtype=torch.float64
+        )
+    results = []
+    for fast in (False, True):
+        attached.begin_step(3, torch.arange(3), torch.arange(3))
+        with fast_last_block(model) if fast else nullcontext():
+            pixels = torch.linspace(-1, 1, 3 * 3 * 32 * 32, dtype=torch.float64).reshape(3, 3, 32, 32)
+            image = model.image_features(model.module, pixels)
+            text = model.text_features(model.module, model.tokenize(TEXTS), 1)
+            gradients = torch.autograd.grad((image * text).sum(), list(parameters.values()))
+            results.append([image, text, *gradients])
+    torch.testing.assert_close(results[1], results[0], atol=1e-8, rtol=1e-6)
