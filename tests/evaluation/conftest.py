@@ -1,71 +1,23 @@
-"""A tiny two-tower model and tiny splits of real picture files, for every test of the evaluation."""
-
-from pathlib import Path
+"""Tiny things for every test of the evaluation."""
 
 import pytest
 import torch
-from PIL import Image
-from torch import nn
 
-from tether.data.records import Example, ImageRef, Split
-from tether.models.model import ImageSpec, Model
+from tether.models.model import Model
 
-SIZE = 8
-NAMES = ("red", "green", "blue", "white", "black", "yellow", "pink")
-TEMPLATES = ("a {}.", "the colour {}")
-
-
-class TinyTowers(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.visual = nn.Linear(3 * SIZE * SIZE, 6)
-        self.text = nn.Embedding(256, 6)
-        self.logit_scale = nn.Parameter(torch.tensor(2.0))
-        self.register_buffer("steps", torch.tensor(3))
-        self.dropout = nn.Dropout(0.5)
-
-
-def _tokenize(texts: list[str]) -> torch.Tensor:
-    return torch.tensor([list(text.encode()[:24].ljust(24, b"\0")) for text in texts])
+from .tiny import tiny_delta, tiny_model, tiny_split
 
 
 @pytest.fixture
 def model() -> Model:
-    torch.manual_seed(0)
-    return Model(
-        module=TinyTowers(),
-        source="tiny",
-        family="open_clip",
-        image=ImageSpec(size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-        context_length=24,
-        activation="gelu",
-        tokenizer=_tokenize,
-        image_features=lambda module, pixels: module.visual(module.dropout(pixels.flatten(1))),
-        text_features=lambda module, tokens, multiple: module.text(tokens).mean(1),
-    )
+    return tiny_model()
 
 
 @pytest.fixture
 def delta(model) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    names = ("visual.weight", "visual.bias", "text.weight")
-    parameters = dict(model.module.named_parameters())
-    return {name: 0.3 * torch.randn(parameters[name].shape, generator=generator) for name in names}
+    return tiny_delta(model)
 
 
 @pytest.fixture
 def make_split(tmp_path):
-    """`make_split(name, n, ...)` writes `n` pictures of random colours and labels them in turn."""
-
-    def make(name: str, n: int, labels: int = len(NAMES), **rest) -> Split:
-        root = Path(tmp_path) / name
-        root.mkdir()
-        generator = torch.Generator().manual_seed(len(name))
-        examples = []
-        for i in range(n):
-            pixels = torch.randint(256, (SIZE, SIZE, 3), generator=generator, dtype=torch.uint8)
-            Image.fromarray(pixels.numpy()).save(root / f"{i}.png")
-            examples.append(Example(ImageRef(str(root), f"{i}.png"), i % labels, identity=f"thing {i}"))
-        return Split(name=name, domain=rest.pop("domain", name), examples=tuple(examples), **rest)
-
-    return make
+    return lambda name, n, *rest, **more: tiny_split(tmp_path, name, n, *rest, **more)

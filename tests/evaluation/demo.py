@@ -16,7 +16,7 @@ from tether.evaluation.alpha import choose_alpha
 from tether.evaluation.effective_robustness import logit, sigmoid
 from tether.evaluation.report import write_report
 from tether.evaluation.results import BaselinePoint, PathPoint, Results
-from tether.evaluation.scores import SplitScores, Sweep
+from tether.evaluation.scores import SplitScores, Sweep, alpha_text
 from tether.evaluation.summary import changed_answers, describe_domains, differences, summarise
 
 CLASSES = (
@@ -125,7 +125,8 @@ def demo_results(seeds: int = 3, n: int = 459, grid: bool = False) -> Results:
             name,
             run,
             SHIFTED,
-            alpha={"R-Adapter": "0.5", "FLYP + WiSE-FT": "0.4"}.get(name, ""),
+            alpha={"R-Adapter": alpha_text(choice.alpha), "FLYP + WiSE-FT": "0.4"}.get(name, ""),
+            description="Invented, to see how a row looks.",
             path=path if name == "R-Adapter" else (),
             **dict(
                 zip(
@@ -150,7 +151,7 @@ def demo_results(seeds: int = 3, n: int = 459, grid: bool = False) -> Results:
             changed_answers(name, first["zero-shot"][name], first["R-Adapter"][name], CLASSES, limit=6)
             for name in ("twemoji", *SHIFTED)
         ),
-        differences=differences(runs, "full fine-tuning", ["twemoji"], list(SHIFTED)),
+        differences=differences(runs, "full fine-tuning", ["twemoji"], list(SHIFTED), draws=2000),
         baseline=tuple(
             BaselinePoint(
                 name=f"ordinary {i}",

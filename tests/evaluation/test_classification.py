@@ -13,7 +13,7 @@ from tether.evaluation.classifier import (
     zero_shot_classifier,
 )
 
-from .conftest import NAMES, TEMPLATES
+from .tiny import NAMES, TEMPLATES
 
 ALPHAS = (0.0, 0.25, 0.5, 1.0, 1.5)
 

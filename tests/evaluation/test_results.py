@@ -13,13 +13,14 @@ from tether.evaluation.tables import (
     bytes_text,
     count_text,
     percent,
+    predictions_csv,
     seconds_text,
     to_csv,
     to_markdown,
     to_terminal,
 )
 
-from .demo import demo_results
+from .demo import CLASSES, demo_results, scores, split
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +148,15 @@ def test_sizes_and_times_read_well():
     assert [count_text(n) for n in (None, 0, 820_000, 20_447_232)] == ["–", "0", "820 k", "20.4 M"]
     assert [seconds_text(s) for s in (None, 41.7, 200.0, 7500.0)] == ["–", "42 s", "3 min 20 s", "2 h 05 min"]
     assert percent(()) == "–" and percent((0.5,)) == "50.0" and percent((0.5, 0.6)) == "55.0 ±7.1"
+
+
+def test_predictions_are_listed_picture_by_picture():
+    own = scores(split("noto", 9), 0.5, 0)
+    rows = list(csv.DictReader(io.StringIO(predictions_csv(own, CLASSES))))
+    assert [row["identity"] for row in rows] == list(own.identities)
+    assert sum(int(row["right"]) for row in rows) == int(own.correct.sum())
+    for row, prediction, confidence in zip(rows, own.predictions, own.confidences, strict=True):
+        assert row["answer"] == CLASSES[prediction] and (row["answer"] == row["truth"]) == (
+            row["right"] == "1"
+        )
+        assert float(row["confidence"]) == pytest.approx(confidence.item(), rel=1e-5)

@@ -47,7 +47,8 @@ def test_differences_are_paired_by_picture_and_seed(runs):
         )
         for name in SHIFTED
     }
-    expected = bootstrap_mean(values, {name: first[0][name].identities for name in SHIFTED})
+    identities = {name: first[0][name].identities for name in SHIFTED}
+    expected = bootstrap_mean(values, identities, draws=10_000)
     assert own.estimate == expected and own.estimate.value > 0
     assert own.adjusted_p_value >= own.estimate.p_value
     alone = {"zero-shot": runs["zero-shot"], "full fine-tuning": second}

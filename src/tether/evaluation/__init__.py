@@ -7,7 +7,7 @@ from tether.evaluation.report import write_report
 from tether.evaluation.results import Results, results_schema
 from tether.evaluation.scores import SplitScores, Sweep
 from tether.evaluation.summary import changed_answers, describe_domains, differences, summarise
-from tether.evaluation.tables import to_csv, to_markdown, to_terminal
+from tether.evaluation.tables import predictions_csv, to_csv, to_markdown, to_terminal
 
 __all__ = [
     "AlphaChoice",
@@ -22,6 +22,7 @@ __all__ = [
     "describe_domains",
     "differences",
     "evaluate",
+    "predictions_csv",
     "results_schema",
     "summarise",
     "to_csv",

@@ -13,6 +13,7 @@ def summary(results: Results) -> str:
     """What was compared, and the main numbers of the highlighted method."""
     inner, shifted = results.of_kind("in-distribution"), results.of_kind("shifted")
     text = f'<p class="soft">{escape(results.data_set)}</p>'
+    text += "".join(f'<p class="warning">{escape(note)}</p>' for note in results.notes)
     if not results.methods:
         return text + '<p class="lead">No method was evaluated yet, so there is nothing to compare.</p>'
     pictures = f"{sum(domain.n for domain in results.domains):,} test pictures"
@@ -66,7 +67,6 @@ def main_table(results: Results) -> str:
         ]
         columns.append((f"mean of {len(results.of_kind('corruption'))}<br><small>corruptions</small>", cells))
     head = "".join(f"<th>{title}</th>" for title, _ in columns)
-    costs = "".join(f"<th>{title}</th>" for title in ("alpha", "trained", "file", "time", "memory"))
     best = [max((cell[0] for cell in cells if cell), default=None) for _, cells in columns]
     rows = []
     for i, method in enumerate(results.methods):
@@ -77,15 +77,40 @@ def main_table(results: Results) -> str:
             for (_, cells), top in zip(columns, best, strict=True)
         )
         mark = ' class="main"' if method.name == results.highlighted else ""
-        about = f"<small>{escape(method.description)}</small>" if method.description else ""
-        rows.append(f"<tr{mark}><td>{escape(method.name)}{about}</td>{row}{_costs(method)}</tr>")
+        rows.append(f"<tr{mark}><td>{escape(method.name)}</td>{row}</tr>")
     return (
-        f'<div class="scroll"><table><thead><tr><th>method</th>{head}{costs}</tr></thead>'
+        f'<div class="scroll"><table><thead><tr><th>method</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
-        f'<p class="note">{explain_cells(results)} The small range is a 95 % interval: what other pictures '
-        f"of the "
-        "same kind might have given. The best of each column is bold, which alone does not mean that it is "
-        "better than the second; see the differences below.</p>"
+        f'<p class="note">{explain_cells(results)} The small range is a 95&nbsp;% interval: what other '
+        "pictures of the same kind might have given. The best of each column is bold, which alone does not "
+        "mean that it is better than the second; see the differences below.</p>"
+    )
+
+
+def costs_table(results: Results) -> str:
+    """What was done in each method, and what it took."""
+    if not results.methods:
+        return ""
+    rows = []
+    for method in results.methods:
+        mark = ' class="main"' if method.name == results.highlighted else ""
+        about = f"<small>{escape(method.description)}</small>" if method.description else ""
+        cells = (
+            str(len(method.seeds)),
+            escape(method.alpha) or "–",
+            count_text(method.trained_parameters),
+            bytes_text(method.file_bytes),
+            seconds_text(method.seconds),
+            bytes_text(method.peak_memory_bytes),
+        )
+        row = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f"<tr{mark}><td>{escape(method.name)}{about}</td>{row}</tr>")
+    titles = ("method", "runs", "alpha", "parameters trained", "file", "training time", "peak memory")
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        '<p class="note">File is what has to be stored beside the base model. Time is per run.</p>'
     )
 
 
@@ -113,10 +138,9 @@ def differences_table(results: Results) -> str:
         f'<div class="scroll"><table '
         f'class="words"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
         '</div><p class="note">Both methods answered the same pictures, so they are compared picture by '
-        "picture: a "
-        "bootstrap over what the pictures show (the same thing in several domains counts once) and over "
-        "seeds. p is "
-        "corrected for the number of methods compared (Holm); a verdict needs p below 0.05.</p>"
+        "picture: a bootstrap over what the pictures show (the same thing in several domains counts once) "
+        "and over seeds. p is corrected for the number of methods compared (Holm); a verdict needs p below "
+        "0.05.</p>"
     )
 
 
@@ -136,30 +160,30 @@ def changes_head(changes: Changes) -> str:
     )
 
 
-def picture_card(picture: ChangedPicture, address: str | None) -> str:
-    """One picture with its true class and both answers."""
+def picture_card(picture: ChangedPicture, address: str | None, *, gained: bool) -> str:
+    """One picture with its true class and both answers; `gained` says that the second is the right one."""
     image = (
         f'<img src="{escape(address)}" alt="{escape(picture.identity)}" loading="lazy">'
         if address
         else f'<span class="missing">{escape(picture.identity)}</span>'
     )
-    right_now = picture.truth == picture.after
-    before, after = ("bad", "good") if right_now else ("good", "bad")
+    lines = "".join(
+        f'<span class="soft">{when}</span> <span class="{"good" if right else "bad"}">'
+        f'{escape(answer)}</span> <span class="soft">{100 * confidence:.0f}&nbsp;%</span><br>'
+        for when, answer, confidence, right in (
+            ("before:", picture.before, picture.confidence_before, not gained),
+            ("now:", picture.after, picture.confidence_after, gained),
+        )
+    )
     return (
-        f'<div class="picture" '
-        f'title="{escape(picture.identity)}">{image}<div><strong>{escape(picture.truth)}</strong>'
-        f'<span class="{before}">{escape(picture.before)}</span> <span class="soft">'
-        f"{100 * picture.confidence_before:.0f} %</span> → <span "
-        f'class="{after}">{escape(picture.after)}</span> '
-        f'<span class="soft">{100 * picture.confidence_after:.0f} %</span></div></div>'
+        f'<div class="picture" title="{escape(picture.identity)}">{image}'
+        f"<div><strong>{escape(picture.truth)}</strong>{lines}</div></div>"
     )
 
 
 def how_made(results: Results) -> str:
-    """Test sets, settings, prompts, versions and notes."""
+    """Test sets, settings, prompts and versions."""
     text = ""
-    if results.notes:
-        text += f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in results.notes)}</ul>"
     if results.domains:
         rows = "".join(_domain_row(domain) for domain in results.domains)
         head = "".join(
@@ -181,8 +205,8 @@ def how_made(results: Results) -> str:
         items = "".join(f"<li><code>{escape(template)}</code></li>" for template in results.templates)
         text += (
             f"<details><summary>{count(len(results.templates), 'prompt template')}</summary><p>The "
-            f"classifier is the "
-            f"mean text feature of these sentences with the class name put in.</p><ul>{items}</ul></details>"
+            "classifier is the mean text feature of these sentences with the class name put "
+            f"in.</p><ul>{items}</ul></details>"
         )
     if results.versions:
         words = ", ".join(f"{escape(name)} {escape(number)}" for name, number in results.versions.items())
@@ -211,8 +235,7 @@ def _finding(results: Results, method: Method) -> str:
             own = difference.estimate
             text += (
                 f" Against {escape(difference.reference)} it is {points(own.value)} points on shifted "
-                f"domains "
-                f"(95 % interval {points(own.low)} to {points(own.high)})."
+                f"domains (95&nbsp;% interval {points(own.low)} to {points(own.high)})."
             )
     return text
 
@@ -235,17 +258,6 @@ def _mean_cell(results: Results, method: Method, mean: Estimate | None) -> tuple
 
 def _spread(values: Sequence[float]) -> str:
     return f" ±{percent(standard_deviation(values))}" if len(values) > 1 else ""
-
-
-def _costs(method: Method) -> str:
-    cells = (
-        escape(method.alpha) or "–",
-        count_text(method.trained_parameters),
-        bytes_text(method.file_bytes),
-        seconds_text(method.seconds),
-        bytes_text(method.peak_memory_bytes),
-    )
-    return "".join(f"<td>{cell}</td>" for cell in cells)
 
 
 def _domain_row(domain: Domain) -> str:

@@ -42,29 +42,30 @@ def key_methods(results: Results, most: int = 4) -> list[str]:
 def robustness_caption(results: Results) -> str:
     """What the scatter plot shows, and each method's effective robustness where there is a baseline."""
     text = (
-        "Each point is a method: further right is better on pictures like those it was tuned on, further up "
-        "is better "
-        "on pictures that look different. The bars are 95 % intervals. On the dotted line both are equal. A "
-        "line from "
-        "the zero-shot model to a method shows what tuning changed; where it is dotted with points, these "
-        "are the "
-        "models between (alpha). The axes are logit-scaled, because on them ordinary models lie near a "
-        "straight line."
+        "<p>Each point is a method: further right is better on pictures like those it was tuned on, further "
+        "up is better on pictures that look different. The crossed bars are 95&nbsp;% intervals. On the "
+        "dotted line both are equal.</p><p>Lines lead from the zero-shot model to what tuning made of it; "
+        "one with small dots passes the models between, at other alphas.</p><p>The axes are logit-scaled: on "
+        "them, ordinary models lie near a straight line.</p>"
     )
-    line = baseline_line(results)
+    line, inner = baseline_line(results), results.of_kind("in-distribution")
     if line is None:
         return text
-    own = []
+    rows = []
     for method in results.methods:
-        inner = results.of_kind("in-distribution")
         if method.shifted_mean and inner and inner[0].name in method.measures:
             x = inside(method.measures[inner[0].name].mean, inner[0].n)
             value, ends = effective_robustness(line, x, method.shifted_mean.value)
-            own.append(f"{escape(method.name)} {points(value)} ({points(ends.low)} to {points(ends.high)})")
+            rows.append(
+                f"<tr><td>{escape(method.name)}</td><td>{points(value)}</td>"
+                f"<td>{points(ends.low)} to {points(ends.high)}</td></tr>"
+            )
     return (
-        f"{text} The grey band is the line through {line.points} ordinary models (crosses) with its 95 % "
-        f"interval; "
-        f"height above it, in points, is <em>effective robustness</em> (Taori et al. 2020): {'; '.join(own)}."
+        f"{text}<p>Here that line goes through {line.points} ordinary models (crosses); the grey band is its "
+        "95 % interval. Height above it is <em>effective robustness</em> (Taori et al. 2020): accuracy on "
+        "shifted pictures beyond what accuracy on ordinary ones "
+        "explains.</p><table><thead><tr><th>method</th><th>points</th><th>95 % "
+        f"interval</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
 
 
@@ -72,8 +73,7 @@ def alpha_caption(choice: AlphaChoice, method: Method | None) -> str:
     """What the curve shows and what was not used."""
     text = (
         f"Alpha weighs what was learned against the zero-shot model. It was chosen on {choice.pictures:,} "
-        f"validation "
-        "pictures and altered copies of them, never on a test set."
+        "validation pictures and altered copies of them, never on a test set."
     )
     if any(isinstance(point.alpha, Mapping) for point in choice.curve):
         return f"{text} Each cell is one pair of alphas; the framed one was chosen."
@@ -89,8 +89,8 @@ def alpha_caption(choice: AlphaChoice, method: Method | None) -> str:
 def domains_caption(results: Results) -> str:
     """What the bars show, and which methods were left out of them."""
     left_out = len(results.methods) - len(key_methods(results))
-    more = f" {count(left_out, 'further method')} are in the table only." if left_out > 0 else ""
-    return f"Share of right answers on each test set, with 95 % intervals over pictures.{more}"
+    more = f" The table has {count(left_out, 'further method')}." if left_out > 0 else ""
+    return f"Share of right answers on each test set, with 95&nbsp;% intervals over pictures.{more}"
 
 
 def legend(results: Results, only: Sequence[str] | None = None) -> str:

@@ -93,8 +93,7 @@ def choose_alpha(
     if not simulated and rule != "in distribution":
         raise TetherError(
             f"The rule {rule!r} needs simulated shifts of the validation pictures; there are none. Give "
-            f"some, or "
-            f"use the rule 'in distribution'."
+            "some, or use the rule 'in distribution'."
         )
     _check_pictures(sweep.scores[0], in_distribution, simulated)
     validation = [scores[in_distribution] for scores in sweep.scores]
@@ -173,14 +172,13 @@ def _reason(
     elif rule == "mean":
         text = (
             f"Of {len(curve)} alphas, {at} has the highest mean of validation accuracy ({level}) and "
-            f"accuracy on "
-            f"{len(chosen.simulated)} simulated shifts of them ({100 * chosen.simulated_mean:.1f} %)."
+            f"accuracy on {len(chosen.simulated)} simulated shifts of them "
+            f"({100 * chosen.simulated_mean:.1f} %)."
         )
     else:
         text = (
             f"Of {len(curve)} alphas, {sum(point.allowed for point in curve)} lose at most one standard "
-            f"error (or "
-            f"{100 * tolerance:.1f} points) of validation accuracy against the best one, alpha "
+            f"error (or {100 * tolerance:.1f} points) of validation accuracy against the best one, alpha "
             f"{alpha_text(best.alpha)} with {100 * best.in_distribution:.1f} %. Among these, {at} is best on "
             f"{len(chosen.simulated)} simulated shifts of the same pictures: "
             f"{100 * chosen.simulated_mean:.1f} % on average, at {level}."

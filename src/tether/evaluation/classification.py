@@ -142,7 +142,7 @@ def _answer(
                 split=split,
                 predictions=rows[:, 0].long(),
                 ranks=rows[:, 1].long(),
-                confidences=rows[:, 2],
+                confidences=rows[:, 2].contiguous(),
                 classes=scorer.classes,
             )
     return results

@@ -51,9 +51,8 @@ def fit_baseline(in_distribution: Sequence[float], shifted: Sequence[float]) -> 
     """
     if len(in_distribution) != len(shifted) or len(shifted) < 3:
         raise TetherError(
-            f"A baseline with an interval needs at least 3 models with both accuracies; found "
-            f"{len(in_distribution)} "
-            f"and {len(shifted)}."
+            "A baseline with an interval needs at least 3 models with both accuracies; found "
+            f"{len(in_distribution)} and {len(shifted)}."
         )
     x, y = [logit(value) for value in in_distribution], [logit(value) for value in shifted]
     n, centre, level = len(x), math.fsum(x) / len(x), math.fsum(y) / len(y)

@@ -1,6 +1,7 @@
 """The figures of the report: accuracy here and elsewhere, along alpha, and per domain."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -130,6 +131,13 @@ def alpha_figure(choice: AlphaChoice, method: Method | None) -> str | None:
             if first.allowed and second.allowed and not all(point.allowed for point in curve):
                 axes.axvspan(first.alpha, second.alpha, color=PALETTE[2], alpha=0.13, linewidth=0)
         axes.axvline(choice.alpha, color=INK, alpha=0.7, linewidth=1)
+        axes.annotate(
+            f"chosen: {choice.alpha:g}",
+            (choice.alpha, 1.01),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            fontsize=9,
+        )
         values = [100 * point.in_distribution for point in curve]
         axes.plot(alphas, values, color=PALETTE[0], marker="o", markersize=4)
         if curve[0].simulated_mean is not None:
@@ -154,21 +162,23 @@ def domains_figure(results: Results, shown: Sequence[str]) -> str | None:
     if not domains or not any(method.measures for method in methods):
         return None
     thickness = 0.8 / len(methods)
-    with drawing(6.2, 0.7 + len(domains) * (0.16 + 0.17 * len(methods))) as (figure, axes):
+    with drawing(5.4, 0.7 + len(domains) * (0.16 + 0.17 * len(methods))) as (figure, axes):
         looks = styles(results)
+        ends: list[float] = []
         for row, method in enumerate(methods):
             places = [i for i, domain in enumerate(domains) if domain.name in method.measures]
             measures = [method.measures[domains[i].name] for i in places]
             values = [100 * measure.mean for measure in measures]
-            ends = [
+            bars = [
                 [max(0.0, 100 * (measure.mean - measure.interval.low)) for measure in measures],
                 [max(0.0, 100 * (measure.interval.high - measure.mean)) for measure in measures],
             ]
+            ends += [measure.interval.high for measure in measures]
             axes.barh(
                 [i - 0.4 + thickness * (row + 0.5) for i in places],
                 values,
                 thickness * 0.88,
-                xerr=ends,
+                xerr=bars,
                 color=looks[method.name][0],
                 error_kw={"ecolor": INK, "elinewidth": 0.9, "alpha": 0.75},
             )
@@ -176,7 +186,7 @@ def domains_figure(results: Results, shown: Sequence[str]) -> str | None:
         axes.invert_yaxis()
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
-        axes.set_xlim(0, 100)
+        axes.set_xlim(0, min(100, 10 * math.ceil(10 * max(ends) + 0.2)))
         axes.set_xlabel("accuracy (%)")
         return svg(figure, "domains")
 

@@ -48,6 +48,7 @@ def report_page(results: Results, pictures: Pictures | None = None) -> str:
         ("robustness", "Accuracy where it was tuned, and elsewhere", _robustness(results)),
         ("alpha", "How alpha was chosen", _alpha(results)),
         ("domains", "Accuracy per domain", _domains(results)),
+        ("costs", "What each method took", parts.costs_table(results)),
         ("differences", "Which differences are more than chance", parts.differences_table(results)),
         ("changes", "Pictures whose answer changed", _changes(results, pictures)),
         ("made", "How these numbers were made", parts.how_made(results)),
@@ -102,13 +103,13 @@ def _domains(results: Results) -> str:
     if not figure:
         return ""
     return _figure(
-        figure, words.domains_caption(results), words.legend(results, shown), "Accuracy per domain", "wide"
+        figure, words.domains_caption(results), words.legend(results, shown), "Accuracy per domain"
     )
 
 
-def _figure(svg: str, caption: str, legend: str, name: str, kind: str = "") -> str:
+def _figure(svg: str, caption: str, legend: str, name: str) -> str:
     drawing = svg.replace("<svg", f'<svg role="img" aria-label="{escape(name)}"', 1)
-    return f'{legend}<figure class="{kind}">{drawing}<figcaption>{caption}</figcaption></figure>'
+    return f"<figure><div>{legend}{drawing}</div><figcaption>{caption}</figcaption></figure>"
 
 
 def _changes(results: Results, pictures: Pictures | None) -> str:
@@ -121,14 +122,14 @@ def _changes(results: Results, pictures: Pictures | None) -> str:
 
 def _domain_changes(changes: Changes, pictures: Pictures | None) -> str:
     blocks = [parts.changes_head(changes)]
-    for title, shown, total in (
-        ("Right before, wrong now", changes.lost, changes.right_to_wrong),
-        ("Wrong before, right now", changes.gained, changes.wrong_to_right),
+    for title, shown, total, gained in (
+        ("Right before, wrong now", changes.lost, changes.right_to_wrong, False),
+        ("Wrong before, right now", changes.gained, changes.wrong_to_right, True),
     ):
         if not shown:
             continue
         cards = "".join(
-            parts.picture_card(picture, _thumbnail(pictures, changes.domain, picture.index))
+            parts.picture_card(picture, _thumbnail(pictures, changes.domain, picture.index), gained=gained)
             for picture in shown
         )
         some = f"{len(shown)} of {total}" if len(shown) < total else f"all {total}"

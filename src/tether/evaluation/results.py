@@ -195,8 +195,7 @@ class Results:
                 if len(measure.top1) != len(method.seeds) or not method.seeds:
                     raise TetherError(
                         f"Method {method.name!r} has {len(method.seeds)} seeds but {len(measure.top1)} "
-                        f"results on "
-                        f"{name!r}; each seed needs its own."
+                        f"results on {name!r}; each seed needs its own."
                     )
         encode(self)  # refuses what is not finite before somebody waits for a report
 

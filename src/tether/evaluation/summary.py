@@ -75,13 +75,21 @@ def summarise(name: str, runs: Runs, shifted: Sequence[str], **rest: Any) -> Met
 
 
 def differences(
-    methods: Mapping[str, Runs], reference: str, domains: Sequence[str], shifted: Sequence[str]
+    methods: Mapping[str, Runs],
+    reference: str,
+    domains: Sequence[str],
+    shifted: Sequence[str],
+    *,
+    draws: int = 10_000,
 ) -> tuple[Difference, ...]:
     """Every method against one of them, by a paired bootstrap on each domain and on the mean of the shifted
     ones.
 
     Runs are paired by seed where both methods have the same seeds. Otherwise (a method without chance in it)
     each run is compared with the reference's average over its seeds.
+
+    Args:
+        draws: of the bootstrap; no p-value is below 2 / draws.
 
     Raises:
         TetherError: the reference is not among the methods, or methods were evaluated on different splits.
@@ -100,7 +108,7 @@ def differences(
                 continue
             _same_splits({0: next(iter(base.values())), 1: next(iter(runs.values()))})
             values = {domain: _paired(runs, base, domain) for domain in members}
-            estimates[name] = bootstrap_mean(values, _identities(base, members))
+            estimates[name] = bootstrap_mean(values, _identities(base, members), draws=draws)
         adjusted = holm({name: estimate.p_value for name, estimate in estimates.items()})
         found += [
             Difference(
@@ -188,7 +196,6 @@ def _same_splits(runs: Runs) -> list[str]:
     if any(other != digests[0] for other in digests):
         raise TetherError(
             "Runs that are compared must be evaluated on the same splits; found different ones (by their "
-            "hashes). "
-            "Evaluate them again on the same data."
+            "hashes). Evaluate them again on the same data."
         )
     return list(digests[0])

@@ -2,12 +2,13 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from tether.evaluation.results import Method, Results
+from tether.evaluation.scores import SplitScores
 from tether.evaluation.significance import standard_deviation
 
 
@@ -67,6 +68,19 @@ def to_csv(results: Results) -> str:
         row += [worst[1] if worst else None]
         row += [method.trained_parameters, method.file_bytes, method.seconds, method.peak_memory_bytes]
         writer.writerow(f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row)
+    return out.getvalue()
+
+
+def predictions_csv(scores: SplitScores, class_names: Sequence[str]) -> str:
+    """One line per picture of a split: what it shows, its class, the answer, and how sure it is."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("picture", "identity", "truth", "answer", "right", "confidence", "rank"))
+    for i, example in enumerate(scores.split.examples):
+        answer = class_names[int(scores.predictions[i])]
+        names = (example.image.name, example.identity, class_names[example.label], answer)
+        right, confidence = int(scores.correct[i]), f"{scores.confidences[i].item():.6g}"
+        writer.writerow((*map(_spreadsheet_text, names), right, confidence, int(scores.ranks[i])))
     return out.getvalue()
 
 

@@ -1,0 +1,50 @@
+"""Evaluation in two processes and in one, for `test_distributed.py`.
+
+Usage: two_processes.py FOLDER. Each writes what it found to FOLDER/{0,1,alone}.safetensors.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tiny import NAMES, TEMPLATES, tiny_delta, tiny_model, tiny_split
+
+from tether._distributed import joined
+from tether.data.records import Split
+from tether.evaluation import alpha_sweep, evaluate, zero_shot_classifier
+
+
+def found(splits: dict[str, Split]) -> dict[str, torch.Tensor]:
+    """Answers to an odd number of pictures and to a single one, as they are and at the end of a path."""
+    model = tiny_model()
+    scores = evaluate(model, splits, zero_shot_classifier(model, NAMES, TEMPLATES), batch_size=3)
+    sweep = alpha_sweep(
+        model, tiny_delta(model), splits, (0.0, 1.0), lambda _: zero_shot_classifier(model, NAMES, TEMPLATES)
+    )
+    return {
+        f"{name} {what}": getattr(own, what)
+        for name, own in [*scores.items(), *((f"{name} tuned", own) for name, own in sweep.at(1.0).items())]
+        for what in ("predictions", "ranks", "confidences")
+    }
+
+
+def main(folder: Path) -> None:
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    splits = {name: tiny_split(folder, name, n) for name, n in (("odd", 11), ("one", 1))}
+    save_file(found(splits), folder / "alone.safetensors")
+    children = []
+    for rank in (0, 1):
+        child = os.fork()
+        if child == 0:
+            os.environ.update(meeting, RANK=str(rank), LOCAL_RANK=str(rank))
+            with joined():
+                save_file(found(splits), folder / f"{rank}.safetensors")
+            os._exit(0)
+        children.append(child)
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
