@@ -91,7 +91,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     parser.add_argument("--version", action="version", version=f"tether {version('tether')}")
     parser.add_argument(
-        "--threads", type=int, help="CPU threads (default: OMP_NUM_THREADS, else one per core)"
+        "--threads", type=_count, help="CPU threads (default: OMP_NUM_THREADS, else one per core)"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name_of_command")
 
@@ -196,7 +196,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     _add_overrides(pretrain, "options, such as training.steps=500")
 
-    demo = add("demo", _demo, "the main job on the built-in model and data, in minutes")
+    demo = add("demo", _demo, "the main job on the built-in model and data, in minutes", joins=True)
     demo.add_argument(
         "--runs", type=Path, default=Path("runs"), help="where runs are made, or found finished (runs)"
     )
@@ -327,7 +327,7 @@ def _merge(options: argparse.Namespace) -> int:
     print(f"Model: {options.out}")
     if load_adapter(options.adapter).extra.get("head") and not options.head:
         print(
-            "This adapter was trained with a linear head. To keep that too, merge with --head RUN/head.safetensors."
+            "This adapter was trained with a linear head. To keep that too, add --head RUN/head.safetensors."
         )
     return 0
 
@@ -386,10 +386,10 @@ def _pretrain(options: argparse.Namespace) -> int:
     return 0
 
 
-def _demo(options: argparse.Namespace) -> int:
+def _demo(options: argparse.Namespace, device: Any) -> int:
     from tether.tasks.demo import demo
 
-    demo(options.runs, _progress())
+    demo(options.runs, _progress(), device=device)
     return 0
 
 
@@ -414,6 +414,12 @@ def _run_of(adapter: Path) -> dict[str, Any]:
     path = adapter.absolute().parent / "config.json"
     config = read_json(path) if path.is_file() else {}
     return {"model": config.get("model", "builtin"), "data": config.get("data", {"method": "emoji_shift"})}
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text!r}")
+    return int(text)
 
 
 def _alpha(text: str) -> Any:
@@ -445,12 +451,14 @@ def _progress():
 
 
 def _set_threads(options: argparse.Namespace) -> None:
-    """As many as asked for, by the option or OMP_NUM_THREADS; else all cores this process may use."""
-    threads = options.threads or os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    """As many as asked for, by option or OMP_NUM_THREADS (which torch reads itself); else one per core."""
+    if options.threads is None and "OMP_NUM_THREADS" in os.environ:
+        return
+    threads = options.threads or os.cpu_count() or 1
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
-    torch.set_num_threads(int(threads))
+    torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":

@@ -46,11 +46,11 @@ ADAPTER, HEAD_FILE, SCORES, RESULT = "adapter", "head.safetensors", "scores.safe
 
 
 class Classification:
-    """What `tether.training.fit` trains: picture–prompt pairs of one benchmark, or a linear head on the pictures.
+    """What `tether.training.fit` trains: picture–prompt pairs of a benchmark, or a linear head on pictures.
 
-    With a contrastive objective each picture gets a random template filled with its class's name; equal prompts of
-    a batch are encoded once. With cross-entropy a head, initialised with the zero-shot classifier, stands for the
-    text tower, which does not move.
+    With a contrastive objective each picture gets a random template filled with its class's name; equal
+    prompts of a batch are encoded once. With cross-entropy a head, initialised with the zero-shot classifier,
+    stands for the text tower, which does not move.
     """
 
     def __init__(self, model: Model, attached: Attached | None, recipe: Recipe, benchmark: Benchmark):
@@ -112,7 +112,7 @@ class Classification:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run gave: test scores along alpha, which alpha was chosen and why, costs, and where everything lies.
+    """What a run gave: test scores along alpha, which alpha was chosen and why, costs, where everything lies.
 
     Attributes:
         validation: what alpha was chosen from, one entry per alpha; empty where the recipe gave it.
@@ -299,7 +299,7 @@ def save_head(path: Path, head: Tensor, zero_shot: Tensor) -> None:
 
 
 def save_sweep(path: Path, sweep: Sweep) -> None:
-    """Keep the answers to every test picture at every alpha (safetensors), so that tables can be made again."""
+    """Keep the answers to every test picture at every alpha, so that tables can be made again."""
     tensors = {
         json.dumps([plain(alpha), name, part]): getattr(scores, part)
         for alpha, by_split in zip(sweep.alphas, sweep.scores, strict=True)
@@ -372,7 +372,7 @@ def _timed(kept: RunDirectory) -> Iterator[None]:
 def _choose(
     recipe: Recipe, benchmark: Benchmark, sweep: Callable[[Mapping[str, Any], list[Alpha]], Sweep]
 ) -> tuple[Alpha, str, list[dict[str, Any]]]:
-    """The recipe's alpha, or the one that validation pictures and simulated shifts of them speak for; and why."""
+    """The recipe's alpha, or what validation pictures and simulated shifts of them speak for; and why."""
     if recipe.alpha.value != "auto":
         return _simplest(recipe.alpha.value), "given in the recipe", []
     grid: list[Alpha] = list(recipe.alpha.grid)

@@ -1,7 +1,7 @@
 """Methods side by side: every recipe on every fold with every seed, one table, one report.
 
-Each run is an ordinary run directory named after its recipe and the hash of its configuration: a comparison that was
-killed goes on where it was, and what is finished is not done again.
+Each run is an ordinary run directory named after its recipe and the hash of its configuration: a comparison
+that was killed goes on where it was, and what is finished is not done again.
 """
 
 import hashlib

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from tether import recipe as recipes
+from tether._distributed import from_main
 from tether.evaluation.tables import bytes_text, to_terminal
 from tether.tasks import comparison
 
@@ -13,7 +15,11 @@ RECIPES = ("full", "r-adapter")
 
 
 def demo(
-    root: Path, progress: Callable[[str, int, int], None] | None, console: Console | None = None
+    root: Path,
+    progress: Callable[[str, int, int], None] | None,
+    console: Console | None = None,
+    *,
+    device: torch.device | str = "cpu",
 ) -> Path:
     """Compare, print the table, and say where the adapter and the report are; gives the report's path."""
     console = console or Console()
@@ -23,11 +29,13 @@ def demo(
         root / "demo",
         title="R-Adapter on emoji-shift",
         command="make demo",
+        device=device,
         progress=progress,
         announce=lambda line: console.print(line, highlight=False),
     )
     out = root / "demo" / "report"
-    comparison.write(results, out, comparison.pooled_tests(chosen[0], (0,)))
+    tests = comparison.pooled_tests(chosen[0], (0,))
+    from_main(lambda: comparison.write(results, out, tests))
     console.print(to_terminal(results))
     newest = max((root / "demo").glob("r-adapter-*/adapter"), key=lambda path: path.stat().st_mtime)
     size = sum(file.stat().st_size for file in newest.iterdir())

@@ -29,7 +29,7 @@ def export(
         adapter: folder written by `save_adapter`.
         out: new folder; nothing is overwritten.
         alpha: ensemble weight; by default the one saved with the adapter.
-        head: a run's linear head, to be saved beside the model as it is at this alpha (that of the text tower).
+        head: a run's linear head, to be saved with the model as it is at this alpha (the text tower's).
 
     Raises:
         TetherError: `out` exists, the adapter belongs to another base, or the format cannot be written.
@@ -81,6 +81,6 @@ def _folder(source: str) -> Path:
     if any((Path(source) / name).is_file() for name in ("open_clip_config.json", "config.json")):
         return Path(source)
     raise TetherError(
-        f"Merging writes a folder like the base's, and {source!r} is no model folder. Save the base to a folder "
-        f"first, and give that."
+        f"Merging writes a folder like the base's, and {source!r} is no model folder. Save the base to a "
+        f"folder first, and give that."
     )

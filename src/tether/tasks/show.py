@@ -37,14 +37,10 @@ class EvaluationProgress:
 
 
 def show_run(outcome: Outcome, console: Console | None = None) -> None:
-    """The table of one run: every test split at alpha 0, at the chosen alpha and at 1; then where things lie."""
+    """The table of one run: every test split at alpha 0, the chosen alpha and 1; then where things lie."""
     console = console or Console()
-    alphas = list(
-        dict.fromkeys([0.0, *([outcome.alpha] if not isinstance(outcome.alpha, dict) else []), 1.0])
-    )
-    columns = [(alpha, outcome.test.at(alpha)) for alpha in alphas if alpha in outcome.test.alphas]
-    if isinstance(outcome.alpha, dict):
-        columns.insert(1, (outcome.alpha, outcome.test.at(outcome.alpha)))
+    alphas = [0.0, *([] if outcome.alpha in (0.0, 1.0) else [outcome.alpha]), 1.0]
+    columns = [(alpha, outcome.test.at(alpha)) for alpha in alphas]
     table = Table("domain", "pictures", *(f"alpha {alpha_text(alpha)}" for alpha, _ in columns))
     table.title = f"top-1 accuracy of {outcome.recipe.name} on {outcome.benchmark.name}"
     for name, split in outcome.benchmark.tests.items():
