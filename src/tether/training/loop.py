@@ -24,10 +24,10 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from tether._distributed import average_gradients, from_main, is_main, rank, world_size
-from tether._files import write_json
 from tether.errors import TetherError
 from tether.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from tether.training.config import FitConfig
+from tether.training.failures import inseparable, non_finite, out_of_memory
 from tether.training.interrupts import Interrupted, Interrupts
 from tether.training.loading import Key, load, parts, to_device
 from tether.training.optimizer_state import check_trains
@@ -60,7 +60,7 @@ class Trainable(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """What came of a run: steps and epochs done, and the last measurements (none if it was finished before)."""
+    """What came of a run: steps, epochs and the last measurements (none if it was finished before)."""
 
     steps: int
     epochs: int
@@ -101,7 +101,7 @@ def fit(
     parameters = dict(task.named_parameters())
     check_trains(optimizer, parameters)
     if config.micro_batch is not None and not getattr(task, "separable", False):
-        raise _inseparable(config.micro_batch)
+        raise inseparable(config.micro_batch)
     device = next(iter(parameters.values())).device
     count, processes = len(data), world_size()
     order = order or partial(shuffled, count, config.seed)
@@ -142,7 +142,7 @@ def fit(
             try:
                 values, has_gradient = _forward_backward(task, loader, pieces(step), step, config, device)
             except torch.OutOfMemoryError as error:
-                raise _out_of_memory(step, error) from error
+                raise out_of_memory(step, error) from error
             connected |= has_gradient
             seen += len(batches.batch(step)[1])
 
@@ -158,7 +158,7 @@ def fit(
             bad_step = int(first_bad) if looks else -1
             if bad_step >= 0:
                 if config.non_finite == "stop" or state.skipped == _SKIPPED_AT_MOST:
-                    raise _non_finite(bad_step, float(extras[0]), float(norm), batches, data, run)
+                    raise non_finite(bad_step, float(extras[0]), float(norm), batches, data, run)
                 state.skipped += 1
                 first_bad.fill_(-1)
                 progress.say(f"Step {step} skipped: loss {float(extras[0])}, gradient norm {float(norm)}.")
@@ -258,40 +258,6 @@ def _save(
         if must:
             raise
         progress.say(f"{error} Training goes on.")
-
-
-def _inseparable(micro_batch: int) -> TetherError:
-    return TetherError(
-        f"micro_batch={micro_batch} would change the result: this task's loss compares the examples of a "
-        f"batch with each other, so it is not the mean of the losses of its pieces. Leave micro_batch out, "
-        f"or use a smaller batch_size (or more processes)."
-    )
-
-
-def _out_of_memory(step: int, error: torch.OutOfMemoryError) -> TetherError:
-    return TetherError(
-        f"Memory ran out in step {step}. Use a smaller batch_size, more processes, precision='bf16', or a "
-        f"smaller micro_batch where the task allows one; the run's last checkpoint is intact. ({error})"
-    )
-
-
-def _non_finite(
-    step: int, loss: float, norm: float, batches: Batches, data: Any, run: RunDirectory | None
-) -> TetherError:
-    epoch, examples = batches.batch(step)
-    identity = getattr(data, "identity", str)
-    names = [str(identity(int(index))) for index in examples]
-    where = ""
-    if run is not None:
-        path = run.path / f"non-finite-step-{step}.json"
-        if is_main():
-            write_json(path, {"epoch": epoch, "examples": names})
-        where = f" All are listed in {path}; the last checkpoint is intact."
-    return TetherError(
-        f"The loss or gradient of step {step} (epoch {epoch}) is not finite: loss {loss}, gradient norm "
-        f"{norm}. Its examples: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}.{where} Look at "
-        f"them, lower the learning rate, set clip_norm, or use non_finite='skip'."
-    )
 
 
 def _interrupted(

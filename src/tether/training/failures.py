@@ -1,0 +1,48 @@
+"""What went wrong in a step, said such that something can be done about it."""
+
+from typing import Any
+
+import torch
+
+from tether._distributed import is_main
+from tether._files import write_json
+from tether.errors import TetherError
+from tether.training.run_directory import RunDirectory
+from tether.training.sampler import Batches
+
+
+def inseparable(micro_batch: int) -> TetherError:
+    """Gradient accumulation was asked for with a loss that does not allow it."""
+    return TetherError(
+        f"micro_batch={micro_batch} would change the result: this task's loss compares the examples of a "
+        f"batch with each other, so it is not the mean of the losses of its pieces. Leave micro_batch out, "
+        f"or use a smaller batch_size (or more processes)."
+    )
+
+
+def out_of_memory(step: int, error: torch.OutOfMemoryError) -> TetherError:
+    """A step did not fit into memory."""
+    return TetherError(
+        f"Memory ran out in step {step}. Use a smaller batch_size, more processes, precision='bf16', or a "
+        f"smaller micro_batch where the task allows one; the run's last checkpoint is intact. ({error})"
+    )
+
+
+def non_finite(
+    step: int, loss: float, norm: float, batches: Batches, data: Any, run: RunDirectory | None
+) -> TetherError:
+    """A loss or gradient is NaN or infinite; lists the examples of the step in the run's directory."""
+    epoch, examples = batches.batch(step)
+    identity = getattr(data, "identity", str)
+    names = [str(identity(int(index))) for index in examples]
+    where = ""
+    if run is not None:
+        path = run.path / f"non-finite-step-{step}.json"
+        if is_main():
+            write_json(path, {"epoch": epoch, "examples": names})
+        where = f" All are listed in {path}; the last checkpoint is intact."
+    return TetherError(
+        f"The loss or gradient of step {step} (epoch {epoch}) is not finite: loss {loss}, gradient norm "
+        f"{norm}. Its examples: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}.{where} Look at "
+        f"them, lower the learning rate, set clip_norm, or use non_finite='skip'."
+    )
