@@ -34,9 +34,23 @@ def solve_flops(matrix: tuple[int, ...], right: tuple[int, ...], *_: Any, **__: 
     return prod(matrix[:-2]) * (2 * n**3 // 3 + 2 * n**2 * columns)
 
 
+def convolution_backward_flops(
+    gradient: tuple[int, ...], x: tuple[int, ...], weight: tuple[int, ...], *options: Any, **_: Any
+) -> int:
+    """As many as the forward pass for each gradient asked for; torch's own formula ignores groups."""
+    transposed, output_mask = options[4], options[7]
+    forward = 2 * prod(x if transposed else gradient) * prod(weight[1:])
+    return forward * (output_mask[0] + output_mask[1])
+
+
 def flop_counter() -> FlopCounterMode:
     """torch's counter, which also counts the linear solve that the folded adapters need."""
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten._linalg_solve_ex: solve_flops})
+    aten = torch.ops.aten
+    formulas = {
+        aten._linalg_solve_ex: solve_flops,
+        aten.convolution_backward: convolution_backward_flops,
+    }
+    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> dict[int, int]:

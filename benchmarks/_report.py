@@ -15,8 +15,8 @@ ABOUT = """\
 Made by `python -m benchmarks.step`. Full fine-tuning, PEFT LoRA and the naive R-Adapter run as published code
 does: one text of full length per picture. Labels and templates are drawn at random. All in fp32.
 
-- GFLOP/pair: what precedes the step, forward and backward, by torch's counter; a linear solve of n × n by n × k
-  counts 2/3 n³ + 2 n² k.
+- GFLOP/pair: what precedes the step, forward and backward, by torch's counter; a linear solve of n × n by
+  n × k counts 2/3 n³ + 2 n² k, each gradient of a convolution as much as the convolution.
 - saved MiB/pair: storages that autograd keeps for the backward pass, weights and inputs not counted.
 - peak MiB: largest sum of weights, inputs, gradients, optimizer state and activations alive at once; scratch
   memory inside kernels is not seen.

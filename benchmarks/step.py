@@ -6,7 +6,6 @@ reached.
 """
 
 import argparse
-import gc
 import os
 import sys
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from benchmarks._count import cost
+from benchmarks._count import Cost, cost
 from benchmarks._inference import merged_against_base, readings_of_a_sweep
 from benchmarks._methods import (
     METHODS,
@@ -42,7 +41,9 @@ def compare(
 ) -> list[Row]:
     """The costs of every method's step; with `real`, on real numbers and with their speed."""
     making = nullcontext if real else shapes_only()
-    trainers, steps, costs = {}, {}, {}
+    trainers: dict[str, Trainer] = {}
+    steps: dict[str, Step] = {}
+    costs: dict[str, Cost] = {}
     for method, start in METHODS.items():
         model = make(making)
         with making():
@@ -53,8 +54,6 @@ def compare(
             costs[method] = cost(step.forward, step.finish, step.known)
         trainers[method], steps[method] = trainer, step
         print(f"{name}, {pairs} pairs: {method} counted", file=sys.stderr, flush=True)
-        if not real:
-            gc.collect()
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
     for _ in range(repeats if real else 0):
         for method, step in steps.items():
@@ -145,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
             real=True,
             repeats=options.repeats,
         )
-        lines += [forward_line(name, run, options.repeats)]
+        lines += [forward_line(name, run, 3 * options.repeats)]
     making = shapes_only()
     shapes = vit_b_16(making)
     with making():
