@@ -127,7 +127,7 @@ def test_refused_values_and_states():
     with pytest.raises(TetherError, match="momentum"):
         Accumulation({"w": torch.zeros(1)}, 1.0)
     state = Accumulation({"w": torch.zeros(1)}, 0.9).state_dict()
-    with pytest.raises(TetherError, match="momentum 0.9"):
+    with pytest.raises(TetherError, match=r"momentum 0\.9"):
         Accumulation({"w": torch.zeros(1)}, 0.99).load_state_dict(state)
     with pytest.raises(TetherError, match="correction 'none'"):
         Accumulation({"w": torch.zeros(1)}, 0.9, "warmup").load_state_dict(state)

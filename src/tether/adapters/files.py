@@ -232,8 +232,13 @@ def config_from_json(method: str, values: Mapping[str, Any]) -> Any:
             raise TetherError(f"{method} has no option {name!r}{near_misses(name, known)}")
     values = dict(values)
     if isinstance(values.get("select"), Mapping):
-        values["select"] = Select(**values["select"])
-    return config(**values)
+        values["select"] = Select(**_tuples(values["select"]))
+    return config(**_tuples(values))
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The tuples that JSON made lists of."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _store(name: str, tensor: Tensor, precision: torch.dtype) -> Tensor:

@@ -111,9 +111,7 @@ class Accumulation:
             if name not in saved or saved[name].shape != own.shape:
                 wrong.append(name)
         if wrong:
-            raise TetherError(
-                f"The saved average is not of these tensors; it differs in {', '.join(wrong[:6])}."
-            )
+            raise TetherError(f"The saved average is of other tensors; it differs in {', '.join(wrong[:6])}.")
         for name, own in self._average.items():
             own.copy_(saved[name])
         self.updates = int(state["updates"])
