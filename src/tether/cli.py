@@ -260,12 +260,11 @@ def _recipes(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace, device: Any) -> int:
-    from rich.console import Console
 
     from tether import recipe as recipes
     from tether._distributed import from_main
-    from tether.evaluation.tables import to_terminal
     from tether.tasks import comparison
+    from tether.tasks.show import show_comparison
 
     chosen = [recipes.read(source, options.set) for source in options.recipes]
     command = "tether compare " + " ".join(
@@ -285,7 +284,7 @@ def _compare(options: argparse.Namespace, device: Any) -> int:
     )
     tests = comparison.pooled_tests(chosen[0], options.folds)
     from_main(lambda: comparison.write(results, options.out, tests))
-    Console().print(to_terminal(results))
+    show_comparison(results)
     print(f"Table and report: {options.out / 'report.html'}")
     return 0
 

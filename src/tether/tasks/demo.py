@@ -8,8 +8,9 @@ from rich.console import Console
 
 from tether import recipe as recipes
 from tether._distributed import from_main
-from tether.evaluation.tables import bytes_text, to_terminal
+from tether.evaluation.tables import bytes_text
 from tether.tasks import comparison
+from tether.tasks.show import show_comparison
 
 RECIPES = ("full", "r-adapter")
 
@@ -36,7 +37,7 @@ def demo(
     out = root / "demo" / "report"
     tests = comparison.pooled_tests(chosen[0], (0,))
     from_main(lambda: comparison.write(results, out, tests))
-    console.print(to_terminal(results))
+    show_comparison(results, console)
     newest = max((root / "demo").glob("r-adapter-*/adapter"), key=lambda path: path.stat().st_mtime)
     size = sum(file.stat().st_size for file in newest.iterdir())
     console.print(f"Adapter: {newest} ({bytes_text(size)})", soft_wrap=True, highlight=False)

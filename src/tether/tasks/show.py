@@ -6,7 +6,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tether.evaluation.results import Results
 from tether.evaluation.scores import alpha_text
+from tether.evaluation.tables import bytes_text, count_text, percent, seconds_text
 from tether.tasks.classification import Outcome
 
 
@@ -34,6 +36,28 @@ class EvaluationProgress:
         if done >= total:
             self._bar.stop()
             self._bar = None
+
+
+def show_comparison(results: Results, console: Console | None = None) -> None:
+    """A row per domain and a column per method, so that it fits a narrow terminal."""
+    console = console or Console()
+    table = Table("top-1 accuracy, %", *(method.name for method in results.methods), title=results.title)
+    for kind in ("in-distribution", "shifted", "corruption"):
+        for domain in results.of_kind(kind):
+            shown = [method.measures.get(domain.name) for method in results.methods]
+            table.add_row(f"{domain.name} ({kind})", *("–" if one is None else percent(one.top1) for one in shown))
+        table.add_section()
+    means = [results.mean_over(method, "shifted") for method in results.methods]
+    table.add_row("mean of shifted", *(percent(mean) if mean else "–" for mean in means))
+    table.add_section()
+    for what, cells in (
+        ("alpha", [method.alpha for method in results.methods]),
+        ("trained parameters", [count_text(method.trained_parameters) for method in results.methods]),
+        ("file", [bytes_text(method.file_bytes) for method in results.methods]),
+        ("training time", [seconds_text(method.seconds) for method in results.methods]),
+    ):
+        table.add_row(what, *(cell or "–" for cell in cells))
+    console.print(table)
 
 
 def show_run(outcome: Outcome, console: Console | None = None) -> None:
