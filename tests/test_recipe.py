@@ -21,8 +21,14 @@ def test_the_main_recipe_is_the_papers_method():
 
 
 def test_overrides_reach_nested_options():
-    recipe = recipes.read("r-adapter", ["adapter.rank={image: 4, text: 0}", "training.epochs=3", "alpha.value=0.3"])
-    assert recipe.adapter.rank == {"image": 4, "text": 0} and recipe.training.epochs == 3 and recipe.alpha.value == 0.3
+    recipe = recipes.read(
+        "r-adapter", ["adapter.rank={image: 4, text: 0}", "training.epochs=3", "alpha.value=0.3"]
+    )
+    assert (
+        recipe.adapter.rank == {"image": 4, "text": 0}
+        and recipe.training.epochs == 3
+        and recipe.alpha.value == 0.3
+    )
 
 
 @pytest.mark.parametrize(

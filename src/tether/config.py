@@ -27,14 +27,18 @@ def build(kind: Any, value: Any, where: str = "") -> Any:
         return _dataclass(kind, value, where)
     if origin is Literal:
         if value not in arguments:
-            raise TetherError(f"{where} is {value!r}{near_misses(str(value), [str(known) for known in arguments])}")
+            raise TetherError(
+                f"{where} is {value!r}{near_misses(str(value), [str(known) for known in arguments])}"
+            )
         return value
     if origin is tuple and isinstance(value, list | tuple):
         inner = arguments[0] if len(arguments) == 2 and arguments[1] is ... else None
         kinds = [inner] * len(value) if inner else arguments
         if len(kinds) != len(value):
             raise TetherError(f"{where} takes {len(kinds)} values, found {len(value)}.")
-        return tuple(build(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(kinds, value, strict=True)))
+        return tuple(
+            build(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(kinds, value, strict=True))
+        )
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {name: build(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -71,7 +75,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise TetherError(f"There is no file {path}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TetherError(f"{path} is not valid YAML: {error}") from error
+        raise TetherError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise TetherError(f"{path} should hold options by name, found {type(value).__name__}.")
     return value
@@ -143,7 +147,9 @@ def _union(choices: tuple, value: Any, where: str) -> Any:
 def _dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise TetherError(f"{where or kind.__name__} takes options by name, found {value!r}.")
-    value = {name: item for name, item in value.items() if not (name == "method" and _method_of(kind) == item)}
+    value = {
+        name: item for name, item in value.items() if not (name == "method" and _method_of(kind) == item)
+    }
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     for name in value:

@@ -97,7 +97,9 @@ class AlphaConfig:
         if isinstance(self.value, str) and self.value != "auto":
             raise TetherError(f"alpha.value is a number, a number per tower, or 'auto', not {self.value!r}.")
         if isinstance(self.value, dict) and set(self.value) != set(TOWERS):
-            raise TetherError(f"alpha.value per tower names both, image and text; found {sorted(self.value)}.")
+            raise TetherError(
+                f"alpha.value per tower names both, image and text; found {sorted(self.value)}."
+            )
         if not self.grid or len(set(self.grid)) != len(self.grid):
             raise TetherError("alpha.grid needs at least one number, none of them twice.")
 
@@ -130,7 +132,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if isinstance(self.adapter, FrozenConfig) and not isinstance(self.objective, CrossEntropyConfig):
-            raise TetherError("With a frozen model only a head can learn; use objective.method=cross_entropy.")
+            raise TetherError(
+                "With a frozen model only a head can learn; use objective.method=cross_entropy."
+            )
 
 
 def read(source: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -154,7 +158,9 @@ def to_plain(recipe: Recipe) -> dict[str, Any]:
 
 def names() -> list[str]:
     """The recipes that come with tether."""
-    return sorted(path.name.removesuffix(".yaml") for path in _folder().iterdir() if path.name.endswith(".yaml"))
+    return sorted(
+        path.name.removesuffix(".yaml") for path in _folder().iterdir() if path.name.endswith(".yaml")
+    )
 
 
 def _folder() -> Any:
@@ -167,4 +173,6 @@ def _find(source: str | Path) -> Path:
         return path
     if str(source) in names():
         return Path(str(_folder() / f"{source}.yaml"))
-    raise TetherError(f"There is no recipe {str(source)!r}{near_misses(str(source), names())} A path ends in .yaml.")
+    raise TetherError(
+        f"There is no recipe {str(source)!r}{near_misses(str(source), names())} A path ends in .yaml."
+    )

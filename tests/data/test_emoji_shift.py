@@ -30,7 +30,9 @@ def test_no_test_identity_is_in_training_or_validation(benchmark):
 def test_training_and_validation_come_from_the_in_distribution_vendor(benchmark):
     assert benchmark.train.domain == benchmark.validation.domain == benchmark.in_distribution == "twemoji"
     assert len(benchmark.train.labels) == len(benchmark.class_names)
-    assert len(benchmark.train) + len(benchmark.validation) + len(benchmark.tests["twemoji"]) == len(captioned("twemoji"))
+    assert len(benchmark.train) + len(benchmark.validation) + len(benchmark.tests["twemoji"]) == len(
+        captioned("twemoji")
+    )
 
 
 def test_files_are_those_that_the_index_describes():

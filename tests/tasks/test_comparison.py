@@ -15,6 +15,7 @@ def recipes(tmp_path, tiny_recipe, monkeypatch):
     """Two recipes on disk, in the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    monkeypatch.setenv("COLUMNS", "200")
     training = {**tiny_recipe["training"], "epochs": 1}
     head = {"adapter": {"method": "frozen"}, "objective": {"method": "cross_entropy"}}
     for name, parts in (("tiny", {}), ("head", head)):

@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import tether
-from tether.optimizers.schedule import ScheduleConfig
 from tether.data.pretraining import CaptionedPictures, PairDataset, augment, view_offsets
 from tether.errors import TetherError
+from tether.optimizers.schedule import ScheduleConfig
 from tether.tasks.pretraining import (
     ArchitectureConfig,
     PretrainingConfig,
@@ -24,7 +24,7 @@ from tether.tasks.pretraining import (
 )
 from tether.training import FitConfig
 
-WORDS = "cat dog bird fish tree house car boat sun moon star leaf rock hand foot eye".split()
+WORDS = ["cat", "dog", "bird", "fish", "tree", "house", "car", "boat", "sun", "moon", "star", "leaf", "rock", "hand", "foot", "eye"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,9 @@ def folder(tmp_path_factory):
                 picture.save(file, "webp", lossless=True)
             captions = [word, f"{word}, small thing {number}", "an animal" if number < 4 else word]
             kind = "emoji" if number < 8 else "icon"
-            rows.append({"file": f"a/{word}.webp", "name": word, "captions": captions, "kind": kind, "coloured": True})
+            rows.append(
+                {"file": f"a/{word}.webp", "name": word, "captions": captions, "kind": kind, "coloured": True}
+            )
     (path / "pictures.json").write_text(json.dumps({"pictures": rows}))
     return path
 
@@ -59,20 +61,27 @@ def test_targets_are_equal_names_and_general_captions_that_fit():
 def test_loss_is_clips_where_every_pair_is_its_own_only_positive():
     logits = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
     target = torch.arange(5)
-    clip = (torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)) / 2
+    clip = (
+        torch.nn.functional.cross_entropy(logits, target)
+        + torch.nn.functional.cross_entropy(logits.T, target)
+    ) / 2
     assert torch.allclose(multi_positive_loss(logits, torch.eye(5, dtype=torch.bool)), clip)
 
 
 def test_loss_is_least_where_positives_share_the_mass():
     positive = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
     even = multi_positive_loss(torch.where(positive, 10.0, -10.0), positive)
-    uneven = multi_positive_loss(torch.where(positive, 10.0, -10.0) + torch.tensor([[5.0, 0, 0], [0, 0, 0], [0, 0, 0]]), positive)
+    uneven = multi_positive_loss(
+        torch.where(positive, 10.0, -10.0) + torch.tensor([[5.0, 0, 0], [0, 0, 0], [0, 0, 0]]), positive
+    )
     assert even < uneven
 
 
 def test_tokenizer_pads_with_zero_and_ends_with_its_largest_id():
     tokenizer = train_tokenizer([f"{a} and {b}" for a in WORDS for b in WORDS], 320)
-    ids = tokenizer(["Cat", "unseen wörds"], padding="max_length", max_length=24, return_tensors="pt").input_ids
+    ids = tokenizer(
+        ["Cat", "unseen wörds"], padding="max_length", max_length=24, return_tensors="pt"
+    ).input_ids
     assert ids.max() == 319 and (ids[0] == 319).sum() == 1 and ids[0, -1] == 0
     assert tokenizer.decode(ids[1], skip_special_tokens=True).strip() == "unseen wörds"
 
@@ -93,7 +102,9 @@ def test_augmentation_is_a_function_of_its_random_stream():
 def test_pairs_depend_on_epoch_and_index_only_and_views_belong_to_their_picture(folder):
     pictures, views = CaptionedPictures(folder), {"emoji": 3, "icon": 1}
     offsets = view_offsets(pictures, views)
-    features = np.repeat(np.arange(len(pictures.rows)), np.diff(offsets)).astype(np.float16)[:, None, None, None]
+    features = np.repeat(np.arange(len(pictures.rows)), np.diff(offsets)).astype(np.float16)[
+        :, None, None, None
+    ]
 
     def tokenize(texts):
         return torch.tensor([[len(text), 1] for text in texts])

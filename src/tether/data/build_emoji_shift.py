@@ -155,7 +155,9 @@ fluent-emoji and is used nowhere.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("packages", type=Path, help="folder with the unpacked packages: iconify/ and emojibase/")
+    parser.add_argument(
+        "packages", type=Path, help="folder with the unpacked packages: iconify/ and emojibase/"
+    )
     parser.add_argument("out", type=Path, help="folder to write (src/tether/data/emoji_shift)")
     arguments = parser.parse_args()
     build(Packages(arguments.packages), arguments.out)

@@ -20,7 +20,16 @@ from tether.data.emoji_sources import Emoji, Packages, render, words_of
 VENDORS = ("emojione", "noto-v1", "streamline-emojis")
 LICENCES = ("MIT", "Apache-2.0", "ISC", "CC0-1.0", "CC-BY-4.0", "CC-BY-3.0", "BSD-3-Clause", "Unlicense")
 LEFT_OUT_CATEGORIES = ("Emoji", "Logos", "Programming")
-LEFT_OUT_SETS = ("fluent-emoji", "circle-flags", "flag", "flagpack", "cif", "bitcoin-icons", "svg-spinners", "bpmn")
+LEFT_OUT_SETS = (
+    "fluent-emoji",
+    "circle-flags",
+    "flag",
+    "flagpack",
+    "cif",
+    "bitcoin-icons",
+    "svg-spinners",
+    "bpmn",
+)
 PICTURES_PER_NAME, WORDS_PER_NAME = 6, 2
 
 
@@ -42,7 +51,12 @@ def build(packages: Packages, out: Path) -> None:
     sets = {}
     for prefix, count in Counter(row["file"].split("/")[0] for row in rows).most_common():
         icons = packages.icon_set(prefix)
-        sets[prefix] = {"title": icons.title, "author": icons.author, "licence": icons.licence, "pictures": count}
+        sets[prefix] = {
+            "title": icons.title,
+            "author": icons.author,
+            "licence": icons.licence,
+            "pictures": count,
+        }
     write_json(out / "pictures.json", {"packages": packages.versions, "sets": sets, "pictures": rows})
 
 
@@ -52,7 +66,12 @@ def _emojis(packages: Packages) -> Iterator[tuple[str, str, dict, str]]:
         for code, icon in packages.drawings(icons).items():
             emoji = packages.emojis[code]
             if "flag" not in emoji.subgroup:
-                row = {"name": emoji.name, "captions": _captions(emoji), "kind": "emoji", "coloured": icons.coloured}
+                row = {
+                    "name": emoji.name,
+                    "captions": _captions(emoji),
+                    "kind": "emoji",
+                    "coloured": icons.coloured,
+                }
                 yield prefix, icon, row, icons.svg(icon)
 
 
@@ -81,7 +100,12 @@ def _icons(packages: Packages) -> Iterator[tuple[str, str, dict, str]]:
         for icon in icons.bodies:
             words = list(words_of(icon))
             name = " ".join(words)
-            if len(words) <= WORDS_PER_NAME and 2 < len(name) <= 40 and name not in seen and drawn[name] < PICTURES_PER_NAME:
+            if (
+                len(words) <= WORDS_PER_NAME
+                and 2 < len(name) <= 40
+                and name not in seen
+                and drawn[name] < PICTURES_PER_NAME
+            ):
                 seen.add(name)
                 drawn[name] += 1
                 row = {"name": name, "captions": [name], "kind": "icon", "coloured": icons.coloured}
@@ -90,7 +114,9 @@ def _icons(packages: Packages) -> Iterator[tuple[str, str, dict, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("packages", type=Path, help="folder with the unpacked packages: iconify/ and emojibase/")
+    parser.add_argument(
+        "packages", type=Path, help="folder with the unpacked packages: iconify/ and emojibase/"
+    )
     parser.add_argument("out", type=Path, help="folder to write")
     arguments = parser.parse_args()
     build(Packages(arguments.packages), arguments.out)

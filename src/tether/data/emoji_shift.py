@@ -58,7 +58,9 @@ def load(config: EmojiShiftConfig) -> Benchmark:
             for emoji in index["emojis"]
             if wanted(emoji) and f"{emoji['code'].lower()}.webp" in there
         )
-        return Split(name=name, domain=vendor, examples=examples, convention=f"scored over all {len(classes)} classes")
+        return Split(
+            name=name, domain=vendor, examples=examples, convention=f"scored over all {len(classes)} classes"
+        )
 
     def tested(emoji: dict) -> bool:
         return emoji["fold"] == config.fold

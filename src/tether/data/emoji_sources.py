@@ -17,7 +17,9 @@ from PIL import Image
 from tether._files import read_json
 from tether.errors import TetherError
 
-_GENDER = re.compile(r"\b(?:man|woman|person|men|women|people|boy|girl|child|mr?s claus|santa claus|mx claus)\b")
+_GENDER = re.compile(
+    r"\b(?:man|woman|person|men|women|people|boy|girl|child|mr?s claus|santa claus|mx claus)\b"
+)
 _FILLER = re.compile(r"face|sign|symbol|button|person|with")
 _VARIATION = re.compile(r"-(?:fe0f|FE0F)")
 
@@ -178,7 +180,9 @@ def render(svg: str, size: int) -> Image.Image | None:
     import resvg_py
 
     try:
-        picture = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))))
+        picture = Image.open(
+            io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size)))
+        )
     except ValueError:  # resvg could not parse this drawing
         return None
     picture = picture.convert("RGBA")
@@ -198,9 +202,7 @@ def words_of(name: str) -> Iterator[str]:
 
 
 _STYLE_WORDS = frozenset(
-    "outline outlined filled fill line linear bold light thin regular solid duotone twotone two-tone sharp rounded "
-    "round broken sm md lg xl xs alt fa ic icon 16px 24px 20px 32px 48px stroke twotone color colored flat mono "
-    "variant v1 v2 v3 ltr rtl".split()
+    ["outline", "outlined", "filled", "fill", "line", "linear", "bold", "light", "thin", "regular", "solid", "duotone", "twotone", "two-tone", "sharp", "rounded", "round", "broken", "sm", "md", "lg", "xl", "xs", "alt", "fa", "ic", "icon", "16px", "24px", "20px", "32px", "48px", "stroke", "twotone", "color", "colored", "flat", "mono", "variant", "v1", "v2", "v3", "ltr", "rtl"]
 )
 
 

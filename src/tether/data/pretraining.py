@@ -40,7 +40,9 @@ class CaptionedPictures:
     def __init__(self, folder: Path):
         self.archive = folder / "pictures.zip"
         if not self.archive.is_file():
-            raise TetherError(f"Expected pre-training pictures in {folder} (pictures.zip), found none; run `make pictures`.")
+            raise TetherError(
+                f"Expected pre-training pictures in {folder} (pictures.zip), found none; run `make pictures`."
+            )
         self.rows = [
             CaptionedPicture(row["file"], row["name"], tuple(row["captions"]), row["kind"], row["coloured"])
             for row in read_json(folder / "pictures.json")["pictures"]
@@ -93,7 +95,9 @@ def _background(size: int, dark: bool, coloured: bool, random: np.random.Generat
     if random.random() < 0.5:
         return Image.new("RGB", (size, size), first)
     ramp = Image.linear_gradient("L").resize((size, size)).rotate(90 * int(random.integers(4)))
-    return Image.composite(Image.new("RGB", (size, size), first), Image.new("RGB", (size, size), second), ramp)
+    return Image.composite(
+        Image.new("RGB", (size, size), first), Image.new("RGB", (size, size), second), ramp
+    )
 
 
 def _restyled(canvas: Image.Image, random: np.random.Generator) -> Image.Image:
@@ -208,7 +212,9 @@ class PairDataset(Dataset):
             by_name[row.name].append(index)
         self._names = list(by_name.values())
         kinds = [{self._rows[index].kind for index in indices} for indices in self._names]
-        self._items = np.array([n for n, kind in enumerate(kinds) for _ in range(repeats if often in kind else 1)])
+        self._items = np.array(
+            [n for n, kind in enumerate(kinds) for _ in range(repeats if often in kind else 1)]
+        )
         self._often = often
         self._name_ids = {name: number for number, name in enumerate(by_name)}
         texts = sorted({caption for row in pictures.rows for caption in row.captions})
@@ -218,7 +224,9 @@ class PairDataset(Dataset):
             for caption in row.captions:
                 shared[caption].add(row.name)
         self._shared = {caption for caption, names in shared.items() if len(names) > 1}
-        self._tokens = torch.stack([tokenize([template.format(t) for t in texts]) for template in TEMPLATES]).to(torch.int16)
+        self._tokens = torch.stack(
+            [tokenize([template.format(t) for t in texts]) for template in TEMPLATES]
+        ).to(torch.int16)
 
     def __len__(self) -> int:
         return len(self._items)

@@ -14,5 +14,7 @@ def folder() -> Path:
         TetherError: the package was installed without its weights.
     """
     if not (FOLDER / "open_clip_model.safetensors").is_file():
-        raise TetherError(f"The built-in model is missing from {FOLDER}; install tether again from a complete source.")
+        raise TetherError(
+            f"The built-in model is missing from {FOLDER}; install tether again from a complete source."
+        )
     return FOLDER

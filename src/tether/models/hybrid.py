@@ -40,10 +40,19 @@ class LiteStem(nn.Module):
 def tether_vit_lite0(pretrained: bool = False, **options) -> VisionTransformer:
     """A ViT of width 192 on the 7×7 features that `LiteStem` makes of a 112-pixel picture."""
     if pretrained:
-        raise ValueError("tether_vit_lite0 has no weights of its own; load the built-in model with tether.load().")
+        raise ValueError(
+            "tether_vit_lite0 has no weights of its own; load the built-in model with tether.load()."
+        )
     for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         options.pop(key, None)
-    options = {"img_size": 112, "embed_dim": 192, "depth": 6, "num_heads": 3, "global_pool": "avg", "class_token": False} | options
+    options = {
+        "img_size": 112,
+        "embed_dim": 192,
+        "depth": 6,
+        "num_heads": 3,
+        "global_pool": "avg",
+        "class_token": False,
+    } | options
     model = VisionTransformer(embed_layer=_embed, patch_size=16, **options)
     model.default_cfg = {"input_size": (3, 112, 112), "mean": (0.5,) * 3, "std": (0.5,) * 3, "num_classes": 0}
     return model
@@ -64,4 +73,6 @@ def _fold_batch_norms(network: nn.Module) -> None:
                 setattr(module, before, fuse_conv_bn_eval(conv, norm))
                 setattr(module, after, norm.act)
     if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
-        raise RuntimeError("A batch normalisation of EfficientNet-Lite0 follows no convolution; timm has changed.")
+        raise RuntimeError(
+            "A batch normalisation of EfficientNet-Lite0 follows no convolution; timm has changed."
+        )

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tether._alpha import TOWERS, Alpha, alpha_of
+from tether._alpha import TOWERS, Alpha, alpha_of, tower_of
 from tether._distributed import from_main, is_main
 from tether._files import read_json, write_atomically, write_json
 from tether.adapters import Attached, attach
@@ -73,9 +73,7 @@ class Classification:
     def named_parameters(self) -> dict[str, nn.Parameter]:
         parameters = dict(self._attached.named_parameters()) if self._attached else {}
         if self.separable:  # the text tower plays no part
-            parameters = {
-                name: p for name, p in parameters.items() if self._attached.tower_of(name) == "image"
-            }
+            parameters = {name: p for name, p in parameters.items() if tower_of(name) == "image"}
             parameters[HEAD] = self.head
         return parameters
 

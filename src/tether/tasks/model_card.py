@@ -43,7 +43,9 @@ def zero_shot(model: Model, *, batch_size: int = 64) -> list[ZeroShot]:
         pictures = captioned(vendor)
         features = torch.cat(
             [
-                model.encode_image(torch.stack([transform(read_image(ref)) for ref, _, _ in pictures[i : i + batch_size]]))
+                model.encode_image(
+                    torch.stack([transform(read_image(ref)) for ref, _, _ in pictures[i : i + batch_size]])
+                )
                 for i in range(0, len(pictures), batch_size)
             ]
         )
@@ -81,7 +83,9 @@ def card(folder: Path, pictures: Path, history: str) -> str:
     emoji = {name: sets[name] for name in ("emojione", "noto-v1", "streamline-emojis")}
     icons = {name: entry for name, entry in sets.items() if name not in emoji}
     versions = ", ".join(f"`{name}` {version}" for name, version in described["packages"].items())
-    credits = "; ".join(f"{entry['title']} by {entry['author']} ({entry['licence']})" for entry in sets.values())
+    credits = "; ".join(
+        f"{entry['title']} by {entry['author']} ({entry['licence']})" for entry in sets.values()
+    )
     return f"""# The built-in model
 
 A small CLIP in open_clip's folder format: a ViT of width 192 with six blocks on a convolutional stem (EfficientNet-Lite0
@@ -127,7 +131,9 @@ def main() -> None:
     parser.add_argument("--history", default="the defaults of `tether pretrain`")
     options = parser.parse_args()
     text = card(options.folder, options.pictures, options.history)
-    write_atomically(options.folder / "CARD.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(
+        options.folder / "CARD.md", lambda temporary: temporary.write_text(text, encoding="utf-8")
+    )
 
 
 if __name__ == "__main__":

@@ -92,12 +92,20 @@ class PretrainingConfig:
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmup=200))
     training: FitConfig = field(
         default_factory=lambda: FitConfig(
-            steps=1475, batch_size=256, drop_last=True, precision="bf16", clip_norm=1.0, workers=1, checkpoint_every=200
+            steps=1475,
+            batch_size=256,
+            drop_last=True,
+            precision="bf16",
+            clip_norm=1.0,
+            workers=1,
+            checkpoint_every=200,
         )
     )
 
 
-def pretrain(config: PretrainingConfig, pictures: Path, stem: Path, root: Path, *, resume: Path | None = None) -> Path:
+def pretrain(
+    config: PretrainingConfig, pictures: Path, stem: Path, root: Path, *, resume: Path | None = None
+) -> Path:
     """Train a fresh pair of towers and write it as an open_clip folder into the run directory.
 
     Args:
@@ -110,7 +118,9 @@ def pretrain(config: PretrainingConfig, pictures: Path, stem: Path, root: Path, 
     """
     data = CaptionedPictures(pictures)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    set_fused_attn(device.type == "cuda")  # torch's fused attention is slower than plain products on a CPU in bf16
+    set_fused_attn(
+        device.type == "cuda"
+    )  # torch's fused attention is slower than plain products on a CPU in bf16
     with RunDirectory.open(resume) if resume else RunDirectory.create(root, "pretrain") as run:
         run.record("config", plain(config))
         torch.manual_seed(config.training.seed)
@@ -133,12 +143,19 @@ def pretrain(config: PretrainingConfig, pictures: Path, stem: Path, root: Path, 
 
         def tokenize(texts: list[str]) -> Tensor:
             length = config.architecture.context_length
-            options = {"return_tensors": "pt", "max_length": length, "padding": "max_length", "truncation": True}
+            options = {
+                "return_tensors": "pt",
+                "max_length": length,
+                "padding": "max_length",
+                "truncation": True,
+            }
             return tokenizer(texts, **options).input_ids
 
         seed = config.training.seed
         pairs = PairDataset(data, features, views, tokenize, often="emoji", repeats=config.repeats, seed=seed)
-        task = Pretraining(create(config.architecture, lower_and_upper).to(device, memory_format=torch.channels_last))
+        task = Pretraining(
+            create(config.architecture, lower_and_upper).to(device, memory_format=torch.channels_last)
+        )
         optimizer = _optimizer(task.named_parameters(), config)
         schedule = Schedule.of(optimizer, config.schedule, config.training.total_steps(len(pairs)))
         task.model.train()
@@ -151,7 +168,9 @@ def pretrain(config: PretrainingConfig, pictures: Path, stem: Path, root: Path, 
 
 def save_model(model: nn.Module, config: ArchitectureConfig, tokenizer, folder: Path) -> None:
     """An open_clip folder: configuration, fp16 safetensors, tokenizer."""
-    tensors = {name: tensor.detach().cpu().half().contiguous().clone() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().half().contiguous().clone() for name, tensor in model.state_dict().items()
+    }
     write_json(folder / "open_clip_config.json", config.open_clip())
     tokenizer.save_pretrained(folder)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
@@ -196,7 +215,11 @@ def multi_positive_targets(
     """
     same_name = names[:, None] == names[None, :]
     general = (captions[None, :] >= 0) & (generals[:, None] == captions[None, :])
-    return torch.where(captions[None, :] >= 0, general | torch.eye(len(names), dtype=torch.bool, device=names.device), same_name)
+    return torch.where(
+        captions[None, :] >= 0,
+        general | torch.eye(len(names), dtype=torch.bool, device=names.device),
+        same_name,
+    )
 
 
 def multi_positive_loss(
@@ -219,7 +242,9 @@ class Pretraining:
     def __init__(self, model: open_clip.CustomTextCLIP):
         backbone = getattr(model.visual.trunk.patch_embed, "backbone", None)
         if not hasattr(backbone, "lower"):
-            raise TetherError("Pre-training from cached features needs a trunk with `patch_embed.backbone.lower`.")
+            raise TetherError(
+                "Pre-training from cached features needs a trunk with `patch_embed.backbone.lower`."
+            )
         self.model = model
         self._lower, backbone.lower = backbone.lower, nn.Identity()
 
@@ -276,5 +301,9 @@ def train_tokenizer(texts: list[str], vocabulary: int):
         single="<start> $A <end>", special_tokens=[("<start>", vocabulary - 2), ("<end>", vocabulary - 1)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<start>", eos_token="<end>", pad_token="<pad>", unk_token="<pad>"
+        tokenizer_object=tokenizer,
+        bos_token="<start>",
+        eos_token="<end>",
+        pad_token="<pad>",
+        unk_token="<pad>",
     )
