@@ -211,7 +211,7 @@ def test_every_command_has_help(command, capsys):
         (["--alpha", "best"], "'auto'"),
         (["--resumee", "x"], "did you mean '--resume'"),
         (["--resume", "runs/none"], "no run to go on with at runs/none"),
-        (["another-recipe"], "one word too many"),
+        (["another-recipe"], "Expected NAME=VALUE"),
         (["name=../elsewhere"], "A run's name"),
     ],
 )
@@ -230,7 +230,7 @@ def test_an_unknown_recipe(fails, tmp_path):
     assert "Name a recipe" in fails("train", "optimizer.lr=1e-3")
     assert "no file" in fails("train", "none.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1")
-    assert "not valid YAML" in " ".join([fails("train", "broken.yaml")]) or True
+    assert "not valid YAML" in fails("train", "broken.yaml")
     (tmp_path / "folder.yaml").mkdir()
     assert "folder.yaml" in fails("train", "folder.yaml")
     assert not (tmp_path / "runs").exists()
@@ -461,7 +461,9 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(tether_proc
     folder, report = tether_processes("full_disk", tiny_recipe)
     texts = {name: (folder / f"{name}.err").read_text() for name in ("full", "continued", "merge", "merged")}
     assert report["codes"] == [2, 0, 2, 0], texts
-    assert "Could not write the checkpoint" in texts["full"].strip().splitlines()[-1]
+    *_, last = texts["full"].strip().splitlines()
+    assert last.startswith("tether: Could not write") and "step-00000012" in last
+    assert "Training goes on." in texts["full"]  # at the first, with no checkpoint yet
     assert "Could not write" in texts["merge"].strip().splitlines()[-1]
     assert not any("Traceback" in text for text in texts.values())
     assert not any("tmp" in name or "step-" in name for name in report["left"]), report["left"]

@@ -427,10 +427,10 @@ def _alpha(text: str) -> Any:
 
     try:
         value = override({}, [f"alpha={text}"])["alpha"]
-        parts = value if isinstance(value, dict) and set(value) == {"image", "text"} else {"": value}
-        if all(isinstance(part, int | float) for part in parts.values()):
-            return value
-    except TetherError:
+        if isinstance(value, dict) and set(value) == {"image", "text"}:
+            return {tower: float(part) for tower, part in value.items()}
+        return float(value)
+    except (TypeError, ValueError):  # TetherError is a ValueError
         pass
     raise argparse.ArgumentTypeError(f"expected a number, or {{image: a, text: b}}, found {text!r}")
 
