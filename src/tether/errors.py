@@ -6,7 +6,7 @@ class TetherError(ValueError):
 
 
 def near_misses(name: str, known: list[str] | tuple[str, ...], count: int = 3) -> str:
-    """A clause `; did you mean 'a' or 'b'?` naming the known words nearest to `name`, or the known words if none is near."""
+    """A clause such as `; did you mean 'a' or 'b'?` with the known words nearest to `name`, or all if none is near."""
     import difflib
 
     close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)

@@ -24,7 +24,7 @@ from tether.tasks.pretraining import (
 )
 from tether.training import FitConfig
 
-WORDS = ["cat", "dog", "bird", "fish", "tree", "house", "car", "boat", "sun", "moon", "star", "leaf", "rock", "hand", "foot", "eye"]
+WORDS = tuple("cat dog bird fish tree house car boat sun moon star leaf rock hand foot eye".split())
 
 
 @pytest.fixture(scope="module")

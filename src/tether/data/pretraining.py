@@ -78,10 +78,8 @@ def augment(picture: Image.Image, coloured: bool, size: int, random: np.random.G
 
 
 def _tinted(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    if random.random() < 0.5:
-        colour = (0, 0, 0)
-    else:
-        colour = tuple(int(value) for value in random.integers(0, 256, 3))
+    any_colour = tuple(int(value) for value in random.integers(0, 256, 3))
+    colour = (0, 0, 0) if random.random() < 0.5 else any_colour
     tinted = Image.new("RGBA", picture.size, (*colour, 255))
     tinted.putalpha(picture.getchannel("A"))
     return tinted

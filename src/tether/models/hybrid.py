@@ -6,6 +6,8 @@ depends on the batch), and split in two: `lower` (to stride 8) is meant to stay 
 computed once per picture and kept; `upper` (to stride 16) trains with the rest.
 """
 
+from itertools import pairwise
+
 import timm
 import torch
 from jaxtyping import Float
@@ -31,7 +33,7 @@ class LiteStem(nn.Module):
         self.upper = nn.Sequential(*stages[_LOWER_STAGES : _LOWER_STAGES + _UPPER_STAGES])
 
     def forward(self, pixels: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
-        """In fp32 also under autocast: depth-wise convolutions are no faster in bf16 on a CPU, their backward slower."""
+        """In fp32 also under autocast: depth-wise convolutions are no faster in bf16, their backward slower."""
         with torch.autocast(pixels.device.type, enabled=False):
             return self.upper(self.lower(pixels))
 
@@ -67,7 +69,7 @@ def _fold_batch_norms(network: nn.Module) -> None:
     for module in network.modules():
         children = dict(module.named_children())
         names = list(children)
-        for before, after in zip(names, names[1:], strict=False):
+        for before, after in pairwise(names):
             conv, norm = children[before], children[after]
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(module, before, fuse_conv_bn_eval(conv, norm))

@@ -273,7 +273,7 @@ class Pretraining:
 
 
 def train_tokenizer(texts: list[str], vocabulary: int):
-    """A byte-level BPE of exactly `vocabulary` tokens: padding is 0 and end-of-text is the last id, as open_clip pools there.
+    """A byte-level BPE of exactly `vocabulary` tokens; padding is 0 and end-of-text the last id, where open_clip pools.
 
     Returns:
         A `transformers.PreTrainedTokenizerFast`.
@@ -294,7 +294,8 @@ def train_tokenizer(texts: list[str], vocabulary: int):
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != vocabulary - 2:
         raise TetherError(
-            f"{len(texts)} captions give {tokenizer.get_vocab_size() + 2} tokens, not {vocabulary}; lower the vocabulary."
+            f"{len(texts)} captions give {tokenizer.get_vocab_size() + 2} tokens, not {vocabulary}; "
+            "lower the vocabulary."
         )
     tokenizer.add_special_tokens(["<start>", "<end>"])
     tokenizer.post_processor = processors.TemplateProcessing(
