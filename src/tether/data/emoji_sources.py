@@ -206,16 +206,6 @@ _STYLE_WORDS = frozenset(
     outline outlined filled fill line linear bold light thin regular solid duotone twotone two-tone
     sharp rounded round broken sm md lg xl xs alt fa ic icon 16px 24px 20px 32px 48px stroke twotone
     color colored flat mono variant v1 v2 v3 ltr rtl
-    , text).upper()
-
-
-def _slug(text: str) -> str:
-    return re.sub(r ,  , text.lower()).strip(
-    )
-
-
-def _squash(text: str) -> str:
-    return re.sub(r ,  , text.lower().replace( , 
     """.split()
 )
 
