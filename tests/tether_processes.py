@@ -22,7 +22,7 @@ from tether.cli import main
 # Once here, not in every life: what training, loading and evaluating import when they are first used.
 import tether.tasks.show, tether.models.load_open_clip, torch._dynamo, torch.utils.tensorboard  # noqa: E401, F401  # isort: skip
 
-FAR = 60.0  # seconds after which something hangs
+FAR = 240.0  # seconds after which something hangs, also on a loaded machine
 
 
 def life(folder, name, *arguments, before=lambda: None):
@@ -72,8 +72,9 @@ def killed(folder):
     while len(codes) < 40:
         goal = ["--resume", run] if run else [recipe, "--runs", folder / "killed"]
         child = life(folder, f"life-{len(codes)}", "train", *goal)
-        if len(codes) < 12:  # then it may come to its end
-            limit = time.monotonic() + takes * chance.uniform(0.05, 0.7)
+        if len(codes) < 14:  # then it may come to its end
+            share = chance.uniform(0.05, 0.3) if len(codes) < 5 else chance.uniform(0.2, 0.9)
+            limit = time.monotonic() + takes * share
             wait_for(child, lambda limit=limit: time.monotonic() > limit)
             os.kill(child, signal.SIGKILL)
         codes.append(ended(child))
@@ -93,7 +94,7 @@ def interrupted(folder):
     os.kill(child, signal.SIGINT)
     codes = [ended(child)]
     checkpoints = sorted(path.name for path in (run / "checkpoints").iterdir())
-    codes.append(ended(life(folder, "continued", "train", "--resume", run)))
+    codes.append(ended(life(folder, "continued", "train", "--resume", run, "training.checkpoint_every=60")))
     return {"sent": sent, "codes": codes, "checkpoints": checkpoints}
 
 
