@@ -116,7 +116,7 @@ def render(rows: list[Row], lines: list[str], found: list[Target], threads: int)
         "| " + " | ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in table
     ]
     printed.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
-    notes = {row.method: row.note for row in rows}
+    notes = {f"{row.model}, {row.method}": row.note for row in rows}
     return "\n".join(
         [
             "# What one training step costs",
@@ -128,7 +128,7 @@ def render(rows: list[Row], lines: list[str], found: list[Target], threads: int)
             "",
             *printed,
             "",
-            *(f"- {method}: {note}" for method, note in notes.items()),
+            *(f"- {which}: {note}" for which, note in notes.items()),
             *(f"- {line}" for line in lines),
             "",
             "## Targets",
