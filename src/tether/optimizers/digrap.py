@@ -122,7 +122,10 @@ def digrap_foreach(bucket: Bucket) -> None:
     group, direction = bucket.group, bucket.full("direction")
     rows = group["normalization"] == "rows"
     c = bucket.displacements()
-    dot, square = bucket.total(torch.stack([bucket.dots(bucket.grads, c), bucket.squares(c)]))
+    norms = bucket.row_norms(c, 2) if rows else []
+    whole = rows and not bucket.row_groups  # the rows are here already: spare a pass over the displacements
+    squares = torch.stack([norm.square().sum() for norm in norms]) if whole else bucket.squares(c)
+    dot, square = bucket.total(torch.stack([bucket.dots(bucket.grads, c), squares]))
     dot = bucket.sign * dot
 
     h = bucket.sign * (_row_cosines(bucket, direction) if rows else _tensor_cosines(bucket, direction))
@@ -134,7 +137,6 @@ def digrap_foreach(bucket: Bucket) -> None:
 
     share = dot / (square + 1e-8)
     if rows:
-        norms = bucket.row_norms(c, 2)
         share = bucket.per_row(share, norms)
         share = (share / (share.abs() * torch.cat(norms)).clamp_(min=_TINY)).split(
             [len(norm) for norm in norms]
