@@ -216,3 +216,28 @@ def test_the_file_is_written_whole_or_not_at_all(results, tmp_path):
     with pytest.raises(RuntimeError):
         write_report(results, path, broken)
     assert path.read_text() == before and [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_many_methods_and_corruptions_stay_readable(results):
+    """Fifteen corruptions show as one column, and of fifteen methods only the main two have intervals."""
+    corruptions = [
+        replace(results.domains[1], name=f"fog {severity}", kind="corruption") for severity in range(1, 16)
+    ]
+    methods = [
+        replace(
+            method,
+            name=f"{method.name}{suffix}",
+            measures={**method.measures, **{c.name: method.measures["noto"] for c in corruptions}},
+        )
+        for suffix in ("", " again", " once more")
+        for method in results.methods
+    ]
+    many = replace(results, methods=tuple(methods), domains=(*results.domains, *corruptions))
+    page = report_page(many, picture)
+    assert not Reader(page).wrong
+    table = page[page.index("<table>") : page.index("</table>")]
+    assert "mean of 15" in table and "fog 3" not in table
+    assert "15 test sets" not in page and "21 test sets" in page
+    assert "intervals of the two main methods" in page
+    few, lots = robustness_figure(results), robustness_figure(many)
+    assert lots.count("LineCollection") == 4 and few.count("LineCollection") == 2 * len(results.methods)

@@ -62,9 +62,7 @@ def main_table(results: Results) -> str:
         columns.append(("worst<br><small>shifted</small>", cells))
     if results.of_kind("corruption"):
         means = [results.mean_over(method, "corruption") for method in results.methods]
-        cells = [
-            m and (sum(m) / len(m), f"{percent(sum(m) / len(m))}<small>{_spread(m)}</small>") for m in means
-        ]
+        cells = [m and (sum(m) / len(m), f"{percent(sum(m) / len(m))}{_spread(m)}") for m in means]
         columns.append((f"mean of {len(results.of_kind('corruption'))}<br><small>corruptions</small>", cells))
     head = "".join(f"<th>{title}</th>" for title, _ in columns)
     best = [max((cell[0] for cell in cells if cell), default=None) for _, cells in columns]

@@ -6,7 +6,7 @@ from html import escape
 from tether.evaluation._svg import PALETTE
 from tether.evaluation.alpha import AlphaChoice
 from tether.evaluation.effective_robustness import effective_robustness, inside
-from tether.evaluation.figures import baseline_line, styles
+from tether.evaluation.figures import CROWD, baseline_line, styles
 from tether.evaluation.results import Method, Results
 
 _SHAPES = {
@@ -43,10 +43,11 @@ def robustness_caption(results: Results) -> str:
     """What the scatter plot shows, and each method's effective robustness where there is a baseline."""
     text = (
         "<p>Each point is a method: further right is better on pictures like those it was tuned on, further "
-        "up is better on pictures that look different. The crossed bars are 95&nbsp;% intervals. On the "
-        "dotted line both are equal.</p><p>Lines lead from the zero-shot model to what tuning made of it; "
-        "one with small dots passes the models between, at other alphas.</p><p>The axes are logit-scaled: on "
-        "them, ordinary models lie near a straight line.</p>"
+        "up is better on pictures that look different. The crossed bars are 95&nbsp;% intervals"
+        f"{' of the two main methods' if len(results.methods) > CROWD else ''}. On the dotted line both are "
+        "equal.</p><p>Lines lead from the zero-shot model to what tuning made of it; one with small dots "
+        "passes the models between, at other alphas.</p><p>The axes are logit-scaled: on them, ordinary "
+        "models lie near a straight line.</p>"
     )
     line, inner = baseline_line(results), results.of_kind("in-distribution")
     if line is None:

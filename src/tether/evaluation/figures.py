@@ -16,6 +16,9 @@ from tether.evaluation.alpha import AlphaChoice, AlphaPoint
 from tether.evaluation.effective_robustness import BaselineLine, fit_baseline, inside, logit, sigmoid
 from tether.evaluation.results import Method, Results
 
+CROWD = 8
+"""With more methods than this, only the zero-shot and the highlighted one get intervals in the scatter plot."""
+
 
 def styles(results: Results) -> dict[str, tuple[str, str]]:
     """Colour and marker of each method: grey for zero-shot, the first hue for the highlighted one."""
@@ -40,14 +43,17 @@ def robustness_figure(results: Results) -> str | None:
         x_limits, y_limits = _limits([x for x, _ in points]), _limits([y for _, y in points])
         draw_effective_robustness(axes, results, x_limits, y_limits)
         looks = styles(results)
+        crowded = len(placed) > CROWD
         zero_shot = next(((x, y) for m, x, y, _, _ in placed if m.name == results.zero_shot), None)
         for method, x, y, across, up in placed:
             colour, marker = looks[method.name]
             strong = method.name in (results.highlighted, results.zero_shot)
+            if crowded and not strong:
+                across = up = None
             if method.path:
                 path = [_inside(p.in_distribution, p.shifted_mean) for p in method.path]
                 axes.plot(*zip(*path, strict=True), color=colour, marker=".", markersize=4, linewidth=1.3)
-            elif zero_shot and method.name != results.zero_shot:
+            elif zero_shot and method.name != results.zero_shot and not crowded:
                 axes.plot(
                     *zip(zero_shot, (x, y), strict=True), color=colour, linewidth=0.9, linestyle=(0, (4, 3))
                 )
