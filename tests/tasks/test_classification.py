@@ -132,7 +132,9 @@ def test_one_alpha_per_tower(tiny_recipe, tmp_path):
     apply(model, outcome.run / "adapter").merge(outcome.alpha)
     classifier = Classifier(weight=untouched, scale=model.logit_scale)
     found = evaluate(model, benchmark.tests, classifier)
-    torch.testing.assert_close(confidences(found), confidences(outcome.test.at(outcome.alpha)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        confidences(found), confidences(outcome.test.at(outcome.alpha)), rtol=1e-4, atol=1e-6
+    )
     assert (confidences(found) - confidences(outcome.test.at(1.0))).abs().max() > 1e-4
 
 
