@@ -37,9 +37,14 @@ def robustness_figure(results: Results) -> str | None:
     if not placed:
         return None
     with drawing(5.4, 4.4) as (figure, axes):
-        points = [(x, y) for _, x, y, _, _ in placed]
-        points += [_inside(p.in_distribution, p.shifted_mean) for p in results.baseline]
-        points += [_inside(p.in_distribution, p.shifted_mean) for m in results.methods for p in m.path]
+        points = [
+            (x + side * across[i][0], y + side * up[i][0])
+            for _, x, y, across, up in placed
+            for i, side in ((0, -1), (1, 1))
+        ]
+        points += [(p.in_distribution, p.shifted_mean) for p in results.baseline]
+        points += [(p.in_distribution, p.shifted_mean) for m in results.methods for p in m.path]
+        points = [_inside(*point) for point in points]
         x_limits, y_limits = _limits([x for x, _ in points]), _limits([y for _, y in points])
         draw_effective_robustness(axes, results, x_limits, y_limits)
         looks = styles(results)
