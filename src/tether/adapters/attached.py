@@ -1,7 +1,7 @@
 """What every method gives back when it is attached to a model: one handle with the same few verbs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
@@ -12,7 +12,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from tether._alpha import Alpha, alpha_of
-from tether.errors import TetherError, near_misses
+from tether.adapters._tensors import base_tensors, check_state, difference, tensors_of
+from tether.errors import TetherError
 from tether.models.fingerprint import fingerprint
 from tether.models.site import Site
 
@@ -326,62 +327,12 @@ class Attached(ABC):
         finally:
             for module, training in modes:
                 module.training = training
-        outputs = [tensor.float() for tensor in _tensors(output)]
+        outputs = [tensor.float() for tensor in tensors_of(output)]
         if not outputs:
             raise TetherError("The probe gave no tensors to compare; return the model's outputs from it.")
         return outputs
 
 
-def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes of two states.
-
-    Raises:
-        TetherError: listing what is missing, unexpected or of another shape.
-    """
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
-    shapes = [
-        f"{name} is {list(state[name].shape)} instead of {list(expected[name].shape)}"
-        for name in expected
-        if name in state and state[name].shape != expected[name].shape
-    ]
-    problems = [
-        f"{label}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
-        for label, names in (("missing", missing), ("unexpected", unexpected), ("shapes", shapes))
-        if names
-    ]
-    if problems:
-        hint = near_misses(unexpected[0], missing) if missing and unexpected else ""
-        raise TetherError(f"The state does not fit what is attached. {'; '.join(problems)}{hint}")
-
-
-def base_tensors(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """The module's own parameters and buffers of these names."""
-    found = dict(module.named_parameters(remove_duplicate=False)) | dict(
-        module.named_buffers(remove_duplicate=False)
-    )
-    return {name: found[name] for name in names}
-
-
-def difference(found: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
-    """Largest absolute difference, and the same divided by the largest absolute value expected."""
-    error = float(torch.stack([(a - b).abs().max() for a, b in zip(found, expected, strict=True)]).max())
-    largest = float(torch.stack([b.abs().max() for b in expected]).max())
-    return error, error / largest if largest else error
-
-
 def _stay(self: nn.Module, mode: bool = True) -> nn.Module:
     """`train` of a frozen batch norm."""
     return self
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        if output.is_floating_point() and output.numel():
-            yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from _tensors(value)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tether._alpha import tower_of
-from tether.adapters.attached import Attached, base_tensors, check_state
+from tether.adapters._tensors import base_tensors, check_state
+from tether.adapters.attached import Attached
 from tether.errors import TetherError
 
 LOGIT = ("logit_scale", "logit_bias")

@@ -6,7 +6,6 @@ the fingerprint of the base, the alpha to use, and every tensor's shape, precisi
 unpickled.
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,8 +24,8 @@ from tether._files import read_json, sha256_file, write_atomically, write_json
 from tether.adapters.attach import METHODS, attach
 from tether.adapters.attached import Attached
 from tether.adapters.states import config_for
+from tether.config import build, plain
 from tether.errors import TetherError, near_misses
-from tether.models.site import Select
 
 FORMAT = "tether-adapter"
 FORMAT_VERSION = 1
@@ -103,7 +102,7 @@ def save_adapter(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "method": method_of(adapter.config),
-        "config": config_to_json(adapter.config),
+        "config": plain(adapter.config),
         "base": {"fingerprint": adapter.fingerprint},
         "alpha": adapter.alpha if alpha is None else alpha,
         "precision": precision,
@@ -156,7 +155,7 @@ def load_adapter(path: str | Path) -> Adapter:
             f"reads up to {FORMAT_VERSION}. Upgrade tether."
         )
     try:
-        config = config_from_json(description["method"], description["config"])
+        config = _config(description["method"], description["config"])
         state = _read(folder, NAME, description[NAME])
         raw = _read(folder, RAW, description[RAW]) if RAW in description else None
         return Adapter(
@@ -206,39 +205,13 @@ def method_of(config: Any) -> str:
     return METHODS[type(config)].method
 
 
-def config_to_json(config: Any) -> dict[str, Any]:
-    """A config as JSON holds it."""
-    return {
-        key: dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
-        for key, value in dataclasses.asdict(config).items()
-    }
-
-
-def config_from_json(method: str, values: Mapping[str, Any]) -> Any:
-    """A config of a method from what `config_to_json` gave.
-
-    Raises:
-        TetherError: the method or an option is unknown, or a value is not allowed.
-    """
+def _config(method: str, options: Mapping[str, Any]) -> Any:
     classes = {attached.method: config for config, attached in METHODS.items()}
     if method not in classes:
         raise TetherError(
             f"The adapter is of the unknown method {method!r}{near_misses(str(method), list(classes))}"
         )
-    config = classes[method]
-    known = [option.name for option in dataclasses.fields(config)]
-    for name in values:
-        if name not in known:
-            raise TetherError(f"{method} has no option {name!r}{near_misses(name, known)}")
-    values = dict(values)
-    if isinstance(values.get("select"), Mapping):
-        values["select"] = Select(**_tuples(values["select"]))
-    return config(**_tuples(values))
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The tuples that JSON made lists of."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return build(classes[method], options, "config")
 
 
 def _store(name: str, tensor: Tensor, precision: torch.dtype) -> Tensor:

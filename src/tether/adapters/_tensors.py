@@ -1,0 +1,60 @@
+"""Comparing and finding tensors by name."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tether.errors import TetherError, near_misses
+
+
+def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes of two states.
+
+    Raises:
+        TetherError: listing what is missing, unexpected or of another shape.
+    """
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    shapes = [
+        f"{name} is {list(state[name].shape)} instead of {list(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
+    ]
+    problems = [
+        f"{label}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
+        for label, names in (("missing", missing), ("unexpected", unexpected), ("shapes", shapes))
+        if names
+    ]
+    if problems:
+        hint = near_misses(unexpected[0], missing) if missing and unexpected else ""
+        raise TetherError(f"The state does not fit what is attached. {'; '.join(problems)}{hint}")
+
+
+def base_tensors(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """The module's own parameters and buffers of these names."""
+    found = dict(module.named_parameters(remove_duplicate=False)) | dict(
+        module.named_buffers(remove_duplicate=False)
+    )
+    return {name: found[name] for name in names}
+
+
+def difference(found: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
+    """Largest absolute difference, and the same divided by the largest absolute value expected."""
+    error = float(torch.stack([(a - b).abs().max() for a, b in zip(found, expected, strict=True)]).max())
+    largest = float(torch.stack([b.abs().max() for b in expected]).max())
+    return error, error / largest if largest else error
+
+
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in what a model returns, however nested."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point() and output.numel():
+            yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from tensors_of(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from tensors_of(value)
