@@ -435,7 +435,7 @@ def assert_same_end(run, whole):
 
 
 def test_kill_9_at_random_moments_changes_no_bit_of_the_result(tether_processes, tiny_recipe):
-    training = {**tiny_recipe["training"], "checkpoint_every": 1}
+    training = {**tiny_recipe["training"], "epochs": 20, "checkpoint_every": 1}
     folder, report = tether_processes("killed", {**tiny_recipe, "training": training})
     texts = {path.name: path.read_text() for path in folder.glob("*.err")}
     assert report["whole"] == 0 and report["codes"][-1] == 0, texts

@@ -51,6 +51,10 @@ def test_builds_nested_values_and_gives_them_back():
     assert build(Outer, plain(built)) == built
 
 
+def test_options_without_a_method_belong_to_the_default_one():
+    assert build(Outer, {"name": "a", "shape": {"radius": 2}}).shape == Round(radius=2.0)
+
+
 def test_defaults_fill_what_is_not_said():
     assert build(Outer, {"name": "a"}) == Outer(name="a")
 

@@ -65,17 +65,21 @@ def wait_for(child, happened):
 def killed(folder):
     """Kill -9 at random moments of the whole job, again and again, until a life gets to the end."""
     recipe = folder / "recipe.yaml"
-    began = time.monotonic()
     whole = ended(life(folder, "whole", "train", recipe, "--runs", folder / "whole"))
-    takes = time.monotonic() - began
     codes, run, chance = [], None, random.Random(5)
+
+    def step():
+        """Number of the newest checkpoint."""
+        found = (folder / "killed").glob("tiny-*/checkpoints/step-*")
+        return max((int(path.name.removeprefix("step-")) for path in found), default=0)
+
     while len(codes) < 40:
         goal = ["--resume", run] if run else [recipe, "--runs", folder / "killed"]
+        further = step() + chance.randint(0, 6)
         child = life(folder, f"life-{len(codes)}", "train", *goal)
         if len(codes) < 14:  # then it may come to its end
-            share = chance.uniform(0.05, 0.3) if len(codes) < 5 else chance.uniform(0.2, 0.9)
-            limit = time.monotonic() + takes * share
-            wait_for(child, lambda limit=limit: time.monotonic() > limit)
+            wait_for(child, lambda further=further: step() >= further)
+            time.sleep(chance.uniform(0, 0.02))
             os.kill(child, signal.SIGKILL)
         codes.append(ended(child))
         if codes[-1] != -signal.SIGKILL:

@@ -163,8 +163,17 @@ def _dataclass(kind: type, value: Any, where: str) -> Any:
     ]
     if required:
         raise TetherError(f"{where or kind.__name__} lacks {', '.join(required)}.")
+    value = {name: _of_default_method(fields[name], item) for name, item in value.items()}
     prefix = f"{where}." if where else ""
     return kind(**{name: build(hints[name], item, prefix + name) for name, item in value.items()})
+
+
+def _of_default_method(option: dataclasses.Field, value: Any) -> Any:
+    """Options given without a `method` belong to the method that is the option's default."""
+    if not isinstance(value, Mapping) or "method" in value or option.default_factory is dataclasses.MISSING:
+        return value
+    method = _method_of(type(option.default_factory()))
+    return value if method is None else {"method": method, **value}
 
 
 def _name(kind: Any) -> str:
