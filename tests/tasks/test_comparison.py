@@ -8,6 +8,8 @@ import torch
 
 from tether._files import read_json
 from tether.cli import main
+from tether.recipe import from_plain
+from tether.tasks.comparison import compare
 
 
 @pytest.fixture
@@ -103,3 +105,11 @@ def test_a_comparison_does_not_mix_old_runs_with_other_pictures(recipes, tiny_da
     next((tmp_path / "pictures" / "circle").iterdir()).unlink()
     assert main(command) == 2
     assert "other pictures" in capsys.readouterr().err
+
+
+def test_the_results_say_how_alpha_was_chosen(tiny_recipe, tmp_path):
+    recipe = from_plain({**tiny_recipe, "alpha": {"value": "auto", "grid": [0.0, 0.5, 1.0]}})
+    results = compare([recipe], tmp_path, show_progress=False)
+    assert results.alpha is not None and results.alpha.alpha in (0.0, 0.5, 1.0)
+    assert [point.alpha for point in results.alpha.curve] == [0.0, 0.5, 1.0]
+    assert "No test picture" in results.alpha.reason

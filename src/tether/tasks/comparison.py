@@ -21,6 +21,7 @@ from tether.data.emoji_shift import EmojiShiftConfig
 from tether.data.records import Split
 from tether.errors import TetherError
 from tether.evaluation.report import write_report
+from tether.evaluation.alpha import AlphaChoice, AlphaPoint
 from tether.evaluation.results import PathPoint, Results
 from tether.evaluation.scores import SplitScores, Sweep, alpha_text
 from tether.evaluation.summary import changed_answers, describe_domains, differences, summarise
@@ -218,6 +219,7 @@ def _results(
         methods=tuple(methods),
         zero_shot=ZERO_SHOT,
         highlighted=highlighted if highlighted in finished else "",
+        alpha=_choice(finished[highlighted]) if highlighted in finished else None,
         changes=changes,
         differences=differences(runs, reference, names, shifted) if len(runs) > 1 else (),
         templates=benchmark.templates,
@@ -230,6 +232,20 @@ def _results(
         },
         versions={name: str(version) for name, version in environment().get("packages", {}).items()},
         notes=benchmark.notes,
+    )
+
+
+def _choice(by_seed: Mapping[int, Sequence[Finished]]) -> AlphaChoice | None:
+    """How alpha was chosen in the first run of a method; None where its recipe gave it."""
+    first = next(iter(by_seed.values()))[0]
+    if not first.outcome.validation:
+        return None
+    return AlphaChoice(
+        alpha=first.outcome.alpha,
+        rule=first.recipe.alpha.rule,
+        reason=first.outcome.alpha_reason,
+        pictures=len(first.outcome.benchmark.validation),
+        curve=tuple(AlphaPoint(**point) for point in first.outcome.validation),
     )
 
 
