@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -62,6 +61,20 @@ def kill_at_call(number):
     os.fsync, os.replace = counted(fsync), counted(replace)
 
 
+def kill_soon(chance):
+    """A hook before every step: in one of the next few this process gets milliseconds to live."""
+    steps_left = chance.randint(1, 5)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+    def before_step(step):
+        nonlocal steps_left
+        steps_left -= 1
+        if steps_left == 0:
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 5e-3))
+
+    return before_step
+
+
 def step_of(path):
     checkpoint = latest_checkpoint(path / "checkpoints")
     return 0 if checkpoint is None else load_checkpoint(checkpoint)["step"]
@@ -93,14 +106,12 @@ def main(folder):
             break
     report["in-saves"] = {"steps": steps, "codes": codes}
 
-    # Killed at random times, with a checkpoint every other step.
+    # Killed at random moments, with a checkpoint every other step.
     config = FitConfig(steps=STEPS, batch_size=8, log_every=7, seed=2, checkpoint_every=2)
     path = new_run(folder, "at-random")
     steps, codes = [], []
     for number in range(40):
-        child = life(lambda: train(path, config))
-        time.sleep(random.Random(number).uniform(0.01, 0.12))
-        os.kill(child, signal.SIGKILL)
+        child = life(lambda n=number: train(path, config, kill_soon(random.Random(n))))
         codes.append(ended(child))
         steps.append(step_of(path))
         if codes[-1] == 0 or steps[-1] == STEPS:

@@ -20,8 +20,8 @@ from tether.data import load_benchmark, read_image
 from tether.data.emoji_shift import EmojiShiftConfig
 from tether.data.records import Split
 from tether.errors import TetherError
-from tether.evaluation.report import write_report
 from tether.evaluation.alpha import AlphaChoice, AlphaPoint
+from tether.evaluation.report import write_report
 from tether.evaluation.results import PathPoint, Results
 from tether.evaluation.scores import SplitScores, Sweep, alpha_text
 from tether.evaluation.summary import changed_answers, describe_domains, differences, summarise
