@@ -136,9 +136,11 @@ def ftp_foreach(bucket: Bucket) -> None:
     bucket.store("radius_exp_avg_sq", exp_avg_sq)
 
     bucket.base_step(weight_decay=group["weight_decay"])
-    torch._foreach_copy_(direction, bucket.params)
-    if bucket.anchors is not None:
-        torch._foreach_sub_(direction, bucket.anchors)
+    if bucket.anchors is None:
+        torch._foreach_copy_(direction, bucket.params)
+    else:
+        for kept, param, anchor in zip(direction, bucket.params, bucket.anchors, strict=True):
+            torch.sub(param, anchor, out=kept)
     rows = bucket.row_norms(direction, 1)
     sizes = [len(row) for row in rows]
     radius = radius.clamp_(min=_FLOOR).minimum(bucket.largest(rows) + _FLOOR)
