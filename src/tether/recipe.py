@@ -115,7 +115,7 @@ class Recipe:
 
     Attributes:
         model: anything `tether.load` takes.
-        trains: which towers or parts `FullConfig` may move is said there; this is the seed of everything random.
+        training: how long and in what batches; its seed decides everything random in the run.
     """
 
     name: str
