@@ -163,17 +163,28 @@ def _dataclass(kind: type, value: Any, where: str) -> Any:
     ]
     if required:
         raise TetherError(f"{where or kind.__name__} lacks {', '.join(required)}.")
-    value = {name: _of_default_method(fields[name], item) for name, item in value.items()}
+    value = {name: _on_default(fields[name], item) for name, item in value.items()}
     prefix = f"{where}." if where else ""
     return kind(**{name: build(hints[name], item, prefix + name) for name, item in value.items()})
 
 
-def _of_default_method(option: dataclasses.Field, value: Any) -> Any:
-    """Options given without a `method` belong to the method that is the option's default."""
-    if not isinstance(value, Mapping) or "method" in value or option.default_factory is dataclasses.MISSING:
+def _on_default(option: dataclasses.Field, value: Any) -> Any:
+    """Options of an option whose default is a config change that default; those of another method stand alone."""
+    if not isinstance(value, Mapping) or option.default_factory is dataclasses.MISSING:
         return value
-    method = _method_of(type(option.default_factory()))
-    return value if method is None else {"method": method, **value}
+    default = option.default_factory()
+    return _changed(default, value) if dataclasses.is_dataclass(default) else value
+
+
+def _changed(default: Any, value: Mapping[str, Any]) -> dict[str, Any]:
+    known = plain(default)
+    if value.get("method", known.get("method")) != known.get("method"):
+        return dict(value)
+    for name, item in value.items():
+        inner = getattr(default, name, None)
+        nested = dataclasses.is_dataclass(inner) and isinstance(item, Mapping)
+        known[name] = _changed(inner, item) if nested else item
+    return known
 
 
 def _name(kind: Any) -> str:

