@@ -3,9 +3,13 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from tether.errors import TetherError
 
@@ -38,6 +42,19 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, atomically; whatever device and memory layout they have."""
+    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(stored, temporary)
+        except SafetensorError as error:  # the library's own type for a full disk
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tether._files import sha256_file
@@ -248,9 +249,9 @@ def test_a_full_disk_leaves_no_adapter(tmp_path, monkeypatch):
     attached = attach(open_clip_model(), RAdapterConfig())
 
     def full(*arguments):
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("tether.adapters.files.save_file", full)
+    monkeypatch.setattr("tether._files.save_file", full)
     with pytest.raises(TetherError, match="No space left on device"):
         save_adapter(tmp_path / "a", attached)
     assert not list((tmp_path / "a").iterdir())

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tether._alpha import Alpha
-from tether._files import read_json, sha256_file, write_atomically, write_json
+from tether._files import read_json, sha256_file, write_json, write_tensors
 from tether.adapters.attach import METHODS, attach
 from tether.adapters.attached import Attached
 from tether.adapters.states import config_for
@@ -114,7 +114,7 @@ def save_adapter(
         if precision != "float32":
             description[f"{name}_rounding_error"] = _rounding(tensors, stored)
         file = folder / f"{name}.safetensors"
-        write_atomically(file, lambda temporary, stored=stored: save_file(stored, temporary))
+        write_tensors(file, stored)
         description[name] = {
             "sha256": sha256_file(file),
             "tensors": {key: _entry(tensor) for key, tensor in sorted(stored.items())},

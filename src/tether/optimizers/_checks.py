@@ -1,6 +1,8 @@
 """What the robust optimizers refuse, and how they say so."""
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from math import inf
 from typing import Any
 
 from torch import Tensor
@@ -16,10 +18,17 @@ def require(holds: bool, name: str, found: Any, expected: str) -> None:
         raise TetherError(f"{name} must be {expected}, found {found!r}.")
 
 
-def choose(group: dict[str, Any], name: str, *known: str) -> None:
+def choose(options: Mapping[str, Any], name: str, *known: str) -> None:
     """Refuse an option that is none of the known words."""
-    if group[name] not in known:
-        raise TetherError(f"{name} must be one of {', '.join(map(repr, known))}; found {group[name]!r}.")
+    if options[name] not in known:
+        raise TetherError(f"{name} must be one of {', '.join(map(repr, known))}; found {options[name]!r}.")
+
+
+def check_rates(lr: float, head_lr: float | None) -> None:
+    """Refuse learning rates of a recipe with which nothing would be learned."""
+    for name, rate in (("lr", lr), ("head_lr", head_lr)):
+        if rate is not None and not 0 < rate < inf:
+            raise TetherError(f"optimizer.{name} must be positive, found {rate}.")
 
 
 def matched_groups(saved_groups: Groups, groups: Groups) -> Groups:

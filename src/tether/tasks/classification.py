@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tether._alpha import TOWERS, Alpha, alpha_of, tower_of
 from tether._distributed import from_main, is_main
-from tether._files import read_json, write_atomically, write_json
+from tether._files import read_json, write_json, write_tensors
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
 from tether.config import plain
@@ -293,7 +293,7 @@ def head_at(head: Tensor, zero_shot: Tensor, alpha: float) -> Tensor:
 
 def save_head(path: Path, head: Tensor, zero_shot: Tensor) -> None:
     """Keep a trained head and the zero-shot classifier that it began as, both [classes, dim]."""
-    _save_tensors(path, {"weight": head, "zero_shot": zero_shot})
+    write_tensors(path, {"weight": head, "zero_shot": zero_shot})
 
 
 def save_sweep(path: Path, sweep: Sweep) -> None:
@@ -304,7 +304,7 @@ def save_sweep(path: Path, sweep: Sweep) -> None:
         for name, scores in by_split.items()
         for part in ("predictions", "confidences", "ranks")
     }
-    _save_tensors(path, tensors)
+    write_tensors(path, tensors)
 
 
 def load_sweep(path: Path, benchmark: Benchmark) -> Sweep:
@@ -341,18 +341,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise TetherError(
             f"{path} cannot be read ({error}); it is missing or cut short. Copy it again."
         ) from error
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    plain_tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(plain_tensors, temporary)
-        except SafetensorError as error:  # the library's own type for a full disk
-            raise OSError(str(error)) from error
-
-    write_atomically(path, write)
 
 
 @contextmanager

@@ -13,11 +13,10 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import save_file
 from timm.layers import set_fused_attn
 from torch import Tensor, nn
 
-from tether._files import write_atomically, write_json
+from tether._files import write_json, write_tensors
 from tether.config import plain
 from tether.data.pretraining import CaptionedPictures, PairDataset, cache_stem_features
 from tether.errors import TetherError
@@ -168,13 +167,11 @@ def pretrain(
 
 def save_model(model: nn.Module, config: ArchitectureConfig, tokenizer, folder: Path) -> None:
     """An open_clip folder: configuration, fp16 safetensors, tokenizer."""
-    tensors = {
-        name: tensor.detach().cpu().half().contiguous().clone() for name, tensor in model.state_dict().items()
-    }
+    tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
     write_json(folder / "open_clip_config.json", config.open_clip())
     tokenizer.save_pretrained(folder)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
-    write_atomically(folder / "open_clip_model.safetensors", lambda temporary: save_file(tensors, temporary))
+    write_tensors(folder / "open_clip_model.safetensors", tensors)
 
 
 def _optimizer(parameters: dict[str, nn.Parameter], config: PretrainingConfig) -> torch.optim.AdamW:
