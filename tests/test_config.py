@@ -103,3 +103,12 @@ def test_read_yaml_says_what_is_wrong(tmp_path: Path):
     path.write_text("a: [")
     with pytest.raises(TetherError, match="not valid YAML"):
         read_yaml(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Careful:
+    inner: Inner = field(default_factory=lambda: Inner(mode="slow", pair=(1.0, 2.0)))
+
+
+def test_part_of_a_block_changes_the_default_of_the_block_and_not_that_of_its_class():
+    assert build(Careful, {"inner": {"pair": [3, 4]}}).inner == Inner(mode="slow", pair=(3.0, 4.0))

@@ -51,3 +51,23 @@ def test_a_wrong_recipe_is_refused_when_it_is_read(overrides, told):
 def test_an_unknown_recipe_names_its_neighbours():
     with pytest.raises(TetherError, match="r-adapter"):
         recipes.read("r-adaptr")
+
+
+def test_a_recipe_that_extends_another_says_only_what_differs(tmp_path):
+    (tmp_path / "slow.yaml").write_text("extends: r-adapter\nname: slow\noptimizer: {lr: 1.0e-5}\n")
+    (tmp_path / "own.yaml").write_text(
+        "extends: slow.yaml\nname: own\nadapter: {drop: 0.0}\nobjective: {method: info_nce}\n"
+        "search: {optimizer.lr: [1.0e-4, 3.0e-4]}\n"
+    )
+    base, own = recipes.read("r-adapter"), recipes.read(tmp_path / "own.yaml")
+    assert own.optimizer.lr == 1e-5 and own.schedule == base.schedule
+    assert own.adapter.drop == 0.0 and own.adapter.scale == base.adapter.scale
+    assert own.objective == recipes.InfoNCEConfig()
+    assert own.search == {"optimizer.lr": (1e-4, 3e-4)}
+
+
+def test_recipes_that_extend_each_other_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\nname: a\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\nname: b\n")
+    with pytest.raises(TetherError, match="extends itself"):
+        recipes.read(tmp_path / "a.yaml")

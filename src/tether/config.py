@@ -104,6 +104,17 @@ def override(options: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     return result
 
 
+def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with `changes` laid over them, block by block; a block of another `method` replaces the old one."""
+    if changes.get("method", options.get("method")) != options.get("method"):
+        return dict(changes)
+    result = dict(options)
+    for name, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(options.get(name), Mapping)
+        result[name] = merged(options[name], value) if both else value
+    return result
+
+
 _METHODS: dict[str, type] = {}
 
 
@@ -169,22 +180,11 @@ def _dataclass(kind: type, value: Any, where: str) -> Any:
 
 
 def _on_default(option: dataclasses.Field, value: Any) -> Any:
-    """Options of an option whose default is a config change that default; those of another method stand alone."""
+    """Options of an option whose default is a config change that default."""
     if not isinstance(value, Mapping) or option.default_factory is dataclasses.MISSING:
         return value
     default = option.default_factory()
-    return _changed(default, value) if dataclasses.is_dataclass(default) else value
-
-
-def _changed(default: Any, value: Mapping[str, Any]) -> dict[str, Any]:
-    known = plain(default)
-    if value.get("method", known.get("method")) != known.get("method"):
-        return dict(value)
-    for name, item in value.items():
-        inner = getattr(default, name, None)
-        nested = dataclasses.is_dataclass(inner) and isinstance(item, Mapping)
-        known[name] = _changed(inner, item) if nested else item
-    return known
+    return merged(plain(default), value) if dataclasses.is_dataclass(default) else value
 
 
 def _name(kind: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from tether._alpha import TOWERS
 from tether.adapters.full import FullConfig
 from tether.adapters.r_adapter import RAdapterConfig
-from tether.config import build, method, override, plain, read_yaml
+from tether.config import build, merged, method, override, plain, read_yaml
 from tether.data.emoji_shift import EmojiShiftConfig
 from tether.data.folder import FolderConfig
 from tether.data.imagenet import ImageNetConfig
@@ -92,6 +92,9 @@ class AlphaConfig:
     grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     rule: str = "bounded loss"
     per_tower: bool = False
+    curve: bool = True
+    """Whether the test pictures are answered at every alpha of the grid, for the report; if not, at 0, 1 and the
+    chosen one."""
 
     def __post_init__(self) -> None:
         if isinstance(self.value, str) and self.value != "auto":
@@ -116,6 +119,8 @@ class Recipe:
     Attributes:
         model: anything `tether.load` takes.
         training: how long and in what batches; its seed decides everything random in the run.
+        search: values to try for options, such as `{"optimizer.lr": (1e-4, 3e-4)}`, where a comparison tunes its
+            methods; a single run does not look at it.
     """
 
     name: str
@@ -129,6 +134,7 @@ class Recipe:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     training: FitConfig
     alpha: AlphaConfig = field(default_factory=AlphaConfig)
+    search: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.adapter, FrozenConfig) and not isinstance(self.objective, CrossEntropyConfig):
@@ -140,10 +146,12 @@ class Recipe:
 def read(source: str | Path, overrides: list[str] | None = None) -> Recipe:
     """A recipe by name (of those that come with tether) or by path of a YAML file, with overrides applied.
 
+    A file may say `extends: NAME` (or a path from its own folder): its options are then changes to that recipe.
+
     Raises:
         TetherError: there is no such recipe, or an option is wrong.
     """
-    return from_plain(override(read_yaml(_find(source)), overrides or []))
+    return from_plain(override(_options(_find(source), ()), overrides or []))
 
 
 def from_plain(options: Mapping[str, Any]) -> Recipe:
@@ -165,6 +173,19 @@ def names() -> list[str]:
 
 def _folder() -> Any:
     return resources.files("tether") / "recipes"
+
+
+def _options(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's options laid over those of the recipe that it extends."""
+    if path.resolve() in children:
+        raise TetherError(f"{path} extends itself, by way of {len(children) - 1} others.")
+    options = read_yaml(path)
+    parent = options.pop("extends", None)
+    if parent is None:
+        return options
+    beside = path.parent / str(parent)
+    found = beside if beside.suffix in (".yaml", ".yml") else _find(parent)
+    return merged(_options(found, (*children, path.resolve())), options)
 
 
 def _find(source: str | Path) -> Path:

@@ -233,7 +233,8 @@ def _run(
 
     with attached.ordinary() if attached else nullcontext():
         alpha, reason, validation = _choose(recipe, benchmark, sweep)
-        alphas = _distinct([0.0, *recipe.alpha.grid, 1.0, alpha]) if test else []
+        curve = recipe.alpha.grid if recipe.alpha.curve else ()
+        alphas = _distinct([0.0, *curve, 1.0, alpha]) if test else []
         tested = sweep(benchmark.tests, alphas) if test else Sweep((), ())
     results = {
         "alpha": plain(alpha),
