@@ -194,3 +194,20 @@ def test_alpha_by_validation_needs_validation_pictures(tiny_recipe, tmp_path):
     with pytest.raises(TetherError, match="validation"):
         quiet(options, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_differs_after_training_takes_the_weights_of_another(tiny_recipe, tmp_path):
+    first = quiet(changed(tiny_recipe, alpha={"value": 1.0, "grid": [0.0, 0.25, 1.0]}), tmp_path)
+    options = changed(tiny_recipe, name="other", alpha={"value": 0.25, "grid": [0.0, 0.25]})
+    second = quiet(options, tmp_path, trained=first.run)
+    assert second.alpha == 0.25 and second.seconds >= first.seconds
+    assert answers(second.test.at(0.25)) == answers(first.test.at(0.25))
+    assert not (second.run / "metrics.jsonl").exists()
+
+    with pytest.raises(TetherError, match="otherwise"):
+        quiet(changed(options, optimizer={"lr": 0.01}), tmp_path, trained=first.run)
+
+
+def test_without_a_curve_the_test_is_answered_at_zero_one_and_the_chosen_alpha(tiny_recipe, tmp_path):
+    options = changed(tiny_recipe, alpha={"value": 0.5, "grid": [0.2, 0.8], "curve": False})
+    assert quiet(options, tmp_path).test.alphas == (0.0, 0.5, 1.0)

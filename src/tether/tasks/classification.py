@@ -40,8 +40,10 @@ from tether.objectives.mpm_nce import MPMNCE, MPMNCEConfig
 from tether.optimizers.schedule import Schedule
 from tether.recipe import CrossEntropyConfig, FrozenConfig, Recipe, to_plain
 from tether.training import RunDirectory, fit
+from tether.training.checkpoint import latest_checkpoint
 
 HEAD = "head.weight"
+AFTER_TRAINING = ("name", "alpha", "ensemble", "search")
 ADAPTER, HEAD_FILE, SCORES, RESULT = "adapter", "head.safetensors", "scores.safetensors", "result.json"
 
 
@@ -136,6 +138,7 @@ def run(
     root: Path = Path("runs"),
     *,
     resume: Path | None = None,
+    trained: Path | None = None,
     device: torch.device | str = "cpu",
     started: Callable[[Path], None] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -149,6 +152,8 @@ def run(
     Args:
         root: where the run gets its own directory.
         resume: a run of the same recipe that was stopped or killed; it goes on from its last checkpoint.
+        trained: a run that differs from this one only in what comes after training; its weights are taken
+            instead of training the same ones again.
         device: where the model computes.
         started: told the run's directory before training begins.
         progress: told what is being evaluated, and how far it is.
@@ -170,6 +175,8 @@ def run(
         may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
         kept.record("config", to_plain(recipe), may_change=may_change)
         kept.record("splits", digests(benchmark))
+        if trained:
+            from_main(lambda: _take_over(trained, kept, recipe))
         if started and is_main():
             started(kept.path)
         if not from_main(lambda: _is_finished(kept.path, test)):
@@ -264,6 +271,27 @@ def _run(
     from_main(keep)
     if attached:
         attached.detach()
+
+
+def training_part(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a recipe, as plain data, decides the trained weights."""
+    return {name: value for name, value in options.items() if name not in AFTER_TRAINING}
+
+
+def _take_over(trained: Path, kept: RunDirectory, recipe: Recipe) -> None:
+    """Put another run's last checkpoint into this run, so that there is nothing left to train."""
+    if latest_checkpoint(kept.checkpoints):
+        return
+    checkpoint = latest_checkpoint(trained / "checkpoints")
+    if checkpoint is None or not (trained / RESULT).is_file():
+        raise TetherError(f"{trained} is no finished run with its checkpoint; it cannot be built upon.")
+    if training_part(read_json(trained / "config.json")) != training_part(to_plain(recipe)):
+        raise TetherError(f"{trained} was trained otherwise than {recipe.name} asks for; train anew.")
+    kept.checkpoints.mkdir(exist_ok=True)
+    temporary = kept.checkpoints / f".{checkpoint.name}.tmp"
+    shutil.copytree(checkpoint, temporary)
+    temporary.rename(kept.checkpoints / checkpoint.name)
+    shutil.copy2(trained / "time.json", kept.path)
 
 
 def read_outcome(path: Path, recipe: Recipe, benchmark: Benchmark) -> Outcome:
