@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tether.ensembles.fisher import diagonal_fisher, fisher_average
+from tether.ensembles.fisher import FisherConfig, FisherPath, diagonal_fisher, fisher_average
 from tether.ensembles.model_average import average
 from tether.errors import TetherError
 
@@ -137,3 +137,46 @@ def test_information_that_does_not_fit_is_refused():
         fisher_average(states, [fishers[0], fishers[1] | {"b": torch.ones(2)}])
     with pytest.raises(TetherError, match="w has shape"):
         fisher_average(states, [{"w": torch.ones(2)}] * 2)
+
+
+def test_the_path_is_the_fisher_average_at_every_alpha_and_exact_at_its_ends():
+    torch.manual_seed(1)
+    module = nn.Linear(3, 2)
+    base = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    delta = {"weight": torch.randn(2, 3), "bias": torch.randn(2)}
+    fishers = [{"weight": torch.rand(2, 3) ** 8}, {"weight": torch.rand(2, 3) ** 8}]
+    fishers[0]["weight"][0, 0] = fishers[1]["weight"][0, 0] = fishers[1]["weight"][0, 1] = 0.0
+    tuned = {name: base[name] + delta[name] for name in base}
+    straight = {name: torch.lerp(base[name], tuned[name], 0.3) for name in base}
+    with FisherPath(module, delta, (fishers[0], fishers[1]), floor=1e-6) as path:
+        for alpha in (0.3, 0.9):
+            path.set(alpha)
+            expected = fisher_average([base, tuned], fishers, (1 - alpha, alpha), floor=1e-6)
+            for name, tensor in module.state_dict().items():
+                torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+        path.set(0.3)
+        torch.testing.assert_close(module.weight[0, 0], straight["weight"][0, 0])
+        torch.testing.assert_close(module.bias, straight["bias"])
+        assert (module.weight - straight["weight"]).abs().max() > 0.01
+        for alpha, end in ((0.0, base), (1.0, tuned)):
+            path.set(alpha)
+            assert all(torch.equal(tensor, end[name]) for name, tensor in module.state_dict().items())
+    assert all(torch.equal(tensor, base[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"alpha": 1.5},
+        {"alpha": "best"},
+        {"grid": ()},
+        {"grid": (0.5, 2.0)},
+        {"rule": "best"},
+        {"examples": 0},
+        {"floor": 0.0},
+        {"labels": "guess"},
+    ],
+)
+def test_impossible_settings_are_refused_when_made(wrong):
+    with pytest.raises(TetherError):
+        FisherConfig(**wrong)

@@ -5,8 +5,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tether.ensembles.output_space import calibrate, output_ensemble, restrict
+from tether.ensembles import choosing
+from tether.ensembles.output_space import (
+    SPACES,
+    OutputConfig,
+    OutputEnsemble,
+    calibrate,
+    output_ensemble,
+    restrict,
+)
+from tether.ensembles.views import Views
 from tether.errors import TetherError
+from tether.evaluation.alpha import RULES
 
 
 def randn(*shape, seed=0):
@@ -91,3 +101,32 @@ def test_restriction_to_a_data_sets_classes():
     for classes in ([], [5], [-1]):
         with pytest.raises(TetherError, match="0 to 4"):
             restrict(logits, classes)
+
+
+def test_the_ensemble_is_either_model_as_it_is_at_the_ends_and_the_mixture_between():
+    random = torch.Generator().manual_seed(4)
+    views = Views(*(torch.randn(5, n, generator=random) for n in (4, 4, 3)))
+    for space in SPACES:
+        mix = OutputEnsemble(0.25, (2.0, 0.5), space)
+        expected = output_ensemble(views.zero_shot, views.tuned, 0.25, temperatures=(2.0, 0.5), space=space)
+        assert torch.equal(mix(views), expected)
+        assert not torch.equal(mix(views), OutputEnsemble(0.25, space=space)(views))
+        kept = [3, 1]
+        part = output_ensemble(
+            views.zero_shot[:, kept], views.tuned[:, kept], 0.25, temperatures=(2.0, 0.5), space=space
+        )
+        assert torch.equal(mix(views, kept), part)
+        for weight, alone in ((0.0, views.zero_shot), (1.0, views.tuned)):
+            torch.testing.assert_close(OutputEnsemble(weight, (2.0, 0.5), space)(views), alone.softmax(-1))
+
+
+def test_the_rules_are_those_that_choose_alpha():
+    assert choosing.RULES == RULES
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"weight": -0.1}, {"weight": "best"}, {"grid": (0.5, 0.5)}, {"rule": "best"}, {"space": "odds"}]
+)
+def test_impossible_settings_are_refused_when_made(wrong):
+    with pytest.raises(TetherError):
+        OutputConfig(**wrong)

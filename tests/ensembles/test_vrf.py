@@ -40,7 +40,7 @@ def test_squared_and_plain_distance_give_very_different_weights():
 
 
 def test_number_of_neighbours_by_both_rules():
-    published = VRFConfig(rule="per_thousand_training")
+    published = VRFConfig(k_rule="per_thousand_training")
     failures, training = 256_233, 1_281_167
     assert neighbour_count(failures, training, VRFConfig()) == 256
     assert neighbour_count(failures, training, published) == 200
@@ -193,7 +193,15 @@ def test_missing_samples_are_explained(empty):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"share": 0.0}, {"share": 2.0}, {"a": 1.0}, {"a": 1.0, "b": 0.0}, {"rule": "per_thousand"}]
+    "wrong",
+    [
+        {"share": 0.0},
+        {"share": 2.0},
+        {"a": 1.0},
+        {"a": 1.0, "b": 0.0},
+        {"k_rule": "per_thousand"},
+        {"rule": "best"},
+    ],
 )
 def test_impossible_settings_are_refused_when_made(wrong):
     with pytest.raises(TetherError):

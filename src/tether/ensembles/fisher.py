@@ -7,15 +7,43 @@ copies of the weights.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tether.config import method
+from tether.ensembles.choosing import GRID, check_weight
 from tether.ensembles.model_average import State, check_compatible, normalised_weights
+from tether.ensembles.weight_space import WeightPath
 from tether.errors import TetherError
 
 Batch = TypeVar("Batch")
+
+
+@method("fisher")
+@dataclass(frozen=True, kw_only=True)
+class FisherConfig:
+    """Zero-shot and tuned weights averaged with (1−α)F_zero-shot and αF_tuned, α given or chosen on validation."""
+
+    alpha: float | str = "auto"
+    grid: tuple[float, ...] = GRID
+    rule: str = "bounded loss"
+    examples: int = 256
+    """Training pictures from which Fisher information is estimated, one backward pass each and model."""
+    labels: str = "model"
+    """"model" draws the label from the model's own prediction (the Fisher); "data" is the empirical Fisher."""
+    floor: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_weight("alpha", self.alpha, self.grid, self.rule)
+        if self.labels not in ("model", "data"):
+            raise TetherError(f"labels is 'model' or 'data', not {self.labels!r}.")
+        if self.examples < 1 or not self.floor > 0:
+            raise TetherError(
+                f"Fisher information needs examples and a floor above 0; found {self.examples} and {self.floor}."
+            )
 
 
 def diagonal_fisher(
@@ -123,3 +151,32 @@ def fisher_average(
         return sum(terms[1:], terms[0]).to(first[key].dtype)
 
     return {key: merge(key) for key in first}
+
+
+class FisherPath(WeightPath):
+    """The way from W0 to W0 + delta on which every weight goes at its own pace, walked in place.
+
+    At α every element is its `fisher_average` with weights (1−α, α):
+    W0 + r · delta,  r = αF₁ / ((1−α)F₀ + αF₁),  F = max(Fisher, floor),
+    so α = 0 and 1 are the two models exactly. Tensors without Fisher information go straight, r = α.
+
+    Args:
+        module, delta: as in `WeightPath`.
+        fishers: Fisher information of the two ends, by the same names as delta, or fewer.
+        floor: smallest Fisher information.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        delta: Mapping[str, Tensor],
+        fishers: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+        *,
+        floor: float = 1e-8,
+    ) -> None:
+        super().__init__(module, delta)
+        start, end = fishers
+        self._ratios = {name: start[name].clamp(min=floor) / end[name].clamp(min=floor) for name in start}
+
+    def _weight(self, name: str, alpha: float) -> float | Tensor:
+        return alpha / (alpha + (1 - alpha) * self._ratios[name]) if name in self._ratios else alpha

@@ -13,9 +13,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tether.config import method
+from tether.ensembles.choosing import GRID, check_weight
+from tether.ensembles.views import Views
 from tether.errors import TetherError, near_misses
 
 SPACES = ("probabilities", "logits")
+
+
+@method("output")
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """Predictions mixed with one weight of the tuned model, given or chosen on validation pictures."""
+
+    weight: float | str = "auto"
+    grid: tuple[float, ...] = GRID
+    rule: str = "bounded loss"
+    space: str = "probabilities"
+    fit_temperatures: bool = True
+
+    def __post_init__(self) -> None:
+        check_weight("weight", self.weight, self.grid, self.rule)
+        _check_space(self.space)
 
 
 def output_ensemble(
@@ -42,11 +61,37 @@ def output_ensemble(
     zero_shot, tuned = zero_shot.to(dtype) / temperatures[0], tuned.to(dtype) / temperatures[1]
     if isinstance(weight, Tensor):
         weight = weight.to(dtype)[:, None]
-    if space not in SPACES:
-        raise TetherError(f"Unknown space {space!r}{near_misses(space, SPACES)}")
+    _check_space(space)
     if space == "logits":
         return (weight * tuned + (1 - weight) * zero_shot).softmax(-1)
     return weight * tuned.softmax(-1) + (1 - weight) * zero_shot.softmax(-1)
+
+
+@dataclass(frozen=True)
+class OutputEnsemble:
+    """The fitted ensemble: both models' logits in, probabilities out.
+
+    At the weights 0 and 1 it is one of the models as it is, without temperature.
+
+    >>> mix = OutputEnsemble(weight=0.5)
+    >>> mix(Views(torch.zeros(1, 2), torch.tensor([[0.0, 100.0]]), torch.zeros(1, 3))).tolist()
+    [[0.25, 0.75]]
+    """
+
+    weight: float
+    temperatures: tuple[float, float] = (1.0, 1.0)
+    space: str = "probabilities"
+
+    def __call__(self, views: Views, classes: Sequence[int] | None = None) -> Float[Tensor, "batch kept"]:
+        """Probabilities over `classes` (numbers of logits, for a data set with fewer), or over all."""
+        alone = self.weight in (0, 1)
+        return output_ensemble(
+            restrict(views.zero_shot, classes),
+            restrict(views.tuned, classes),
+            self.weight,
+            temperatures=(1.0, 1.0) if alone else self.temperatures,
+            space=self.space,
+        )
 
 
 @dataclass(frozen=True)
@@ -102,3 +147,8 @@ def restrict(
             f"Expected class numbers from 0 to {logits.shape[-1] - 1}; found {list(classes)[:10]}."
         )
     return logits[:, list(classes)]
+
+
+def _check_space(space: str) -> None:
+    if space not in SPACES:
+        raise TetherError(f"Unknown space {space!r}{near_misses(space, SPACES)}")

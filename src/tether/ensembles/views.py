@@ -1,15 +1,23 @@
-"""What a zero-shot and a fine-tuned model say of one batch, for `VRF`: two models, or one model with its
-adapter."""
+"""What a zero-shot and a fine-tuned model say of one batch: two models, or one model with its adapter."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor
-
-from tether.ensembles.vrf import Views
 
 Encode = Callable[[Tensor], Tensor]
 Head = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Views:
+    """What both models say about a batch: logits of the same classes, and the tuned model's features."""
+
+    zero_shot: Float[Tensor, "batch classes"]
+    tuned: Float[Tensor, "batch classes"]
+    features: Float[Tensor, "batch dim"]
 
 
 def two_models(encoders: tuple[Encode, Encode], heads: tuple[Head, Head]) -> Callable[[Tensor], Views]:

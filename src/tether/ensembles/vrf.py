@@ -24,41 +24,39 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from tether.config import method
+from tether.ensembles.choosing import check_rule
 from tether.ensembles.output_space import calibrate, output_ensemble, restrict
+from tether.ensembles.views import Views
 from tether.errors import TetherError, near_misses
 
-RULES = ("share_of_failures", "per_thousand_training")
+K_RULES = ("share_of_failures", "per_thousand_training")
 
 
+@method("vrf")
 @dataclass(frozen=True, kw_only=True)
 class VRFConfig:
     """How the distance is measured and weighed; a and b left at None are chosen by validation accuracy."""
 
     share: float = 0.001  # p
-    rule: str = "share_of_failures"  # the paper's ⌊p·|V|⌋; the code's round(1000·|V|/|D|) ignores p
+    k_rule: str = "share_of_failures"  # the paper's ⌊p·|V|⌋; the code's round(1000·|V|/|D|) ignores p
     squared: bool = True
     a: float | None = None
     b: float | None = None
     fit_temperatures: bool = True
+    rule: str = "in distribution"
+    """How a run chooses a and b; the other rules also look at simulated shifts of the validation pictures."""
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise TetherError(f"Unknown rule {self.rule!r}{near_misses(self.rule, RULES)}")
+        check_rule(self.rule)
+        if self.k_rule not in K_RULES:
+            raise TetherError(f"Unknown k_rule {self.k_rule!r}{near_misses(self.k_rule, K_RULES)}")
         if not 0 < self.share <= 1:
             raise TetherError(
                 f"The share of failures to look at must be above 0 and at most 1; it is {self.share}."
             )
         if (self.a is None) != (self.b is None) or (self.b is not None and not self.b > 0):
             raise TetherError(f"Give both a and b, b above 0, or neither; found a={self.a}, b={self.b}.")
-
-
-@dataclass(frozen=True)
-class Views:
-    """What both models say about a batch: logits of the same classes, and the tuned model's features."""
-
-    zero_shot: Float[Tensor, "batch classes"]
-    tuned: Float[Tensor, "batch classes"]
-    features: Float[Tensor, "batch dim"]
 
 
 def is_failure(views: Views, labels: Int[Tensor, "batch"]) -> Bool[Tensor, "batch"]:
@@ -68,7 +66,7 @@ def is_failure(views: Views, labels: Int[Tensor, "batch"]) -> Bool[Tensor, "batc
 
 def neighbour_count(failures: int, training_size: int, config: VRFConfig) -> int:
     """k for |V| failures among |D| training samples, clamped to 1…|V| (0 where there are none)."""
-    if config.rule == "per_thousand_training":
+    if config.k_rule == "per_thousand_training":
         k = round(1000 * failures / training_size)
     else:
         k = math.floor(config.share * failures + 1e-9)  # 0.001 · 1000 may come out below 1
@@ -97,30 +95,36 @@ def tuned_weight(distance: Float[Tensor, "batch"], a: float, b: float) -> Float[
     return torch.sigmoid((a - distance) / b)
 
 
+def candidate_shapes(distance: Float[Tensor, "samples"]) -> list[tuple[float, float]]:
+    """(a, b) at multiples of the median distance: a in ¼…2, b in 0.1…1 medians.
+
+    The grid is this library's choice; it holds what the paper found for its data sets.
+    """
+    median = float(distance.median())
+    unit = median if 0 < median < math.inf else 1.0
+    return [(unit * step / 4, unit * b) for step in range(1, 9) for b in (0.1, 0.2, 0.4, 0.6, 1.0)]
+
+
 def choose_shape(
     distance: Float[Tensor, "samples"],
     zero_shot: Float[Tensor, "samples classes"],
     tuned: Float[Tensor, "samples classes"],
     labels: Int[Tensor, "samples"],
 ) -> tuple[float, float]:
-    """(a, b) of the best accuracy on *validation*, ties by likelihood; tried at multiples of the median
-    distance.
+    """(a, b) of the best accuracy on *validation* among `candidate_shapes`, ties by likelihood.
 
-    `zero_shot` and `tuned` are probabilities. The grid, a in ¼…2 and b in 0.1…1 medians, is this library's
-    choice; it holds what the paper found for its data sets.
+    `zero_shot` and `tuned` are probabilities.
     """
-    median = float(distance.median())
-    unit = median if 0 < median < math.inf else 1.0
     rows = torch.arange(len(labels), device=labels.device)
-    best, chosen = (-1.0, -math.inf), (unit, unit / 2)
-    for a in (unit * step / 4 for step in range(1, 9)):
-        for b in (unit * step for step in (0.1, 0.2, 0.4, 0.6, 1.0)):
-            weight = tuned_weight(distance, a, b)[:, None]
-            mixed = weight * tuned + (1 - weight) * zero_shot
-            accuracy = float((mixed.argmax(-1) == labels).double().mean())
-            likelihood = float(mixed[rows, labels].double().clamp(min=1e-30).log().mean())
-            if (accuracy, likelihood) > best:
-                best, chosen = (accuracy, likelihood), (a, b)
+    best, shapes = (-1.0, -math.inf), candidate_shapes(distance)
+    chosen = shapes[0]
+    for a, b in shapes:
+        weight = tuned_weight(distance, a, b)[:, None]
+        mixed = weight * tuned + (1 - weight) * zero_shot
+        accuracy = float((mixed.argmax(-1) == labels).double().mean())
+        likelihood = float(mixed[rows, labels].double().clamp(min=1e-30).log().mean())
+        if (accuracy, likelihood) > best:
+            best, chosen = (accuracy, likelihood), (a, b)
     return chosen
 
 

@@ -12,7 +12,7 @@ from tether._files import read_json, write_atomically, write_json
 from tether.ensembles.vrf import VRF, VRFConfig
 from tether.errors import TetherError
 
-_FORMAT = "tether-vrf-1"
+_FORMAT = "tether-vrf-2"
 
 
 def save_vrf(folder: Path, vrf: VRF, *, fingerprint: str) -> None:

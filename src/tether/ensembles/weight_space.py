@@ -86,9 +86,14 @@ class WeightPath:
         """Put W0 + alpha · delta into the module."""
         for name, tensor in self._tensors.items():
             weight = alpha_of(alpha, self._towers[name])
-            tensor.copy_(
-                _add(self._base[name], self._delta[name], weight) if weight != 0 else self._base[name]
-            )
+            if weight == 0:
+                tensor.copy_(self._base[name])
+            else:
+                tensor.copy_(_add(self._base[name], self._delta[name], self._weight(name, weight)))
+
+    def _weight(self, name: str, alpha: float) -> float | Tensor:
+        """What the delta of one tensor is multiplied by at an alpha other than 0."""
+        return alpha
 
     def restore(self) -> None:
         """Put W0 back, bit for bit."""
@@ -133,7 +138,7 @@ def wise_ft(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: Alph
     return result
 
 
-def _add(base: Tensor, difference: Tensor, weight: float) -> Tensor:
+def _add(base: Tensor, difference: Tensor, weight: float | Tensor) -> Tensor:
     precise = torch.promote_types(base.dtype, torch.float32)
     return (base.to(precise) + weight * difference.to(base.device, precise)).to(base.dtype)
 

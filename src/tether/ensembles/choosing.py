@@ -1,0 +1,35 @@
+"""What the configs of ensembles share: how the weight of the tuned model is chosen."""
+
+from collections.abc import Sequence
+
+from tether.errors import TetherError, near_misses
+
+RULES = ("bounded loss", "in distribution", "mean")
+"""The rules of `tether.evaluation.alpha`, where they are explained."""
+
+GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+def check_rule(rule: str) -> None:
+    """Refuse a rule that does not exist.
+
+    Raises:
+        TetherError: it does not.
+    """
+    if rule not in RULES:
+        raise TetherError(f"There is no rule {rule!r} to choose by{near_misses(rule, RULES)}")
+
+
+def check_weight(name: str, value: float | str, grid: Sequence[float], rule: str) -> None:
+    """Refuse a weight of the tuned model that is neither "auto" nor in 0…1, and a grid that is none.
+
+    Raises:
+        TetherError: as said.
+    """
+    check_rule(rule)
+    if value != "auto" and (isinstance(value, str) or not 0 <= value <= 1):
+        raise TetherError(f"{name} is a number from 0 to 1, or 'auto', not {value!r}.")
+    if not grid or len(set(grid)) != len(grid) or not all(0 <= weight <= 1 for weight in grid):
+        raise TetherError(
+            f"grid needs numbers from 0 to 1, at least one, none of them twice; found {list(grid)}."
+        )
