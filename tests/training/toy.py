@@ -80,6 +80,6 @@ def parts(steps, **options):
     """Keyword arguments of `fit`, but for the data, config and run."""
     task = Toy(**options)
     parameters = dict(task.named_parameters())
-    optimizer = torch.optim.AdamW(parameter_groups(parameters, 0.1), lr=0.05)
+    optimizer = torch.optim.AdamW(parameter_groups(parameters, lr=0.05, weight_decay=0.1))
     schedule = Schedule.of(optimizer, ScheduleConfig(warmup=3), steps)
     return {"task": task, "optimizer": optimizer, "schedule": schedule, "accumulation": Average(task)}

@@ -1,6 +1,6 @@
 """What the robust optimizers share: anchors, excluded parts, clocks, state that survives a restart."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -58,7 +58,7 @@ class AnchoredOptimizer(torch.optim.Optimizer):
         options = {"base": "adamw", **options}
         choose(options, "base", *OF_BASE)
         defaults = {"lr": lr, **COMMON, **OF_BASE[options["base"]], **own_defaults(self.config)}
-        known = [*defaults, "base", "exclude", "foreach"]
+        known = [*(defaults.keys() - {"excluded"}), "base", "exclude", "foreach"]
         for name in options.keys() - set(known):
             if any(name in of_base for of_base in OF_BASE.values()):
                 raise TetherError(f"{name} is no option of base={options['base']!r}, but of the other base.")

@@ -13,17 +13,52 @@ strength.
     base step with g, without decay
 """
 
-from typing import Any, ClassVar, Literal, Unpack
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from tether.optimizers._anchored import AnchoredOptimizer, Options, Params
+from tether.config import method
+from tether.optimizers._anchored import AnchoredOptimizer
 from tether.optimizers._bucket import Bucket, column, scalar_dtype
 from tether.optimizers._checks import choose, require
 from tether.optimizers._learned import BiasCorrection, adam_move, counted
+from tether.optimizers._options import AnchoredConfig
 
 _TINY = 1e-12  # rows shorter than this are divided by it instead
+
+
+@method("digrap")
+@dataclass(frozen=True, kw_only=True)
+class DiGraPConfig(AnchoredConfig):
+    """Options of DiGraP.
+
+    Attributes:
+        mu: learning rate of ω; the authors' runs use 0.01 to 10.
+        kappa: largest ω in [0, 1]; 0 is the plain base step.
+        condition: "conflict" (the authors' code) projects where ⟨g,c⟩ < 0; "agreement" where ⟨g,c⟩ > 0, as
+            the algorithm in the paper can be read.
+        normalization: "rows" (the authors' code) sums a cosine for each row; "tensor" takes one cosine of
+            whole tensors, as the paper's normalised gradient can be read.
+        bias_correction: "published" counts one update of ω too many, as the authors' code does; "exact" does
+            not.
+    """
+
+    mu: float = 0.5
+    kappa: float = 1.0
+    condition: Literal["conflict", "agreement"] = "conflict"
+    normalization: Literal["rows", "tensor"] = "rows"
+    bias_correction: BiasCorrection = "published"
+
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> None:
+        require(options["mu"] >= 0, "mu", options["mu"], "at least 0")
+        require(0 <= options["kappa"] <= 1, "kappa", options["kappa"], "in [0, 1]")
+        choose(options, "condition", "conflict", "agreement")
+        choose(options, "normalization", "rows", "tensor")
+        choose(options, "bias_correction", "published", "exact")
 
 
 class DiGraP(AnchoredOptimizer):
@@ -35,58 +70,20 @@ class DiGraP(AnchoredOptimizer):
     g ← g − ω·⟨g,c⟩/‖c‖²·c where ⟨g,c⟩ < 0, c = θ − θ0, with ω moved by Adam along Σ_r cos(g_r, p_{t−1,r}).
     Source: Huang et al., ICLR 2025, arXiv 2502.15895. State beside AdamW's: anchor and last projection.
 
+    Options: those of `DiGraPConfig` and of `AnchoredOptimizer`. weight_decay is applied to excluded tensors
+    only.
+
     Example:
         >>> model = torch.nn.Linear(4, 2)
         >>> optimizer = DiGraP(model.named_parameters(), lr=1e-3, mu=0.5, exclude=["bias"])
         >>> for _ in range(3):
         ...     model(torch.ones(1, 4)).square().sum().backward()
         ...     optimizer.step()
-
-    Args:
-        params: tensors, (name, tensor) pairs or parameter groups.
-        lr: learning rate of the base step.
-        mu: learning rate of ω; the authors' runs use 0.01 to 10.
-        kappa: largest ω in [0, 1]; 0 is the plain base step.
-        condition: "conflict" (the authors' code) projects where ⟨g,c⟩ < 0; "agreement" where ⟨g,c⟩ > 0, as
-            the algorithm in the paper can be read.
-        normalization: "rows" (the authors' code) sums a cosine for each row; "tensor" takes one cosine of
-            whole tensors, as the paper's normalised gradient can be read.
-        bias_correction: "published" counts one update of ω too many, as the authors' code does; "exact" does
-            not.
-        **options: see `Options`. weight_decay is applied to excluded tensors only.
-
-    Raises:
-        TetherError: an option is unknown, out of range or contradicts another; a name or an anchor fits no
-            parameter.
     """
 
+    config = DiGraPConfig
     learned: ClassVar[dict[str, float]] = {"omega": 0.0, "omega_exp_avg": 0.0, "omega_exp_avg_sq": 0.0}
     remembered: ClassVar[tuple[str, ...]] = ("direction",)  # p of the last step, normalised
-
-    def __init__(
-        self,
-        params: Params,
-        lr: float | int = 1e-3,
-        *,
-        mu: float | int = 0.5,
-        kappa: float | int = 1.0,
-        condition: Literal["conflict", "agreement"] = "conflict",
-        normalization: Literal["rows", "tensor"] = "rows",
-        bias_correction: BiasCorrection = "published",
-        **options: Unpack[Options],
-    ) -> None:
-        defaults = {"lr": lr, "mu": mu, "kappa": kappa, "condition": condition}
-        super().__init__(
-            params, {**defaults, "normalization": normalization, "bias_correction": bias_correction}, options
-        )
-
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        require(group["mu"] >= 0, "mu", group["mu"], "at least 0")
-        require(0 <= group["kappa"] <= 1, "kappa", group["kappa"], "in [0, 1]")
-        choose(group, "condition", "conflict", "agreement")
-        choose(group, "normalization", "rows", "tensor")
-        choose(group, "bias_correction", "published", "exact")
 
     def _update(self, bucket: Bucket) -> None:
         (digrap_foreach if self._foreach else digrap_plain)(bucket)

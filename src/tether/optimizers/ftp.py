@@ -11,17 +11,50 @@ n_r = ‖c_r‖₁ + 1e-8 the norm of its row r (a vector or scalar is one row),
     θ ← θ0 + clip(γ / n_r, 0, 1) · c_r,  c = u − θ0
 """
 
-from typing import Any, ClassVar, Literal, Unpack
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from tether.optimizers._anchored import AnchoredOptimizer, Options, Params
+from tether.config import method
+from tether.optimizers._anchored import AnchoredOptimizer
 from tether.optimizers._bucket import Bucket, column
 from tether.optimizers._checks import choose, require
 from tether.optimizers._learned import BiasCorrection, adam_move, counted
+from tether.optimizers._options import AnchoredConfig
 
 _FLOOR = 1e-8  # added to every norm, and the smallest radius
+
+
+@method("ftp")
+@dataclass(frozen=True, kw_only=True)
+class FTPConfig(AnchoredConfig):
+    """Options of FTP.
+
+    Attributes:
+        k: strength in [0, 1]: scales the moves that shrink the radius. 1 (the default) constrains most; at 0
+            it only grows.
+        radius_lr: learning rate of the radius, 1e-2 in the published code.
+        bias_correction: "published" counts one update of γ too many, as the authors' code does; "exact" does
+            not.
+        first_radius: "start" begins with the largest distance of a row from its anchor: 1e-8 where training
+            starts at the anchor, which undoes the first step as the authors' code does. "published" begins
+            with 1e-8 always, which also throws away a start that differs from the anchor.
+    """
+
+    k: float = 1.0
+    radius_lr: float = 1e-2
+    bias_correction: BiasCorrection = "published"
+    first_radius: Literal["start", "published"] = "start"
+
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> None:
+        require(0 <= options["k"] <= 1, "k", options["k"], "in [0, 1]")
+        require(options["radius_lr"] >= 0, "radius_lr", options["radius_lr"], "at least 0")
+        choose(options, "bias_correction", "published", "exact")
+        choose(options, "first_radius", "start", "published")
 
 
 class FTP(AnchoredOptimizer):
@@ -33,56 +66,20 @@ class FTP(AnchoredOptimizer):
     θ ← θ0 + clip(γ/‖c_r‖₁, 0, 1)·c_r, with γ moved by Adam along Σ_r ⟨g_r, c_{t−1,r}⟩/‖c_{t−1,r}‖₁.
     Source: Tian et al., NeurIPS 2023, arXiv 2310.19182. State beside AdamW's: anchor and last displacement.
 
+    Options: those of `FTPConfig` and of `AnchoredOptimizer`. weight_decay (toward zero, inside the projection) is
+    applied to all tensors.
+
     Example:
         >>> model = torch.nn.Linear(4, 2)
         >>> optimizer = FTP(model.named_parameters(), lr=1e-3, k=1.0, exclude=["bias"])
         >>> for _ in range(3):
         ...     model(torch.ones(1, 4)).square().sum().backward()
         ...     optimizer.step()
-
-    Args:
-        params: tensors, (name, tensor) pairs or parameter groups.
-        lr: learning rate of the base step.
-        k: strength in [0, 1]: scales the moves that shrink the radius. 1 (the default) constrains most; at 0
-            it only grows.
-        radius_lr: learning rate of the radius, 1e-2 in the published code.
-        bias_correction: "published" counts one update of γ too many, as the authors' code does; "exact" does
-            not.
-        first_radius: "start" begins with the largest distance of a row from its anchor: 1e-8 where training
-            starts at the anchor, which undoes the first step as the authors' code does. "published" begins
-            with 1e-8 always, which also throws away a start that differs from the anchor.
-        **options: see `Options`. weight_decay (toward zero, inside the projection) is applied to all tensors.
-
-    Raises:
-        TetherError: an option is unknown, out of range or contradicts another; a name or an anchor fits no
-            parameter.
     """
 
+    config = FTPConfig
     learned: ClassVar[dict[str, float]] = {"radius": _FLOOR, "radius_exp_avg": 0.0, "radius_exp_avg_sq": 0.0}
     remembered: ClassVar[tuple[str, ...]] = ("direction",)  # c / n of the last step
-
-    def __init__(
-        self,
-        params: Params,
-        lr: float | int = 1e-3,
-        *,
-        k: float | int = 1.0,
-        radius_lr: float | int = 1e-2,
-        bias_correction: BiasCorrection = "published",
-        first_radius: Literal["start", "published"] = "start",
-        **options: Unpack[Options],
-    ) -> None:
-        defaults = {"lr": lr, "k": k, "radius_lr": radius_lr}
-        super().__init__(
-            params, {**defaults, "bias_correction": bias_correction, "first_radius": first_radius}, options
-        )
-
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        require(0 <= group["k"] <= 1, "k", group["k"], "in [0, 1]")
-        require(group["radius_lr"] >= 0, "radius_lr", group["radius_lr"], "at least 0")
-        choose(group, "bias_correction", "published", "exact")
-        choose(group, "first_radius", "start", "published")
 
     def _update(self, bucket: Bucket) -> None:
         (ftp_foreach if self._foreach else ftp_plain)(bucket)

@@ -7,13 +7,35 @@ arXiv 1802.01483.
     loss + α/2 ‖θ − θ0‖²  on pre-trained tensors,   loss + β/2 ‖w‖²  on new ones
 """
 
-from typing import Any, Unpack
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from tether.optimizers._anchored import AnchoredOptimizer, Options, Params
+from tether.config import method
+from tether.optimizers._anchored import AnchoredOptimizer
 from tether.optimizers._bucket import Bucket
 from tether.optimizers._checks import require
+from tether.optimizers._options import AnchoredConfig
+
+
+@method("l2_sp")
+@dataclass(frozen=True, kw_only=True)
+class L2SPConfig(AnchoredConfig):
+    """Options of L2-SP.
+
+    Attributes:
+        alpha: weight α of the penalty, at least 0; the original work searches 1e-3 to 1.
+        decoupled: keep the pull out of Adam's moments, which otherwise rescale it.
+    """
+
+    alpha: float = 0.01
+    decoupled: bool = False
+
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> None:
+        require(options["alpha"] >= 0, "alpha", options["alpha"], "at least 0")
 
 
 class L2SP(AnchoredOptimizer):
@@ -25,39 +47,18 @@ class L2SP(AnchoredOptimizer):
     g ← g + α(θ − θ0); decoupled: θ ← θ − lr·α(θ − θ0) beside the base step.
     Source: Li et al., ICML 2018, arXiv 1802.01483. State beside AdamW's: the anchor.
 
+    Options: those of `L2SPConfig` and of `AnchoredOptimizer`. weight_decay (the original work's β) is applied
+    to excluded tensors only.
+
     Example:
         >>> model = torch.nn.Linear(4, 2)
         >>> optimizer = L2SP(model.named_parameters(), alpha=0.1, exclude=["bias"], weight_decay=0.01)
         >>> for _ in range(3):
         ...     model(torch.ones(1, 4)).square().sum().backward()
         ...     optimizer.step()
-
-    Args:
-        params: tensors, (name, tensor) pairs or parameter groups.
-        lr: learning rate of the base step.
-        alpha: weight α of the penalty, at least 0; the original work searches 1e-3 to 1.
-        decoupled: keep the pull out of Adam's moments, which otherwise rescale it.
-        **options: see `Options`. weight_decay (the original work's β) is applied to excluded tensors only.
-
-    Raises:
-        TetherError: an option is unknown, out of range or contradicts another; a name or an anchor fits no
-            parameter.
     """
 
-    def __init__(
-        self,
-        params: Params,
-        lr: float | int = 1e-3,
-        *,
-        alpha: float | int = 0.01,
-        decoupled: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(params, {"lr": lr, "alpha": alpha, "decoupled": decoupled}, options)
-
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        require(group["alpha"] >= 0, "alpha", group["alpha"], "at least 0")
+    config = L2SPConfig
 
     def _update(self, bucket: Bucket) -> None:
         (l2sp_foreach if self._foreach else l2sp_plain)(bucket)

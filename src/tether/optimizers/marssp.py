@@ -9,13 +9,38 @@ The exact published form could not be confirmed; this is a reconstruction from t
     projection:  θ ← θ0 + min(1, γ/‖c_r‖₁) · c_r  after the base step, c = θ − θ0
 """
 
-from typing import Any, Unpack
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from tether.optimizers._anchored import AnchoredOptimizer, Options, Params
+from tether.config import method
+from tether.optimizers._anchored import AnchoredOptimizer
 from tether.optimizers._bucket import Bucket, column
 from tether.optimizers._checks import require
+from tether.optimizers._options import AnchoredConfig
+
+
+@method("mars_sp")
+@dataclass(frozen=True, kw_only=True)
+class MARSSPConfig(AnchoredConfig):
+    """Options of MARS-SP.
+
+    Attributes:
+        strength: λ of the penalty, at least 0; 0.01 when neither this nor `radius` is given.
+        radius: γ of the projection, at least 0. It takes the place of the penalty, so only one can be given.
+    """
+
+    strength: float | None = None
+    radius: float | None = None
+
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> None:
+        given = {name: options[name] for name in ("strength", "radius") if options[name] is not None}
+        require(len(given) < 2, "strength or radius", given, "given, not both (in a group set one to None)")
+        for name, value in given.items():
+            require(value >= 0, name, value, "at least 0")
 
 
 class MARSSP(AnchoredOptimizer):
@@ -28,48 +53,18 @@ class MARSSP(AnchoredOptimizer):
     γ/‖c_r‖₁)·c_r.
     Source: Gouk et al., ICLR 2021, arXiv 2002.08253 (reconstructed). State beside AdamW's: the anchor.
 
+    Options: those of `MARSSPConfig` and of `AnchoredOptimizer`. weight_decay is applied to excluded tensors
+    only.
+
     Example:
         >>> model = torch.nn.Linear(4, 2)
         >>> optimizer = MARSSP(model.named_parameters(), lr=1e-3, radius=0.5, exclude=["bias"])
         >>> for _ in range(3):
         ...     model(torch.ones(1, 4)).square().sum().backward()
         ...     optimizer.step()
-
-    Args:
-        params: tensors, (name, tensor) pairs or parameter groups.
-        lr: learning rate of the base step.
-        strength: λ of the penalty, at least 0; 0.01 when neither this nor `radius` is given.
-        radius: γ of the projection, at least 0. It takes the place of the penalty.
-        **options: see `Options`. weight_decay is applied to excluded tensors only.
-
-    Raises:
-        TetherError: both `strength` and `radius` are given; an option is unknown, out of range or contradicts
-            another; a name or an anchor fits no parameter.
     """
 
-    def __init__(
-        self,
-        params: Params,
-        lr: float | int = 1e-3,
-        *,
-        strength: float | int | None = None,
-        radius: float | int | None = None,
-        **options: Unpack[Options],
-    ) -> None:
-        if strength is None and radius is None:
-            strength = 0.01
-        super().__init__(params, {"lr": lr, "strength": strength, "radius": radius}, options)
-
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        chosen = [name for name in ("strength", "radius") if group[name] is not None]
-        require(
-            len(chosen) == 1,
-            "strength or radius",
-            chosen,
-            "given, and not both (set the other to None in a group)",
-        )
-        require(group[chosen[0]] >= 0, chosen[0], group[chosen[0]], "at least 0")
+    config = MARSSPConfig
 
     def _update(self, bucket: Bucket) -> None:
         (marssp_foreach if self._foreach else marssp_plain)(bucket)
@@ -83,7 +78,7 @@ def marssp_plain(bucket: Bucket) -> None:
     rows = (c.reshape(1, -1) if c.ndim < 2 else c.flatten(1)).abs().sum(1)
     if group["radius"] is None:
         farthest = torch.zeros_like(rows)
-        farthest[rows.argmax()] = group["strength"]
+        farthest[rows.argmax()] = _strength(group)
         bucket.base_step([grad + bucket.sign * column(farthest, c) * c.sign()], weight_decay=0.0)
     else:
         bucket.base_step(weight_decay=0.0)
@@ -105,7 +100,7 @@ def marssp_foreach(bucket: Bucket) -> None:
     c = bucket.displacements()
     rows = bucket.row_norms(c, 1)
     grads = list(torch._foreach_clone(bucket.grads))
-    strength = bucket.sign * group["strength"]
+    strength = bucket.sign * _strength(group)
     for grad, displacement, row, largest in zip(grads, c, rows, bucket.largest(rows).unbind(), strict=True):
         if displacement.ndim < 2:
             grad.add_(displacement.sign(), alpha=strength)
@@ -114,3 +109,7 @@ def marssp_foreach(bucket: Bucket) -> None:
             pull = displacement.index_select(0, farthest).sign() * (row[farthest] == largest)
             grad.index_add_(0, farthest, pull, alpha=strength)
     bucket.base_step(grads, weight_decay=0.0)
+
+
+def _strength(group: dict[str, Any]) -> float | int:
+    return 0.01 if group["strength"] is None else group["strength"]

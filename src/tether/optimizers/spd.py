@@ -14,13 +14,37 @@ So it acts where the gradient would lead back toward the anchor while the step, 
 away from it.
 """
 
-from typing import Any, Unpack
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from tether.optimizers._anchored import AnchoredOptimizer, Options, Params
+from tether.config import method
+from tether.optimizers._anchored import AnchoredOptimizer
 from tether.optimizers._bucket import Bucket
 from tether.optimizers._checks import require
+from tether.optimizers._options import AnchoredConfig
+
+
+@method("spd")
+@dataclass(frozen=True, kw_only=True)
+class SPDConfig(AnchoredConfig):
+    """Options of SPD.
+
+    Attributes:
+        strength: λ at least 0. 1 projects onto the radius before the step, more shrinks it, 0 is the plain
+            base step. It is not multiplied by the learning rate, as in the authors' code, unless `times_lr`.
+        times_lr: multiply λ by the learning rate, as AdamW does with its decay, so that a schedule weakens
+            it.
+    """
+
+    strength: float = 1.0
+    times_lr: bool = False
+
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> None:
+        require(options["strength"] >= 0, "strength", options["strength"], "at least 0")
 
 
 class SPD(AnchoredOptimizer):
@@ -32,41 +56,18 @@ class SPD(AnchoredOptimizer):
     θ ← θ̃ − λ·r·(θ̃ − θ0), r = clip((‖θ̃−θ0‖ − ‖θ−θ0‖)/‖θ̃−θ0‖, 0, 1) where ⟨g, θ−θ0⟩ > 0, else 0.
     Source: Tian et al., NeurIPS 2024, arXiv 2411.01713. State beside AdamW's: the anchor.
 
+    Options: those of `SPDConfig` and of `AnchoredOptimizer`. weight_decay is applied to excluded tensors
+    only.
+
     Example:
         >>> model = torch.nn.Linear(4, 2)
         >>> optimizer = SPD(model.named_parameters(), lr=1e-3, strength=1.0, exclude=["bias"])
         >>> for _ in range(3):
         ...     model(torch.ones(1, 4)).square().sum().backward()
         ...     optimizer.step()
-
-    Args:
-        params: tensors, (name, tensor) pairs or parameter groups.
-        lr: learning rate of the base step.
-        strength: λ at least 0. 1 projects onto the radius before the step, more shrinks it, 0 is the plain
-            base step. It is not multiplied by the learning rate, as in the authors' code, unless `times_lr`.
-        times_lr: multiply λ by the learning rate, as AdamW does with its decay, so that a schedule weakens
-            it.
-        **options: see `Options`. weight_decay is applied to excluded tensors only.
-
-    Raises:
-        TetherError: an option is unknown, out of range or contradicts another; a name or an anchor fits no
-            parameter.
     """
 
-    def __init__(
-        self,
-        params: Params,
-        lr: float | int = 1e-3,
-        *,
-        strength: float | int = 1.0,
-        times_lr: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(params, {"lr": lr, "strength": strength, "times_lr": times_lr}, options)
-
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        require(group["strength"] >= 0, "strength", group["strength"], "at least 0")
+    config = SPDConfig
 
     def _update(self, bucket: Bucket) -> None:
         (spd_foreach if self._foreach else spd_plain)(bucket)

@@ -12,20 +12,42 @@ Symbols, for one tensor:  θ weights, θ0 anchor, c = θ − θ0, n_r norm of ro
         γ starts at min_r n_r / 2 and is clipped to [1e-8, max_r n_r] before every use
 """
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Unpack
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from tether.config import method
 from tether.errors import TetherError
-from tether.optimizers._anchored import AnchoredOptimizer, Options, Params
+from tether.optimizers._anchored import AnchoredOptimizer
 from tether.optimizers._bucket import Bucket, column
 from tether.optimizers._checks import choose, require
 from tether.optimizers._learned import adam_move
+from tether.optimizers._options import AnchoredConfig
 
 _FLOOR = 1e-8
 _UNSET = -1.0
+
+
+@method("tpgm")
+@dataclass(frozen=True, kw_only=True)
+class TPGMConfig(AnchoredConfig):
+    """Options of TPGM.
+
+    Attributes:
+        norm: "mars" (default; DomainNet runs of the authors) or "l2" (their ImageNet runs).
+        radius_lr: learning rate of the radii, 1e-2 in the published code.
+    """
+
+    norm: Literal["mars", "l2"] = "mars"
+    radius_lr: float = 1e-2
+
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> None:
+        choose(options, "norm", "mars", "l2")
+        require(options["radius_lr"] >= 0, "radius_lr", options["radius_lr"], "at least 0")
 
 
 class TPGM(AnchoredOptimizer):
@@ -42,42 +64,23 @@ class TPGM(AnchoredOptimizer):
     `step` is the plain base step. After it call `radius_step` (learns the radii, then projects) or, in
     iterations without one, `project`.
 
+    Options: those of `TPGMConfig` and of `AnchoredOptimizer`. weight_decay is applied to all tensors.
+
     Example:
         >>> model, held_out = torch.nn.Linear(4, 2), torch.ones(1, 4)
         >>> optimizer = TPGM(model.named_parameters(), lr=1e-3)
         >>> model(torch.ones(1, 4)).square().sum().backward()
         >>> optimizer.step()
         >>> loss = optimizer.radius_step(lambda: model(held_out).square().sum())
-
-    Args:
-        params: tensors, (name, tensor) pairs or parameter groups.
-        lr: learning rate of the base step.
-        norm: "mars" (default; DomainNet runs of the authors) or "l2" (their ImageNet runs).
-        radius_lr: learning rate of the radii, 1e-2 in the published code.
-        **options: see `Options`. weight_decay is applied to all tensors.
-
-    Raises:
-        TetherError: an option is unknown, out of range or contradicts another; a name or an anchor fits no
-            parameter.
     """
 
+    config = TPGMConfig
     learned: ClassVar[dict[str, float]] = {
         "radius": _UNSET,
         "radius_updates": 0.0,
         "radius_exp_avg": 0.0,
         "radius_exp_avg_sq": 0.0,
     }
-
-    def __init__(
-        self,
-        params: Params,
-        lr: float | int = 1e-3,
-        *,
-        norm: Literal["mars", "l2"] = "mars",
-        radius_lr: float | int = 1e-2,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(params, {"lr": lr, "norm": norm, "radius_lr": radius_lr}, options)
 
     @torch.no_grad()
     def radius_step(self, held_out_loss: Callable[[], Tensor], *, iterations: int = 1) -> Tensor:
@@ -139,11 +142,6 @@ class TPGM(AnchoredOptimizer):
         """Project all anchored tensors that have taken a step, with the radii learned so far."""
         for bucket in self._moved():
             project(bucket)
-
-    def _check(self, group: dict[str, Any]) -> None:
-        super()._check(group)
-        choose(group, "norm", "mars", "l2")
-        require(group["radius_lr"] >= 0, "radius_lr", group["radius_lr"], "at least 0")
 
     def _moved(self, *, with_gradient: bool = False) -> list[Bucket]:
         """The anchored tensors that have taken a step: a radius cannot be set where nothing has moved yet."""

@@ -36,7 +36,10 @@ def named_state(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[
     """`optimizer.state_dict()` with parameter names in place of numbers."""
     state = optimizer.state_dict()
     names = _names(optimizer, parameters)
-    groups = [{**group, "params": [names[i] for i in group["params"]]} for group in state["param_groups"]]
+    groups = [
+        {**group, "params": [names[i] for i in group["params"]]}
+        for group in map(_nameless, state["param_groups"])
+    ]
     return {**state, "state": {names[i]: s for i, s in state["state"].items()}, "param_groups": groups}
 
 
@@ -57,11 +60,16 @@ def load_named_state(
             f"parameters there, {[len(group) for group in groups]} here. Use the same method to continue."
         )
     renumbered = [
-        {**old, "params": [numbers[name] for name in group]}
+        {**_nameless(old), "params": [numbers[name] for name in group]}
         for old, group in zip(saved["param_groups"], groups, strict=True)
     ]
     state = {numbers[name]: value for name, value in saved["state"].items()}
     optimizer.load_state_dict({**saved, "state": state, "param_groups": renumbered})
+
+
+def _nameless(group: dict[str, Any]) -> dict[str, Any]:
+    """The group without torch's list of its parameters' names, which says in another order what `params` says."""
+    return {option: value for option, value in group.items() if option != "param_names"}
 
 
 def _names(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> list[str]:

@@ -1,0 +1,102 @@
+"""Optimizers as recipes name them, over named parameters."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from tether.config import method
+from tether.errors import TetherError, near_misses
+from tether.optimizers._checks import check_rates
+from tether.optimizers._options import check_shared
+from tether.optimizers.digrap import DiGraP, DiGraPConfig
+from tether.optimizers.ftp import FTP, FTPConfig
+from tether.optimizers.groups import Special, parameter_groups
+from tether.optimizers.l2sp import L2SP, L2SPConfig
+from tether.optimizers.marssp import MARSSP, MARSSPConfig
+from tether.optimizers.spd import SPD, SPDConfig
+from tether.optimizers.tpgm import TPGM, TPGMConfig
+
+
+@method("adamw")
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig:
+    """AdamW; the defaults are R-Adapter's."""
+
+    lr: float = 5e-4
+    head_lr: float | None = None
+    """Learning rate of a linear head, where it differs."""
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        check_rates(self.lr, self.head_lr)
+        check_shared({"base": "adamw", **vars(self)})
+
+
+@method("sgd")
+@dataclass(frozen=True, kw_only=True)
+class SGDConfig:
+    """SGD; the learning rate is that of FTP's and TPGM's DomainNet runs, which use Nesterov momentum 0.9."""
+
+    lr: float = 1e-2
+    head_lr: float | None = None
+    """Learning rate of a linear head, where it differs."""
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        check_rates(self.lr, self.head_lr)
+        check_shared({"base": "sgd", **vars(self)})
+
+
+OptimizerConfig = (
+    AdamWConfig | SGDConfig | FTPConfig | TPGMConfig | SPDConfig | DiGraPConfig | L2SPConfig | MARSSPConfig
+)
+
+_ROBUST = {optimizer.config: optimizer for optimizer in (FTP, TPGM, SPD, DiGraP, L2SP, MARSSP)}
+
+
+def create(
+    config: OptimizerConfig,
+    parameters: Mapping[str, Tensor],
+    *,
+    head: str | None = None,
+    anchors: Literal["start", "zero"] | Mapping[str, Tensor | None] = "start",
+    special: Special | None = None,
+) -> Optimizer:
+    """The optimizer of a recipe: matrices are decayed, vectors are not, a new head has its own rate.
+
+        optimizer = create(SPDConfig(lr=1e-5), dict(model.named_parameters()), head="head.weight")
+
+    Args:
+        head: name of a new head. It learns at `head_lr` where the config has one, and a robust optimizer leaves
+            it to its plain base step with ordinary decay.
+        anchors: what a robust optimizer stays near. "start": a copy of each parameter as it is now, for a
+            model's own weights. "zero": for weights that add to a frozen model, such as low-rank factors, whose
+            random half is no place to return to. Or by name: an anchor (used without a copy where type and
+            device are the parameter's) or None for zero; what is not named is copied. AdamW and SGD have none.
+        special: further options of the parameters that fit a pattern, see `parameter_groups`.
+
+    Raises:
+        TetherError: `head`, an anchor or a pattern names no parameter; or there is a `head_lr` and no head.
+    """
+    if head is None and config.head_lr is not None:
+        raise TetherError(f"optimizer.head_lr is {config.head_lr}, but there is no head; leave it out.")
+    if head is not None and head not in parameters:
+        raise TetherError(f"The head {head!r} is not trained{near_misses(head, list(parameters))}")
+    robust = type(config) in _ROBUST
+    of_head = {"lr": config.lr if config.head_lr is None else config.head_lr}
+    if robust:
+        of_head["excluded"] = True
+    special = {**(special or {}), **({} if head is None else {head: of_head})}
+    groups = parameter_groups(parameters, lr=config.lr, weight_decay=config.weight_decay, special=special)
+    if robust:
+        return _ROBUST[type(config)](groups, config.lr, anchors=anchors, **config.options())
+    if isinstance(config, SGDConfig):
+        return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov)
+    return torch.optim.AdamW(groups, config.lr, config.betas)
