@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tether.objectives.car_ft import CarFT, car_ft
+from tether.errors import TetherError
+from tether.objectives.car_ft import CarFT, CarFTConfig, car_ft, contexts_of
 
 
 def unit(*shape, seed):
@@ -25,3 +26,18 @@ def test_only_the_model_in_training_gets_a_gradient_and_contexts_are_saved():
     term(image, before).backward()
     assert image.grad.abs().sum() > 0 and before.grad is None and contexts.grad is None
     assert list(term.state_dict()) == ["contexts"]
+
+
+def test_contexts_are_the_templates_without_the_class():
+    assert contexts_of(["{}", "a photo of a {}.", "a {}, at night", "a photo of a {}"]) == (
+        "a photo of a",
+        "a , at night",
+    )
+    with pytest.raises(TetherError, match="contexts"):
+        contexts_of(["a photo of a {}", "{}"])
+
+
+@pytest.mark.parametrize("wrong", [{"weight": -1.0}, {"contexts": ("a photo",)}])
+def test_config_is_checked(wrong):
+    with pytest.raises(TetherError):
+        CarFTConfig(**wrong)

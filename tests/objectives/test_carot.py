@@ -68,32 +68,59 @@ def test_the_sum_and_its_start():
     carot = CaRot(nn.Linear(2, 2), CaRotConfig(), steps=10)
     constraints = 0.2 * projection_orthogonality(v) + 0.05 * cross_orthogonality(v, t)
     torch.testing.assert_close(carot(logits, teacher, v, t, 0), constraints)
-    distilled = constraints + 1.5 * self_distillation(logits, teacher)
-    torch.testing.assert_close(carot(logits, teacher, v, t, 1), distilled)
+    distilled = 1.5 * self_distillation(logits, teacher)
+    torch.testing.assert_close(carot(logits, teacher, v, t, 1), constraints + distilled)
+    torch.testing.assert_close(carot(logits, teacher, None, None, 1), distilled)
+    assert carot(None, None, None, None, 0) == 0
+
+
+def network():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    model[2].requires_grad_(False)
+    return model
 
 
 def test_the_teacher_follows_slowly_and_stays_frozen_in_evaluation_mode():
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    carot = CaRot(model, CaRotConfig(every=5), steps=50).train()
+    model = network()
+    carot = CaRot(model, CaRotConfig(every=5), steps=50)
     start = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         model[0].weight.add_(1)
         model[1].running_mean.add_(1)
     for step in range(5):
-        carot.update(model, step)
+        carot.update(step)
     assert torch.equal(carot.teacher[0].weight, start["0.weight"])
-    carot.update(model, 5)
+    carot.update(5)
     torch.testing.assert_close(carot.teacher[0].weight.detach(), start["0.weight"] + 1 - 0.475)
     assert torch.equal(carot.teacher[1].running_mean, model[1].running_mean)
     assert not any(part.training for part in carot.teacher.modules())
     assert not any(parameter.requires_grad for parameter in carot.teacher.parameters())
 
 
+def test_what_is_frozen_is_shared_and_neither_written_nor_saved():
+    model = network()
+    carot = CaRot(model, CaRotConfig(every=1), steps=10)
+    loss = model(torch.randn(3, 2)).sum()
+    carot.update(1)
+    loss.backward()  # an update that wrote into the frozen weights would have spoilt this
+    assert carot.teacher[2].weight is model[2].weight and carot.teacher[0].weight is not model[0].weight
+    assert {name.split(".")[0] for name in carot.state_dict()} == {"0", "1"}
+
+
 def test_the_teacher_survives_saving():
-    model = nn.Linear(2, 2)
+    model = network()
     carot = CaRot(model, CaRotConfig(), steps=10)
+    state = {name: tensor.clone() for name, tensor in carot.state_dict().items()}
     with torch.no_grad():
-        model.weight.add_(1)
+        model[0].weight.add_(1)
     other = CaRot(model, CaRotConfig(), steps=10)
-    other.load_state_dict(carot.state_dict())
-    assert torch.equal(other.teacher.weight, carot.teacher.weight)
+    assert not torch.equal(other.teacher[0].weight, carot.teacher[0].weight)
+    other.load_state_dict(state)
+    assert torch.equal(other.teacher[0].weight, carot.teacher[0].weight)
+    with pytest.raises(TetherError, match="missing"):
+        other.load_state_dict({"0.weight": state["0.weight"]})
+
+
+def test_config_is_checked():
+    with pytest.raises(TetherError, match="distillation"):
+        CaRotConfig(distillation=-1.0)

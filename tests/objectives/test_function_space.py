@@ -108,3 +108,15 @@ def test_clean_logits_are_a_fixed_target():
 def test_settings_are_checked_when_made():
     with pytest.raises(TetherError, match="0 or more"):
         FunctionSpaceConfig(distance_weight=-1.0)
+    for name in ("distance", "consistency", "shift"):
+        with pytest.raises(TetherError, match="Unknown"):
+            FunctionSpaceConfig(**{name: "mix_stile"})
+
+
+def test_the_config_names_the_simulator():
+    seen = []
+    spy = lambda batch: seen.append(batch) or batch.flatten(1)[:, :5]  # noqa: E731
+    config = FunctionSpaceConfig(consistency_weight=0.0, shift="mix_style")
+    FunctionSpace(spy, config)(spy, pixels(), torch.zeros(4, 5), generator())
+    draws = torch.randint(2**62, (2,), generator=generator()).tolist()
+    assert torch.equal(seen[0], mix_style(pixels(), generator(draws[0])))

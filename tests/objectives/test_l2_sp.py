@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from tether.errors import TetherError
-from tether.objectives.l2_sp import L2SP, L2SPConfig, l2_sp
+from tether.objectives.l2_sp import L2SPPenalty, L2SPPenaltyConfig, l2_sp
 
 
 def network():
@@ -27,7 +27,7 @@ def test_value_by_hand():
 
 def test_gradient_is_alpha_times_the_displacement():
     model = network()
-    penalty = L2SP(dict(model.named_parameters()), L2SPConfig(alpha=0.3, beta=0.2), new=["1.bias"])
+    penalty = L2SPPenalty(dict(model.named_parameters()), alpha=0.3, beta=0.2, new=["1.bias"])
     starts = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     assert float(penalty().detach()) == pytest.approx(0.1 * float(starts["1.bias"].square().sum()))
     moved(model)
@@ -41,7 +41,7 @@ def test_gradient_is_alpha_times_the_displacement():
 def test_anchor_none_is_zero():
     model = network()
     weights = dict(model.named_parameters())
-    penalty = L2SP(weights, L2SPConfig(alpha=1.0), anchors=dict.fromkeys(weights))
+    penalty = L2SPPenalty(weights, alpha=1.0, anchors=dict.fromkeys(weights))
     expected = sum(float(w.detach().square().sum()) for w in weights.values()) / 2
     assert float(penalty().detach()) == pytest.approx(expected)
     assert penalty.state_dict() == {}
@@ -49,10 +49,10 @@ def test_anchor_none_is_zero():
 
 def test_anchors_survive_saving_and_do_not_move_to_the_present_weights():
     model = network()
-    penalty = L2SP(dict(model.named_parameters()), L2SPConfig())
+    penalty = L2SPPenalty(dict(model.named_parameters()))
     state = {name: anchor.clone() for name, anchor in penalty.state_dict().items()}
     moved(model)
-    resumed = L2SP(dict(model.named_parameters()), L2SPConfig())
+    resumed = L2SPPenalty(dict(model.named_parameters()))
     assert resumed() == 0
     resumed.load_state_dict(state)
     assert resumed() == penalty() > 0
@@ -60,7 +60,7 @@ def test_anchors_survive_saving_and_do_not_move_to_the_present_weights():
 
 def test_half_precision_weights_do_not_overflow():
     weight = torch.full((300,), 100.0, dtype=torch.float16, requires_grad=True)
-    assert float(L2SP({"w": weight}, L2SPConfig(alpha=2.0), anchors={"w": None})().detach()) == 3e6
+    assert float(L2SPPenalty({"w": weight}, alpha=2.0, anchors={"w": None})().detach()) == 3e6
 
 
 def test_nothing_to_penalise_is_0():
@@ -70,6 +70,7 @@ def test_nothing_to_penalise_is_0():
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"alpha": -1.0},
         {"new": ["head"]},
         {"anchors": {"w": None, "x": None}},
         {"anchors": {}},
@@ -78,13 +79,13 @@ def test_nothing_to_penalise_is_0():
 )
 def test_names_and_shapes_that_do_not_fit_are_refused(wrong):
     with pytest.raises(TetherError):
-        L2SP({"w": torch.zeros(2, requires_grad=True)}, L2SPConfig(), **wrong)
+        L2SPPenalty({"w": torch.zeros(2, requires_grad=True)}, **wrong)
 
 
 def test_saved_anchors_that_do_not_fit_are_refused():
-    penalty = L2SP({"w": torch.zeros(2)}, L2SPConfig())
+    penalty = L2SPPenalty({"w": torch.zeros(2)})
     for state in ({}, {"v": torch.zeros(2)}, {"w": torch.zeros(3)}):
         with pytest.raises(TetherError):
             penalty.load_state_dict(state)
     with pytest.raises(TetherError, match="0 or more"):
-        L2SPConfig(alpha=-1.0)
+        L2SPPenaltyConfig(weight=-1.0)

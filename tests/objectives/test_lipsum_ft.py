@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from tether.errors import TetherError
-from tether.objectives.lipsum_ft import LipsumFT, LipsumFTConfig, lipsum_ft, random_texts
+from tether.objectives.lipsum_ft import LipsumFT, LipsumFTConfig, lipsum_ft, random_texts, text_frame
 
 
 def unit(*shape, seed):
@@ -56,3 +56,40 @@ def test_impossible_texts_are_refused(wrong):
 def test_config_is_checked():
     with pytest.raises(TetherError, match="at least one"):
         LipsumFTConfig(texts=0)
+    with pytest.raises(TetherError, match="weight"):
+        LipsumFTConfig(weight=-1.0)
+
+
+def framed(before, after, length):
+    """A tokenizer of one id per letter."""
+
+    def tokenize(texts):
+        rows = [[*before, *(ord(letter) for letter in text), *after] for text in texts]
+        return torch.tensor([row + [after[-1]] * (length - len(row)) for row in rows])
+
+    return tokenize
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ([998], [999, 0], (range(1, 998), 998, 999, 12, 0)),  # CLIP's order: start and end are the last ids
+        ([], [1], (range(2, 1000), None, 1, 12, 1)),  # SigLIP's: the end is the padding
+        ([0], [2, 1], (range(3, 1000), 0, 2, 12, 1)),  # special ids first
+    ],
+)
+def test_the_frame_is_read_off_the_tokenizer(before, after, expected):
+    tokenize = framed(before, after, 12)
+    frame = text_frame(tokenize, 1000)
+    assert frame == expected
+    config = LipsumFTConfig(texts=3, length=4)
+    drawn = random_texts(config, torch.Generator().manual_seed(0), **frame._asdict())
+    word = tokenize(["abcd"])[0]
+    special = (word[:, None] == torch.tensor([*before, *after])).any(1)
+    assert (drawn[:, special] == word[special]).all() and (drawn[:, ~special] != word[~special]).any()
+
+
+@pytest.mark.parametrize("wrong", [([7, 8], [9]), ([7] * 11, [9])])
+def test_other_frames_are_refused(wrong):
+    with pytest.raises(TetherError, match="tokenizer"):
+        text_frame(framed(*wrong, 12), 100)

@@ -44,7 +44,15 @@ def test_order_of_prompts_does_not_matter(order):
 
 
 def test_weight_shrinks_to_0_in_the_last_epoch():
-    config = StarFTConfig(epochs=10)
-    assert [config.weight(epoch) for epoch in (0, 4, 9)] == pytest.approx([0.45, 0.25, 0.0])
-    with pytest.raises(TetherError, match="epochs"):
-        StarFTConfig(epochs=0)
+    config = StarFTConfig()
+    assert [config.weight * config.fading(epoch, 10) for epoch in (0, 4, 9)] == pytest.approx([0.45, 0.25, 0])
+    assert StarFTConfig(fade=False).fading(9, 10) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"weight": -1.0}, {"backgrounds": ()}, {"backgrounds": ("snow",)}],
+)
+def test_config_is_checked(wrong):
+    with pytest.raises(TetherError):
+        StarFTConfig(**wrong)

@@ -1,6 +1,7 @@
 """What is minimised."""
 
 from tether.objectives.car_ft import CarFT as CarFT
+from tether.objectives.car_ft import CarFTConfig as CarFTConfig
 from tether.objectives.car_ft import car_ft as car_ft
 from tether.objectives.carot import CaRot as CaRot
 from tether.objectives.carot import CaRotConfig as CaRotConfig
@@ -22,15 +23,20 @@ from tether.objectives.geodesic import v_mix as v_mix
 from tether.objectives.geodesic import vl_mix as vl_mix
 from tether.objectives.info_nce import InfoNCE as InfoNCE
 from tether.objectives.info_nce import info_nce as info_nce
-from tether.objectives.l2_sp import L2SP as L2SP
-from tether.objectives.l2_sp import L2SPConfig as L2SPConfig
+from tether.objectives.l2_sp import L2SPPenalty as L2SPPenalty
+from tether.objectives.l2_sp import L2SPPenaltyConfig as L2SPPenaltyConfig
 from tether.objectives.l2_sp import l2_sp as l2_sp
 from tether.objectives.lipsum_ft import LipsumFT as LipsumFT
 from tether.objectives.lipsum_ft import LipsumFTConfig as LipsumFTConfig
 from tether.objectives.lipsum_ft import lipsum_ft as lipsum_ft
 from tether.objectives.lipsum_ft import random_texts as random_texts
 from tether.objectives.mixup import GeodesicMixup as GeodesicMixup
-from tether.objectives.mixup import GeodesicMixupConfig as GeodesicMixupConfig
+from tether.objectives.mixup import LMixConfig as LMixConfig
+from tether.objectives.mixup import M2MixConfig as M2MixConfig
+from tether.objectives.mixup import M3MixConfig as M3MixConfig
+from tether.objectives.mixup import VLMixConfig as VLMixConfig
+from tether.objectives.mixup import VMixConfig as VMixConfig
+from tether.objectives.mixup import mixup as mixup
 from tether.objectives.mpm_nce import MPMNCE as MPMNCE
 from tether.objectives.mpm_nce import MPMNCEConfig as MPMNCEConfig
 from tether.objectives.mpm_nce import mpm_nce as mpm_nce

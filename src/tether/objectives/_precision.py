@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -22,6 +23,14 @@ def full_precision(loss: Callable) -> Callable:
             return loss(*map(_widen, args), **{name: _widen(value) for name, value in kwargs.items()})
 
     return in_full_precision
+
+
+@full_precision
+def cosine_logits(
+    image: Float[Tensor, "batch dim"], rows: Float[Tensor, "rows dim"], scale: float | Float[Tensor, ""]
+) -> Float[Tensor, "batch rows"]:
+    """scale · image · rowsᵀ, of L2-normalised features."""
+    return scale * (image @ rows.T)
 
 
 def _widen(value: Any) -> Any:

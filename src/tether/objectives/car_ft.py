@@ -7,11 +7,58 @@ picture encoder. The KL divergence of context distributions is the abstract's; i
 1 are not confirmed against the paper.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tether.objectives._precision import full_precision
+from tether.config import method
+from tether.errors import TetherError
+from tether.objectives._checks import check_strengths
+from tether.objectives._precision import cosine_logits, full_precision
 from tether.objectives.divergence import divergence
+
+
+@method("car_ft")
+@dataclass(frozen=True, kw_only=True)
+class CarFTConfig:
+    """Weight of the term, and the contexts.
+
+    Args:
+        contexts: texts that say how something is shown and not what ("a sketch of a", "at night"); None takes
+            the prompt templates without the class name, see `contexts_of`.
+
+    Raises:
+        TetherError: a negative weight, or fewer than two different contexts.
+    """
+
+    weight: float = 1.0
+    contexts: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_strengths("car_ft", weight=self.weight)
+        if self.contexts is not None and len(set(self.contexts)) < 2:
+            raise TetherError(f"car_ft needs at least two different contexts; found {self.contexts!r}.")
+
+
+def contexts_of(templates: Sequence[str]) -> tuple[str, ...]:
+    """The prompt templates without the class name, each once; one that is nothing but the name is left out.
+
+    >>> contexts_of(["{}", "a photo of a {}.", "a {} at night"])
+    ('a photo of a', 'a at night')
+
+    Raises:
+        TetherError: fewer than two are left, and the softmax over one is always 1.
+    """
+    bare = (" ".join(template.replace("{}", " ").split()).strip(" .,") for template in templates)
+    contexts = tuple(dict.fromkeys(context for context in bare if context))
+    if len(contexts) < 2:
+        raise TetherError(
+            f"car_ft needs at least two contexts, and the prompt templates give {contexts}. Name some in its "
+            f'option `contexts`, such as ["a photo", "a sketch"].'
+        )
+    return contexts
 
 
 def car_ft(
@@ -47,4 +94,5 @@ class CarFT(nn.Module):
         self, image: Float[Tensor, "batch dim"], reference: Float[Tensor, "batch dim"]
     ) -> Float[Tensor, ""]:
         """The term for the same pictures embedded by the model in training and by the pre-trained one."""
-        return car_ft(self.scale * image @ self.contexts.T, self.scale * reference @ self.contexts.T)
+        logits, before = (cosine_logits(side, self.contexts, self.scale) for side in (image, reference))
+        return car_ft(logits, before)

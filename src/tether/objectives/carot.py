@@ -6,6 +6,7 @@ with full fine-tuning where calibration matters; it costs one more copy of the m
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,22 +14,43 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tether.config import method
 from tether.errors import TetherError
+from tether.objectives._checks import check_strengths
 from tether.objectives._precision import full_precision
 
 
+@method("carot")
 @dataclass(frozen=True, kw_only=True)
 class CaRotConfig:
-    """The published ImageNet settings."""
+    """The published ImageNet settings.
 
+    Args:
+        weight: of the three terms together.
+        every: steps between updates of the teacher.
+        momentum: of the teacher at the first step, and from the end of the warm-up on.
+        warm_up: share of all steps.
+
+    Raises:
+        TetherError: a number is out of range.
+    """
+
+    weight: float = 1.0
     orthogonality: float = 0.2
     cross_orthogonality: float = 0.05
     distillation: float = 1.5
-    every: int = 500  # steps between updates of the teacher
-    momentum: tuple[float, float] = (0.05, 0.9)  # at the first step, and from the end of the warm-up on
-    warm_up: float = 0.2  # of all steps
+    every: int = 500
+    momentum: tuple[float, float] = (0.05, 0.9)
+    warm_up: float = 0.2
 
     def __post_init__(self) -> None:
+        check_strengths(
+            "carot",
+            weight=self.weight,
+            orthogonality=self.orthogonality,
+            cross_orthogonality=self.cross_orthogonality,
+            distillation=self.distillation,
+        )
         first, last = self.momentum
         if not (0 <= first <= 1 and 0 <= last <= 1 and 0 <= self.warm_up <= 1 and self.every >= 1):
             raise TetherError(f"CaRot needs momenta and warm_up in 0…1 and every >= 1; it has {self}.")
@@ -73,9 +95,11 @@ def self_distillation(
     return rows + F.cross_entropy(logits.T, target.T.softmax(-1))
 
 
-class CaRot(nn.Module):
-    """The terms that CaRot adds to a contrastive loss, and its teacher (`self.teacher`, saved with
-    `state_dict`).
+class CaRot:
+    """The terms that CaRot adds to a contrastive loss (without the config's `weight`), and its teacher.
+
+    `teacher` is a copy of the model as it is; what requires no gradient is shared with it. The teacher stays in
+    evaluation mode, and `state_dict` holds what is its own.
 
     >>> model = nn.Linear(4, 4)
     >>> carot = CaRot(model, CaRotConfig(every=1), steps=10)
@@ -83,43 +107,70 @@ class CaRot(nn.Module):
     >>> with torch.no_grad():
     ...     teacher_logits = carot.teacher(torch.eye(4))
     >>> terms = carot(logits, teacher_logits, model.weight.T, model.weight.T, step=1)
-    >>> carot.update(model, step=1)
+    >>> carot.update(step=1)
     """
 
     def __init__(self, model: nn.Module, config: CaRotConfig, *, steps: int) -> None:
-        super().__init__()
-        self.config, self.steps = config, steps
-        self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
+        self.config, self.steps, self._model = config, steps, model
+        shared = {id(tensor): tensor for tensor in model.parameters() if not tensor.requires_grad}
+        self.teacher = copy.deepcopy(model, dict(shared)).requires_grad_(False).eval()
+        self._parameters = [name for name, tensor in model.named_parameters() if id(tensor) not in shared]
 
-    def train(self, mode: bool = True) -> "CaRot":
-        """Set the mode of everything but the teacher, which stays in evaluation mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def forward(
+    def __call__(
         self,
-        logits: Float[Tensor, "batch batch"],
-        teacher_logits: Float[Tensor, "batch batch"],
-        image_projection: Float[Tensor, "image_width dim"],
-        text_projection: Float[Tensor, "text_width dim"],
+        logits: Float[Tensor, "batch batch"] | None,
+        teacher_logits: Float[Tensor, "batch batch"] | None,
+        image_projection: Float[Tensor, "image_width dim"] | None,
+        text_projection: Float[Tensor, "text_width dim"] | None,
         step: int,
     ) -> Float[Tensor, ""]:
-        """The weighted sum of the terms at `step`, counted from 0; distillation begins at step 1."""
-        config = self.config
-        loss = config.orthogonality * projection_orthogonality(image_projection)
-        loss = loss + config.cross_orthogonality * cross_orthogonality(image_projection, text_projection)
-        if step >= 1:
-            loss = loss + config.distillation * self_distillation(logits, teacher_logits)
-        return loss
+        """The weighted sum of the terms at `step`, counted from 0; distillation begins at step 1.
+
+        Terms whose tensors are None are left out: there is nothing to hold orthogonal where the projections
+        are frozen.
+        """
+        config, terms = self.config, []
+        if image_projection is not None:
+            terms.append(config.orthogonality * projection_orthogonality(image_projection))
+            if text_projection is not None:
+                terms.append(
+                    config.cross_orthogonality * cross_orthogonality(image_projection, text_projection)
+                )
+        if step >= 1 and logits is not None and teacher_logits is not None:
+            terms.append(config.distillation * self_distillation(logits, teacher_logits))
+        return sum(terms, start=torch.zeros((), device=next(self.teacher.parameters()).device))
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """After `step`: every `every` steps move the teacher's weights; take buffers over as they are."""
         if step == 0 or step % self.config.every:
             return
         keep = self.config.momentum_at(step, self.steps)
-        for old, new in zip(self.teacher.parameters(), model.parameters(), strict=True):
-            old.lerp_(new.to(old.dtype), 1 - keep)
-        for old, new in zip(self.teacher.buffers(), model.buffers(), strict=True):
-            old.copy_(new)
+        new = dict(self._model.named_parameters())
+        for name, old in self._own_parameters().items():
+            old.lerp_(new[name].to(old.dtype), 1 - keep)
+        new = dict(self._model.named_buffers())
+        for name, old in self.teacher.named_buffers():
+            old.copy_(new[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The teacher's own tensors, sharing memory with it."""
+        return self._own_parameters() | dict(self.teacher.named_buffers())
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy a saved teacher in.
+
+        Raises:
+            TetherError: the names are not those of `state_dict`.
+        """
+        own = self.state_dict()
+        if own.keys() != state.keys():
+            missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+            raise TetherError(f"This is no such teacher: missing {missing[:6]}, unexpected {unexpected[:6]}.")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    def _own_parameters(self) -> dict[str, Tensor]:
+        parameters = dict(self.teacher.named_parameters())
+        return {name: parameters[name].detach() for name in self._parameters}

@@ -22,32 +22,54 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tether.config import method
 from tether.errors import TetherError, near_misses
+from tether.objectives._checks import check_strengths
 from tether.objectives.divergence import DIVERGENCES, divergence
-from tether.objectives.simulated_shifts import Simulator, any_shift, jitter
+from tether.objectives.simulated_shifts import SHIFTS, Simulator, jitter
 
 Logits = Callable[[Tensor], Tensor]
 
 
+@method("function_space")
 @dataclass(frozen=True, kw_only=True)
 class FunctionSpaceConfig:
-    """Weights and divergences of the two terms; all of them this library's choice."""
+    """Weights, divergences and the simulator; all of them this library's choice.
 
-    distance_weight: float = 1.0  # λ₁
-    consistency_weight: float = 1.0  # λ₂
+    Args:
+        weight: of both terms together.
+        distance_weight: λ₁.
+        consistency_weight: λ₂.
+        distance, consistency: one of `DIVERGENCES`.
+        shift: how x̃ is made: one of `SHIFTS`; "any" draws one of the others for each batch.
+
+    Raises:
+        TetherError: a negative weight or an unknown name.
+    """
+
+    weight: float = 1.0
+    distance_weight: float = 1.0
+    consistency_weight: float = 1.0
     distance: str = "kl"
     consistency: str = "kl"
+    shift: str = "any"
 
     def __post_init__(self) -> None:
         for kind in (self.distance, self.consistency):
             if kind not in DIVERGENCES:
                 raise TetherError(f"Unknown divergence {kind!r}{near_misses(kind, DIVERGENCES)}")
-        if not (self.distance_weight >= 0 and self.consistency_weight >= 0):
-            raise TetherError(f"The weights of the function-space terms must be 0 or more; they are {self}.")
+        if self.shift not in SHIFTS:
+            raise TetherError(f"Unknown shift {self.shift!r}{near_misses(self.shift, list(SHIFTS))}")
+        check_strengths(
+            "function_space",
+            weight=self.weight,
+            distance_weight=self.distance_weight,
+            consistency_weight=self.consistency_weight,
+        )
 
 
 class FunctionSpace:
-    """The two terms; `shift` simulates another distribution, `perturb` leaves the label alone.
+    """The two terms, without the config's `weight`; `perturb` leaves the label alone.
 
     >>> model, pretrained = (nn.Sequential(nn.Flatten(), nn.Linear(48, 5)) for _ in range(2))
     >>> regularise = FunctionSpace(pretrained, FunctionSpaceConfig())
@@ -62,13 +84,13 @@ class FunctionSpace:
         pretrained: Logits,
         config: FunctionSpaceConfig,
         *,
-        shift: Simulator = any_shift,
+        shift: Simulator | None = None,
         perturb: Simulator = jitter,
     ) -> None:
         """`pretrained` gives logits of pixels; a module is run in evaluation mode and left in the mode it
-        was in."""
+        was in. `shift` takes the place of the config's."""
         self.pretrained, self.config = pretrained, config
-        self.shift, self.perturb = shift, perturb
+        self.shift, self.perturb = shift or SHIFTS[config.shift], perturb
 
     def __call__(
         self,

@@ -108,8 +108,8 @@ def v_mix(
     diagonal and the anti-diagonal and keeps the unmixed ones elsewhere.
     """
     mixed = geodesic_mix(image, image.flip(0), share)
-    original = image if original_negatives else None
-    return _paired_cross_entropy(mixed, text, original, text, temperature, share, 1 - share)
+    unmixed = image @ text.T if original_negatives else None
+    return _two_partners(mixed @ text.T, unmixed, temperature, share, 1 - share)
 
 
 @full_precision
@@ -120,8 +120,10 @@ def l_mix(
     temperature: float = 0.01,
     original_negatives: bool = False,
 ) -> Float[Tensor, ""]:
-    """L-Mix: V-Mix with the parts of picture and text exchanged: pictures against m_λ(T_i, T_n−1−i)."""
-    return v_mix(text, image, share, temperature, original_negatives)
+    """L-Mix: V-Mix for the texts: pictures against m_λ(T_i, T_n−1−i), with the same soft target."""
+    mixed = geodesic_mix(text, text.flip(0), share)
+    unmixed = image @ text.T if original_negatives else None
+    return _two_partners(image @ mixed.T, unmixed, temperature, share, 1 - share)
 
 
 @full_precision
@@ -139,24 +141,21 @@ def vl_mix(
     to 1.
     """
     mixed_image, mixed_text = (geodesic_mix(side, side.flip(0), share) for side in (image, text))
-    original = image if original_negatives else None
+    unmixed = image @ text.T if original_negatives else None
     target = 0.5 if normalise_target else 1.0
-    return _paired_cross_entropy(mixed_image, mixed_text, original, text, temperature, target, target)
+    return _two_partners(mixed_image @ mixed_text.T, unmixed, temperature, target, target)
 
 
-def _paired_cross_entropy(
-    mixed_rows: Tensor,
-    mixed_columns: Tensor,
-    rows: Tensor | None,
-    columns: Tensor,
-    temperature: float,
-    own: float,
-    reversed_: float,
+def _two_partners(
+    similarity: Tensor, unmixed: Tensor | None, temperature: float, own: float, other: float
 ) -> Tensor:
-    identity = torch.eye(len(columns), dtype=columns.dtype, device=columns.device)
-    similarity = mixed_rows @ mixed_columns.T
-    if rows is not None:
-        similarity = torch.where((identity + identity.flip(0)) > 0, similarity, rows @ columns.T)
-    logits = similarity / temperature
-    target = own * identity + reversed_ * identity.flip(0)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target.T)) / 2
+    """Soft cross-entropy, the mean of both directions, with the target own · E + other · R; where `unmixed`
+    is given, it takes the place of `similarity` off the diagonal and the anti-diagonal."""
+    identity = torch.eye(len(similarity), dtype=similarity.dtype, device=similarity.device)
+    reverse = identity.flip(0)
+    if unmixed is not None:
+        similarity = torch.where(identity + reverse > 0, similarity, unmixed)
+    logits, target = similarity / temperature, own * identity + other * reverse
+    return (
+        F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
+    ) / 2  # the target is symmetric

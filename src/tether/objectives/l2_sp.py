@@ -13,19 +13,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether.config import method
 from tether.errors import TetherError
+from tether.objectives._checks import check_strengths
 
 
+@method("l2_sp_penalty")
 @dataclass(frozen=True, kw_only=True)
-class L2SPConfig:
-    """α for pre-trained tensors (the original work searches 1e-3…1) and β for new ones (0.01 there)."""
+class L2SPPenaltyConfig:
+    """`weight` is α; the original work searches 1e-3…1."""
 
-    alpha: float = 0.1
-    beta: float = 0.01
+    weight: float = 0.1
 
     def __post_init__(self) -> None:
-        if not (self.alpha >= 0 and self.beta >= 0):
-            raise TetherError(f"The strengths of L2-SP must be 0 or more; they are {self}.")
+        check_strengths("l2_sp_penalty", weight=self.weight)
 
 
 def l2_sp(
@@ -47,29 +48,33 @@ def _squared_norm(difference: Tensor) -> Tensor:
     return wide.square().sum()
 
 
-class L2SP:
+class L2SPPenalty:
     """The penalty on named parameters, with anchors kept by name and saved by `state_dict`.
 
+    α (`alpha`) holds the pre-trained tensors, β (`beta`) the new ones; 0.01 is β's original value.
+
     >>> layer = torch.nn.Linear(3, 2)
-    >>> penalty = L2SP(dict(layer.named_parameters()), L2SPConfig(), new=["bias"])
+    >>> penalty = L2SPPenalty(dict(layer.named_parameters()), new=["bias"])
     >>> loss = layer(torch.ones(1, 3)).sum() + penalty()
     """
 
     def __init__(
         self,
         parameters: Mapping[str, Tensor],
-        config: L2SPConfig,
         *,
+        alpha: float = 0.1,
+        beta: float = 0.01,
         anchors: Mapping[str, Tensor | None] | None = None,
         new: Iterable[str] = (),
     ) -> None:
         """Anchor `parameters` where they are now, or at `anchors`, which then names exactly those not `new`.
 
         Raises:
-            TetherError: a name in `new` or `anchors` that is no parameter, an anchor missing or of another
-                shape.
+            TetherError: a negative strength, a name in `new` or `anchors` that is no parameter, an anchor
+                missing or of another shape.
         """
-        self.config = config
+        check_strengths("L2-SP", alpha=alpha, beta=beta)
+        self.alpha, self.beta = alpha, beta
         self.new = frozenset(new)
         self.parameters = dict(parameters)
         _expect_names("new tensors", self.new & set(self.parameters), self.new)
@@ -83,7 +88,7 @@ class L2SP:
         """The penalty for the parameters as they are."""
         pairs = [(self.parameters[name], anchor) for name, anchor in self.anchors.items()]
         new = [tensor for name, tensor in self.parameters.items() if name in self.new]
-        return l2_sp(pairs, new, self.config.alpha, self.config.beta)
+        return l2_sp(pairs, new, self.alpha, self.beta)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The anchors by parameter name; those that stand for zero are left out."""

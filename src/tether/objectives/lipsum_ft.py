@@ -5,24 +5,32 @@ random texts may not move. Use it with full fine-tuning of the picture encoder u
 it costs one forward of the frozen picture encoder and one of some eighty short texts a step.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tether.config import method
 from tether.errors import TetherError
-from tether.objectives._precision import full_precision
+from tether.objectives._checks import check_strengths
+from tether.objectives._precision import cosine_logits, full_precision
 
 
+@method("lipsum_ft")
 @dataclass(frozen=True, kw_only=True)
 class LipsumFTConfig:
-    """The published defaults: 80 texts of 8 random tokens a step; the term's weight is 1."""
+    """The published defaults: 80 texts of 8 random tokens a step, and weight 1."""
 
+    weight: float = 1.0
     texts: int = 80
     length: int = 8
 
     def __post_init__(self) -> None:
+        check_strengths("lipsum_ft", weight=self.weight)
         if self.texts < 1 or self.length < 1:
             raise TetherError(f"Lipsum-FT needs at least one text of one token; it has {self}.")
 
@@ -77,6 +85,40 @@ def random_texts(
     return torch.cat([*begin, words, end * column, padding], 1)
 
 
+class TextFrame(NamedTuple):
+    """What a tokenizer puts around words, as `random_texts` takes it."""
+
+    ids: range
+    start: int | None
+    end: int
+    context_length: int
+    pad: int
+
+
+def text_frame(tokenize: Callable[[list[str]], Tensor], words: int) -> TextFrame:
+    """Look at how a tokenizer frames one word.
+
+    Args:
+        tokenize: gives rows of token ids, padded on the right to the context length.
+        words: rows of the text tower's embedding table. Words are drawn from the longest run of ids among
+            them without start, end and padding.
+
+    Raises:
+        TetherError: the rows are not [start,] word, end, padding.
+    """
+    first, second = tokenize(["a", "b"]).tolist()
+    differ = [place for place, ids in enumerate(zip(first, second, strict=True)) if ids[0] != ids[1]]
+    if not differ or differ[0] > 1 or differ[-1] + 1 == len(first):
+        raise TetherError(
+            f"Random texts need a tokenizer that gives [start,] word, end, padding; this one gives {first} "
+            f"for 'a' and {second} for 'b'."
+        )
+    start, end, pad = first[0] if differ[0] else None, first[differ[-1] + 1], first[-1]
+    special = sorted({-1, words, end, pad} | ({start} - {None}))
+    before, after = max(pairwise(special), key=lambda gap: gap[1] - gap[0])
+    return TextFrame(range(before + 1, after), start, end, len(first), pad)
+
+
 class LipsumFT(nn.Module):
     """The term with its scale: takes embeddings of pictures, and of the step's random texts by the frozen
     encoder.
@@ -100,4 +142,4 @@ class LipsumFT(nn.Module):
     ) -> Float[Tensor, ""]:
         """The term for the same pictures embedded by the model in training and by the pre-trained one."""
         texts = texts.detach()
-        return lipsum_ft(self.scale * image @ texts.T, self.scale * reference @ texts.T)
+        return lipsum_ft(*(cosine_logits(side, texts, self.scale) for side in (image, reference)))

@@ -1,6 +1,12 @@
-"""m³-Mix: the contrastive loss and the geodesic mixup terms together, with their random shares."""
+"""The geodesic mixes as terms beside a contrastive loss, with their random shares; m³-Mix is all four.
 
-from dataclasses import dataclass
+"Geodesic Multi-Modal Mixup for Robust Fine-Tuning" (NeurIPS 2023, arXiv 2203.03897) minimises the contrastive
+loss plus Σ coefficient · mix, so each of them is a term that is *added*; the formulas are in `geodesic`. The
+defaults are those of the authors' scripts, which search the weight of m²-Mix in {0.001, 0.005, 0.01, 0.05} and
+that of VL-Mix in {0.05, 0.1, 0.2}.
+"""
+
+from dataclasses import dataclass, field
 
 import numpy
 import torch
@@ -8,41 +14,96 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tether._distributed import gather_with_grad
-from tether.errors import TetherError
+from tether.config import method
+from tether.objectives._checks import check_positive, check_strengths
 from tether.objectives._pairs import paired
 from tether.objectives._precision import full_precision
 from tether.objectives.geodesic import l_mix, m2_mix, v_mix, vl_mix
-from tether.objectives.info_nce import info_nce
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeodesicMixupConfig:
-    """Coefficients, temperatures and Beta parameters; the defaults are m³-Mix as its authors' scripts run it.
+class MixConfig:
+    """What the four mixes have in common.
 
-    `GeodesicMixupConfig(v=0.0, l=0.0, vl=0.0, m2_beta=0.5)` is m²-Mix. The scripts search `m2` in {0.001,
-    0.005, 0.01, 0.05} and `vl` in {0.05, 0.1, 0.2}.
+    Args:
+        weight: the coefficient.
+        beta: the share of a batch is drawn from Beta(beta, beta).
+        temperature: τ; None takes the model's own. The published one is fixed: CLIP's 0.01, 0.07 for m²-Mix.
+        fade: divide by epoch + 1, as the published code can.
+
+    Raises:
+        TetherError: a number is out of range.
     """
 
-    temperature: float = 0.01  # τ1, of the contrastive loss and of V-, L- and VL-Mix
-    m2_temperature: float = 0.07  # τ2
-    m2: float = 0.01
-    v: float = 0.05
-    l: float = 0.05  # noqa: E741 — the paper's letter
-    vl: float = 0.1
-    m2_beta: float = 0.2  # share ~ Beta(β, β)
-    beta: float = 0.5  # the same for V-, L- and VL-Mix
-    original_negatives: bool = False
-    halve_m2: bool = False
-    normalise_vl_target: bool = False
-    fade: bool = False  # mixup terms divided by epoch + 1
+    weight: float
+    beta: float = 0.5
+    temperature: float | None = 0.01
+    fade: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "m2_temperature", "m2_beta", "beta"):
-            if not getattr(self, name) > 0:
-                raise TetherError(f"{name} of a geodesic mixup must be above 0; it is {getattr(self, name)}.")
-        for name in ("m2", "v", "l", "vl"):
-            if not getattr(self, name) >= 0:
-                raise TetherError(f"The coefficient {name} must be 0 or more; it is {getattr(self, name)}.")
+        check_strengths("geodesic mixup", weight=self.weight)
+        check_positive("geodesic mixup", beta=self.beta)
+        if self.temperature is not None:
+            check_positive("geodesic mixup", temperature=self.temperature)
+
+
+@method("m2_mix")
+@dataclass(frozen=True, kw_only=True)
+class M2MixConfig(MixConfig):
+    """m²-Mix; `negative_temperature` and `halve` as in `geodesic.m2_mix`."""
+
+    weight: float = 0.01
+    temperature: float | None = 0.07
+    negative_temperature: float | None = None
+    halve: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.negative_temperature is not None:
+            check_positive("m2_mix", negative_temperature=self.negative_temperature)
+
+
+@method("v_mix")
+@dataclass(frozen=True, kw_only=True)
+class VMixConfig(MixConfig):
+    """V-Mix; `original_negatives` as in `geodesic.v_mix`."""
+
+    weight: float = 0.05
+    original_negatives: bool = False
+
+
+@method("l_mix")
+@dataclass(frozen=True, kw_only=True)
+class LMixConfig(MixConfig):
+    """L-Mix; `original_negatives` as in `geodesic.l_mix`."""
+
+    weight: float = 0.05
+    original_negatives: bool = False
+
+
+@method("vl_mix")
+@dataclass(frozen=True, kw_only=True)
+class VLMixConfig(MixConfig):
+    """VL-Mix; `original_negatives` and `normalise_target` as in `geodesic.vl_mix`."""
+
+    weight: float = 0.1
+    original_negatives: bool = False
+    normalise_target: bool = False
+
+
+@method("m3_mix")
+@dataclass(frozen=True, kw_only=True)
+class M3MixConfig:
+    """m³-Mix: the four mixes with weights of their own, and one for their sum."""
+
+    weight: float = 1.0
+    m2: M2MixConfig = field(default_factory=lambda: M2MixConfig(beta=0.2))
+    v: VMixConfig = field(default_factory=VMixConfig)
+    l: LMixConfig = field(default_factory=LMixConfig)  # noqa: E741 — the paper's letter
+    vl: VLMixConfig = field(default_factory=VLMixConfig)
+
+    def __post_init__(self) -> None:
+        check_strengths("m3_mix", weight=self.weight)
 
 
 def draw_share(beta: float, generator: torch.Generator) -> float:
@@ -51,50 +112,67 @@ def draw_share(beta: float, generator: torch.Generator) -> float:
     return float(numpy.random.default_rng(seed).beta(beta, beta))
 
 
+@full_precision
+def mixup(
+    config: MixConfig | M3MixConfig,
+    image: Float[Tensor, "batch dim"],
+    text: Float[Tensor, "batch dim"],
+    generator: torch.Generator,
+    *,
+    scale: float = 100.0,
+    epoch: int = 0,
+) -> Float[Tensor, ""]:
+    """One mix of a batch of L2-normalised pairs, or the weighted sum of the four, without the config's weight.
+
+    Args:
+        generator: on the CPU; decides the shares, m² first, then V, L and VL.
+        scale: the model's inverse temperature, for a `temperature` of None.
+        epoch: from 0, for `fade`.
+    """
+    if isinstance(config, M3MixConfig):
+        parts = (config.m2, config.v, config.l, config.vl)
+        terms = [
+            (part.weight, mixup(part, image, text, generator, scale=scale, epoch=epoch)) for part in parts
+        ]
+        return sum((weight * term for weight, term in terms if weight), start=image.new_zeros(()))
+    share = draw_share(config.beta, generator)
+    common = (image, text, share, 1 / scale if config.temperature is None else config.temperature)
+    if isinstance(config, M2MixConfig):
+        term = m2_mix(*common, config.negative_temperature, config.halve)
+    elif isinstance(config, VMixConfig):
+        term = v_mix(*common, config.original_negatives)
+    elif isinstance(config, LMixConfig):
+        term = l_mix(*common, config.original_negatives)
+    else:
+        term = vl_mix(*common, config.original_negatives, config.normalise_target)
+    return term / (epoch + 1) if config.fade else term
+
+
 class GeodesicMixup(nn.Module):
-    """Contrastive loss + coef · (m²-, V-, L-, VL-Mix), each with a share of its own drawn per batch.
+    """`mixup` over the pairs of all processes: every process returns the term of the global batch, provided
+    that their generators agree.
 
-    Over several processes every one returns the loss of the global batch, provided that their generators
-    agree.
-
-    >>> objective = GeodesicMixup(GeodesicMixupConfig())
-    >>> features = torch.nn.functional.normalize(torch.eye(4) + 0.1, dim=-1)
-    >>> loss = objective(features, features.roll(1, 1), torch.Generator().manual_seed(0))
+    >>> from tether.objectives.info_nce import InfoNCE
+    >>> config = M3MixConfig()
+    >>> image = torch.nn.functional.normalize(torch.eye(4) + 0.1, dim=-1)
+    >>> text, generator = image.roll(1, 1), torch.Generator().manual_seed(0)
+    >>> loss = InfoNCE()(image, text, 100.0) + config.weight * GeodesicMixup(config)(image, text, generator)
     """
 
-    def __init__(self, config: GeodesicMixupConfig) -> None:
+    def __init__(self, config: MixConfig | M3MixConfig) -> None:
         super().__init__()
         self.config = config
 
-    @full_precision
     def forward(
         self,
         image: Float[Tensor, "batch dim"],
         text: Float[Tensor, "texts dim"],
         generator: torch.Generator,
         *,
+        scale: float = 100.0,
         epoch: int = 0,
         index: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The whole loss of a batch of L2-normalised pairs.
-
-        `epoch`, from 0, matters only with `fade`; `index` is the number of each picture's text where `text`
-        holds the distinct texts of the batch only.
-        """
-        config = self.config
-        image, text = gather_with_grad(image), gather_with_grad(paired(text, index, len(image)))
-        common = (config.temperature, config.original_negatives)
-        loss = info_nce(image, text, 1 / config.temperature)
-        fading = 1 / (epoch + 1) if config.fade else 1.0
-        # Every share is drawn, used or not: a coefficient of 0 leaves the other terms' shares as they were.
-        m2, v, l, vl = (draw_share(b, generator) for b in (config.m2_beta, *3 * [config.beta]))  # noqa: E741
-        if config.m2:
-            term = m2_mix(image, text, m2, config.m2_temperature, halve=config.halve_m2)
-            loss = loss + fading * config.m2 * term
-        if config.v:
-            loss = loss + fading * config.v * v_mix(image, text, v, *common)
-        if config.l:
-            loss = loss + fading * config.l * l_mix(image, text, l, *common)
-        if config.vl:
-            loss = loss + fading * config.vl * vl_mix(image, text, vl, *common, config.normalise_vl_target)
-        return loss
+        """See `mixup`; `index` is the number of each picture's text where `text` holds distinct texts only."""
+        text = gather_with_grad(paired(text, index, len(image)))
+        return mixup(self.config, gather_with_grad(image), text, generator, scale=scale, epoch=epoch)

@@ -52,18 +52,28 @@ def jitter(pixels: Pixels, generator: torch.Generator) -> Pixels:
     """Brightness, contrast and noise, each up to a fifth of a normalised channel's unit spread."""
     gain = 1 + 0.4 * (_uniform(pixels, generator) - 0.5)
     shift = 0.4 * (_uniform(pixels, generator) - 0.5)
-    noise = torch.randn(pixels.shape, generator=generator, device=generator.device).to(pixels.device)
     amount = 0.2 * _uniform(pixels, generator)
+    # As many numbers as pixels: drawn where the pixels are, from a stream that the generator starts.
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    there = torch.Generator(pixels.device).manual_seed(seed)
+    noise = torch.randn(pixels.shape, generator=there, device=pixels.device)
     return (pixels * gain + shift + amount * noise).to(pixels.dtype)
 
 
-SHIFTS: dict[str, Simulator] = {"mix_amplitude": mix_amplitude, "mix_style": mix_style, "cut_mix": cut_mix}
-
-
 def any_shift(pixels: Pixels, generator: torch.Generator) -> Pixels:
-    """One of `SHIFTS`, drawn anew for each batch."""
-    which = int(torch.randint(len(SHIFTS), (), generator=generator, device=generator.device))
-    return list(SHIFTS.values())[which](pixels, generator)
+    """One of the others in `SHIFTS`, drawn anew for each batch."""
+    others = [simulate for simulate in SHIFTS.values() if simulate is not any_shift]
+    return others[int(torch.randint(len(others), (), generator=generator, device=generator.device))](
+        pixels, generator
+    )
+
+
+SHIFTS: dict[str, Simulator] = {
+    "any": any_shift,
+    "mix_amplitude": mix_amplitude,
+    "mix_style": mix_style,
+    "cut_mix": cut_mix,
+}
 
 
 def _order(count: int, generator: torch.Generator, device: torch.device) -> Tensor:

@@ -12,25 +12,53 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tether.config import method
 from tether.errors import TetherError
+from tether.objectives._checks import check_strengths
 from tether.objectives._precision import full_precision
 from tether.objectives.divergence import divergence
 
 
+@method("star_ft")
 @dataclass(frozen=True, kw_only=True)
 class StarFTConfig:
-    """The published schedule of the term's weight: ρ(1 − (epoch+1)/epochs), hence 0 in the last epoch."""
+    """Weight ρ with its published schedule, and the backgrounds.
 
-    rho: float = 0.5
-    epochs: int
+    Args:
+        fade: shrink the weight from epoch to epoch, to 0 in the last, as published.
+        backgrounds: templates with one `{}` for the class name. The published ones, written by a language
+            model, are not at hand: these are this library's.
+
+    Raises:
+        TetherError: a negative weight, no background, or one without exactly one `{}`.
+    """
+
+    weight: float = 0.5
+    fade: bool = True
+    backgrounds: tuple[str, ...] = (
+        "{} on a white background",
+        "{} on a black background",
+        "{} on grass",
+        "{} on sand",
+        "{} in water",
+        "{} in snow",
+        "{} in a room",
+        "{} in a street",
+    )
 
     def __post_init__(self) -> None:
-        if not (self.rho >= 0 and self.epochs >= 1):
-            raise TetherError(f"StarFT needs rho >= 0 and epochs >= 1; it has {self}.")
+        check_strengths("star_ft", weight=self.weight)
+        if not self.backgrounds:
+            raise TetherError("star_ft needs at least one background.")
+        for background in self.backgrounds:
+            if background.count("{}") != 1:
+                raise TetherError(
+                    f"The background {background!r} must hold {{}} exactly once, where the class goes."
+                )
 
-    def weight(self, epoch: int) -> float:
-        """Weight of the term in an epoch counted from 0."""
-        return self.rho * (1 - (epoch + 1) / self.epochs)
+    def fading(self, epoch: int, epochs: int) -> float:
+        """Share of the weight in an epoch counted from 0: 1 − (epoch+1)/epochs, or 1 without `fade`."""
+        return 1 - (epoch + 1) / epochs if self.fade else 1.0
 
 
 @full_precision
