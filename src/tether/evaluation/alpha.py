@@ -7,8 +7,7 @@ tends to be too large for them. The same validation pictures, altered (greyscale
 are a stand-in for unknown shifts. Their *level* of accuracy does not carry over to real shifts; which alphas
 they prefer does so better, and without peeking. Hence the default rule:
 
-    "bounded loss"     Of all alphas whose validation accuracy is at most a bounded amount below the best,
-    take the
+    "bounded loss"     Of all alphas whose validation accuracy is at most a bounded amount below the best, take the
                        one with the highest mean accuracy on the simulated shifts. The bound is one standard
                        error of the difference to the best on the same pictures (Breiman et al. 1984, section
                        3.4.3, made paired: neighbours on the path answer nearly all pictures alike, so the
@@ -19,8 +18,8 @@ they prefer does so better, and without peeking. Hence the default rule:
 So validation accuracy is a constraint, and the biased stand-in only decides among alphas that validation
 cannot, or need not, tell apart. For comparison there are
 
-    "in distribution"  the highest validation accuracy (how WiSE-FT's alpha is chosen in Goyal et al. 2023,
-    FLYP); "mean"             the highest mean of validation and simulated accuracy, half and half.
+    "in distribution"  the highest validation accuracy (how WiSE-FT's alpha is chosen in FLYP; Goyal et al. 2023),
+    "mean"             the highest mean of validation and simulated accuracy, half and half.
 
 Ties go to the alpha nearer to the zero-shot model.
 """
