@@ -112,6 +112,11 @@ def test_an_unreadable_picture_stops_with_its_name(split, tmp_path):
         dataset[2]
 
 
+def test_a_picture_is_named_by_its_place(split, tmp_path):
+    dataset = ImageDataset(split, test_transform(SPEC))
+    assert [dataset.identity(index) for index in (0, 5)] == [f"{tmp_path}/a/000.png", f"{tmp_path}/b/001.png"]
+
+
 def test_description(split):
     text = ImageDataset(split, test_transform(SPEC), seed=4).describe()
     for part in (

@@ -5,6 +5,7 @@ Names are imported when they are first used, so that reading a listing does not 
 
 from importlib import import_module
 
+from tether.data.corrupted_tests import with_corrupted_tests
 from tether.data.records import Benchmark, Example, ImageRef, Split
 from tether.errors import TetherError
 
@@ -19,6 +20,7 @@ _HOME = {
     "check": "reading",
     "corrupt": "corruptions",
     "corrupted": "corruptions",
+    "mixed_corruptions": "corruptions",
     "drop_unreadable": "reading",
     "fill": "prompts",
     "imagenet_templates": "prompts",
@@ -49,7 +51,7 @@ def __dir__() -> list[str]:
 
 def load_benchmark(config) -> Benchmark:
     """The benchmark that a `FolderConfig`, `ManifestConfig`, `ImageNetConfig` or `EmojiShiftConfig`
-    describes.
+    describes, with the corrupted tests that it asks for.
 
     Raises:
         TetherError: the data are not there, not whole or not of the described form; or `config` is none of
@@ -58,4 +60,5 @@ def load_benchmark(config) -> Benchmark:
     kind = type(config).__name__
     if kind not in _CONFIGS:
         raise TetherError(f"Expected one of {', '.join(_CONFIGS)}, not {kind}.")
-    return import_module(f"{__name__}.{_HOME[kind]}").load(config)
+    benchmark = import_module(f"{__name__}.{_HOME[kind]}").load(config)
+    return with_corrupted_tests(benchmark, config.corruptions)

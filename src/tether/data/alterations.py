@@ -1,7 +1,8 @@
 """What can be done to every picture of a split after reading: borders cut, corruptions, simulated shifts.
 
 An alteration is written `kind:arguments`, for example "crop_border:2", "corruption:fog:3:0" (name, severity,
-seed) or "simulated:greyscale:0" (name, seed). It is a pure function of the picture, these words and the
+seed), "corruption:mixture:0" (seed; each picture under a corruption drawn by its name) or
+"simulated:greyscale:0" (name, seed). It is a pure function of the picture, these words and the
 picture's name, so a test split with an alteration is the same pictures in every run, on every machine and in
 any order.
 """
@@ -30,6 +31,10 @@ def alter(picture: Image.Image, alteration: str, key: str) -> Image.Image:
             from tether.data.corruptions import corrupt_as_benchmark
 
             return corrupt_as_benchmark(picture, name, int(severity), seed=int(seed), key=key)
+        case "corruption", ["mixture", seed]:
+            from tether.data.corruptions import corrupt_as_benchmark, drawn
+
+            return corrupt_as_benchmark(picture, *drawn(int(seed), key), seed=int(seed), key=key)
         case "simulated", [name, seed]:
             from tether.data.simulated import simulate
 

@@ -39,6 +39,7 @@ CORRUPTIONS = (
 )
 SEVERITIES = (1, 2, 3, 4, 5)
 BENCHMARK_SIZE = 224
+_CELLS = len(CORRUPTIONS) * len(SEVERITIES)
 
 _global_stream = threading.Lock()
 
@@ -90,29 +91,54 @@ def corrupted(
     *,
     seed: int = 0,
 ) -> dict[str, Split]:
-    """The split once per corruption and severity, named "fog/3" and so on; the pictures are corrupted when
+    """The split once per corruption and severity, named "fog 3" and so on; the pictures are corrupted when
     read.
 
     Raises:
         TetherError: an unknown corruption or severity, a split that is altered already, or the library is not
             installed.
     """
-    if split.alteration:
-        raise TetherError(f"The split {split.name!r} is altered already, by {split.alteration!r}.")
-    _library()
     splits = {}
     for name in names:
         for severity in severities:
             if name not in CORRUPTIONS or severity not in SEVERITIES:
-                raise TetherError(f"There is no corruption {name}/{severity}{near_misses(name, CORRUPTIONS)}")
-            splits[f"{name}/{severity}"] = replace(
-                split,
-                name=f"{split.name} {name}/{severity}",
-                domain=f"{split.domain} {name}/{severity}",
-                convention=f"{split.convention}; corrupted in memory at {BENCHMARK_SIZE} pixels",
-                alteration=f"corruption:{name}:{severity}:{seed}",
+                raise TetherError(f"There is no corruption {name} {severity}{near_misses(name, CORRUPTIONS)}")
+            splits[f"{name} {severity}"] = _altered(
+                split, f"{name} {severity}", "corrupted", f"{name}:{severity}:{seed}"
             )
     return splits
+
+
+def mixed_corruptions(split: Split, *, seed: int = 0) -> Split:
+    """The split with each picture under a corruption and severity of its own, see `drawn`.
+
+    Raises:
+        TetherError: a split that is altered already, or the library is not installed.
+    """
+    how = f"each under one of {_CELLS} corruptions, drawn by its name,"
+    return _altered(split, "corrupted", how, f"mixture:{seed}")
+
+
+def drawn(seed: int, key: str) -> tuple[str, int]:
+    """The corruption and severity of a picture in a mixture: all 75 equally likely, by nothing but its name.
+
+    A picture's corruption is therefore the same in every fold, subset and process.
+    """
+    name, severity = divmod(derived_seed(seed, "mixture", key) % _CELLS, len(SEVERITIES))
+    return CORRUPTIONS[name], SEVERITIES[severity]
+
+
+def _altered(split: Split, look: str, how: str, alteration: str) -> Split:
+    if split.alteration:
+        raise TetherError(f"The split {split.name!r} is altered already, by {split.alteration!r}.")
+    _library()
+    return replace(
+        split,
+        name=f"{split.name} {look}",
+        domain=f"{split.domain} {look}",
+        convention=f"{split.convention}; {how} in memory at {BENCHMARK_SIZE} pixels",
+        alteration=f"corruption:{alteration}",
+    )
 
 
 def _library():
@@ -122,6 +148,6 @@ def _library():
         raise TetherError(
             f"Corruptions need the package imagecorruptions-imaug ({error}): pip install "
             "'tether[corruptions]'. On a machine without a display, also: pip install "
-            "opencv-python-headless."
+            "opencv-python-headless. Data sets do without corrupted tests with corruptions: none."
         ) from error
     return imagecorruptions

@@ -80,6 +80,10 @@ class ImageDataset(Dataset):
             self._cache[index] = np.asarray(picture)
         return picture
 
+    def identity(self, index: int) -> str:
+        """Where a picture is, by which messages name it."""
+        return str(self.split.examples[index].image)
+
     def describe(self) -> str:
         """One paragraph for a run's record: what the pictures are and what is done to them."""
         split = self.split

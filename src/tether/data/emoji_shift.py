@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from tether._files import read_json
+from tether.data.corrupted_tests import CorruptedTests, check_choice
 from tether.data.records import Benchmark, Example, ImageRef, Split
 from tether.errors import TetherError
 
@@ -29,15 +30,21 @@ VALIDATION_SHARE = 0.2
 class EmojiShiftConfig:
     """Which third of the emoji is tested: `fold` 0, 1 or 2.
 
+    Args:
+        corruptions: "none", "mixture" (one more test domain, "corrupted", of corrupted pictures) or "all" (one
+            for each of 75 corruptions); see `tether.data.corrupted_tests`.
+
     Raises:
-        TetherError: there is no such fold.
+        TetherError: there is no such fold, or no such choice.
     """
 
     fold: int = 0
+    corruptions: CorruptedTests = "mixture"
 
     def __post_init__(self):
         if self.fold not in (0, 1, 2):
             raise TetherError(f"emoji-shift has the folds 0, 1 and 2, not {self.fold}.")
+        check_choice(self.corruptions)
 
 
 def load(config: EmojiShiftConfig) -> Benchmark:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tether.data.corrupted_tests import CorruptedTests, check_choice
 from tether.data.prompts import templates
 from tether.data.reading import list_pictures
 from tether.data.records import Benchmark, Example, ImageRef, Split, distinct
@@ -27,6 +28,8 @@ class FolderConfig:
             Otherwise a folder's name is the class's name, with spaces for underscores.
         templates: name of a template set, a template, or several.
         seed: decides which pictures are cut from `train`.
+        corruptions: which tests of corrupted pictures to add, "none", "mixture" or "all"; see
+            `tether.data.corrupted_tests`.
 
     Raises:
         TetherError: shares that leave nothing to train on, or a shifted domain with the in-distribution name.
@@ -42,6 +45,7 @@ class FolderConfig:
     class_names: str | None = None
     templates: str | Sequence[str] = "photo"
     seed: int = 0
+    corruptions: CorruptedTests = "none"
 
     def __post_init__(self):
         if self.domain in self.shifted:
@@ -49,6 +53,7 @@ class FolderConfig:
                 f"The domain {self.domain!r} is the in-distribution one; a shifted one needs another name."
             )
         templates(self.templates)
+        check_choice(self.corruptions)
 
 
 def load(config: FolderConfig) -> Benchmark:

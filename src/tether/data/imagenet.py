@@ -20,6 +20,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from tether.data.corrupted_tests import CorruptedTests, check_choice
 from tether.data.folder import class_folders, completeness
 from tether.data.objectnet import read_objectnet
 from tether.data.prompts import templates
@@ -42,6 +43,8 @@ class ImageNetConfig:
             that.
         templates: prompts; by default the 80 of CLIP.
         allow_partial: take a set with pictures missing; its convention then says how many are there.
+        corruptions: which tests of corrupted pictures to add, "none", "mixture" or "all"; see
+            `tether.data.corrupted_tests`.
     """
 
     imagenet: str
@@ -55,9 +58,11 @@ class ImageNetConfig:
     templates: str | Sequence[str] = "imagenet-80"
     allow_partial: bool = False
     seed: int = 0
+    corruptions: CorruptedTests = "none"
 
     def __post_init__(self):
         templates(self.templates)
+        check_choice(self.corruptions)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tether.data.corrupted_tests import CorruptedTests, check_choice
 from tether.data.folder import read_class_names
 from tether.data.prompts import templates
 from tether.data.reading import archive_members
@@ -46,6 +47,8 @@ class ManifestConfig:
         columns: our column name → the table's, where it differs, as in {"path": "filename"}.
         class_names: a file of names for the labels, as for `FolderConfig`; its order is the order of classes.
         validation_share, test_share: shares of each class's identities, where there is no `split` column.
+        corruptions: which tests of corrupted pictures to add, "none", "mixture" or "all"; see
+            `tether.data.corrupted_tests`.
 
     Raises:
         TetherError: a table of another kind, or a column that is none of ours.
@@ -61,9 +64,11 @@ class ManifestConfig:
     validation_share: float = 0.1
     test_share: float = 0.2
     seed: int = 0
+    corruptions: CorruptedTests = "none"
 
     def __post_init__(self):
         templates(self.templates)
+        check_choice(self.corruptions)
         if Path(self.path).suffix.lower() not in (".csv", ".tsv", ".parquet"):
             raise TetherError(f"{self.path} is no .csv, .tsv or .parquet file.")
         for ours in self.columns:
