@@ -16,8 +16,10 @@ from tether.data.imagenet import ImageNetConfig
 from tether.data.manifest import ManifestConfig
 from tether.errors import TetherError, near_misses
 from tether.objectives.mpm_nce import MPMNCEConfig
+from tether.optimizers.from_config import AdamWConfig, OptimizerConfig
 from tether.optimizers.schedule import ScheduleConfig
 from tether.training.config import FitConfig
+from tether.training.radii import RadiiConfig
 
 for _name, _config in (
     ("r_adapter", RAdapterConfig),
@@ -49,21 +51,6 @@ class CrossEntropyConfig:
     """A linear head, initialised with the zero-shot classifier, on the image tower."""
 
     smoothing: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamWConfig:
-    """AdamW; the defaults are R-Adapter's."""
-
-    lr: float = 5e-4
-    head_lr: float | None = None
-    """Learning rate of a linear head, where it differs."""
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.lr < float("inf"):
-            raise TetherError(f"optimizer.lr must be positive, found {self.lr}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +105,7 @@ class Recipe:
 
     Attributes:
         model: anything `tether.load` takes.
+        radii: when TPGM learns its radii on validation pictures; other optimizers do not look at it.
         training: how long and in what batches; its seed decides everything random in the run.
         search: values to try for options, such as `{"optimizer.lr": (1e-4, 3e-4)}`, where a comparison tunes its
             methods; a single run does not look at it.
@@ -128,7 +116,8 @@ class Recipe:
     data: Data = field(default_factory=EmojiShiftConfig)
     adapter: Adapter = field(default_factory=RAdapterConfig)
     objective: Objective = field(default_factory=MPMNCEConfig)
-    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
+    radii: RadiiConfig = field(default_factory=RadiiConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     accumulation: AccumulationConfig | None = None
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)

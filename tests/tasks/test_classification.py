@@ -53,6 +53,19 @@ def zero_shot_scores(options):
     return evaluate(model, benchmark.tests, classifier)
 
 
+OPTIMIZERS = ("sgd", "ftp", "tpgm", "spd", "digrap", "l2_sp", "mars_sp")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("method", ("r_adapter + mpm_nce", "full + cross_entropy"))
+def test_every_optimizer_trains_every_kind_of_adapter(name, method, tiny_recipe, tmp_path):
+    adapter, objective = METHODS[method]
+    options = changed(tiny_recipe, adapter=adapter, objective=objective, training={"epochs": 1})
+    options = changed(options, optimizer={"method": name, "lr": 0.01}, alpha={"value": 1.0, "grid": [1.0]})
+    outcome = quiet(options, tmp_path)
+    assert confidences(outcome.test.at(1.0)).ne(confidences(outcome.test.at(0.0))).any()
+
+
 @pytest.fixture
 def bases(monkeypatch):
     """Every model a run loads, with its weights as they were loaded."""

@@ -18,12 +18,14 @@ from jaxtyping import Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tether._alpha import TOWERS, Alpha, alpha_of, tower_of
 from tether._distributed import from_main, is_main
 from tether._files import read_json, write_json, write_tensors
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
+from tether.adapters.full import FullConfig
 from tether.config import plain
 from tether.data import ImageDataset, load_benchmark, simulated_shifts, train_transform
 from tether.data.prompts import fill
@@ -37,7 +39,9 @@ from tether.models.last_block import fast_last_block
 from tether.objectives.cross_entropy import cross_entropy
 from tether.objectives.info_nce import InfoNCE
 from tether.objectives.mpm_nce import MPMNCE, MPMNCEConfig
+from tether.optimizers.from_config import create
 from tether.optimizers.schedule import Schedule
+from tether.optimizers.tpgm import TPGM
 from tether.recipe import CrossEntropyConfig, FrozenConfig, Recipe, to_plain
 from tether.training import RunDirectory, fit
 from tether.training.checkpoint import latest_checkpoint
@@ -96,6 +100,12 @@ class Classification:
         text = self.model.encode_text(rows)
         loss = self._loss(image, text, labels, self._scale, index=inverse.to(image.device))
         return loss, {}
+
+    def held_out_loss(self, batch: Mapping[str, Any], step: int) -> Tensor:
+        """The loss without any drop, on which TPGM learns its radii."""
+        if self._attached:
+            self._attached.eval_mode()
+        return self.loss(batch, step)[0]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.named_parameters().items()}
@@ -203,6 +213,9 @@ def _run(
     optimizer = _optimizer(recipe, parameters)
     augmentation = train_transform(model.image, **asdict(recipe.augmentation))
     data = ImageDataset(benchmark.train, augmentation, seed=recipe.training.seed, cache_bytes=2**29)
+    held_out = None
+    if isinstance(optimizer, TPGM):
+        held_out = ImageDataset(benchmark.validation, augmentation, seed=recipe.training.seed)
     steps = recipe.training.total_steps(len(data))
     accumulation = None
     if recipe.accumulation:
@@ -217,6 +230,8 @@ def _run(
             recipe.training,
             schedule=Schedule.of(optimizer, recipe.schedule, steps),
             accumulation=accumulation,
+            held_out=held_out,
+            radii=recipe.radii,
             run=kept,
             show_progress=show_progress,
         )
@@ -399,16 +414,14 @@ def _choose(
     return _simplest(choice.alpha), choice.reason, [plain(point) for point in choice.curve]
 
 
-def _optimizer(recipe: Recipe, parameters: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only, and the head's own learning rate where it has one."""
-    options = recipe.optimizer
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        rate = options.head_lr if name == HEAD and options.head_lr is not None else options.lr
-        decay = options.weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    listed = [{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in groups.items()]
-    return torch.optim.AdamW(listed, lr=options.lr, betas=options.betas)
+def _optimizer(recipe: Recipe, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+    """The recipe's; what is added to a frozen model is kept near zero, the model's own weights near their start."""
+    return create(
+        recipe.optimizer,
+        parameters,
+        head=HEAD if HEAD in parameters else None,
+        anchors="start" if isinstance(recipe.adapter, FullConfig) else "zero",
+    )
 
 
 def _simplest(alpha: Alpha) -> Alpha:

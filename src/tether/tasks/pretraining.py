@@ -23,6 +23,7 @@ from tether.errors import TetherError
 from tether.models.convert_stem import load_stem
 from tether.models.open_clip_text import text_features
 from tether.models.text import unique_rows
+from tether.optimizers.groups import parameter_groups
 from tether.optimizers.schedule import Schedule, ScheduleConfig
 from tether.training import FitConfig, RunDirectory, fit
 
@@ -155,7 +156,14 @@ def pretrain(
         task = Pretraining(
             create(config.architecture, lower_and_upper).to(device, memory_format=torch.channels_last)
         )
-        optimizer = _optimizer(task.named_parameters(), config)
+        upper_stem = {"lr": config.lr * config.stem_lr, "weight_decay": 0.0}
+        groups = parameter_groups(
+            task.named_parameters(),
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            special={"*.backbone.*": upper_stem},
+        )
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
         schedule = Schedule.of(optimizer, config.schedule, config.training.total_steps(len(pairs)))
         task.model.train()
         fit(task, pairs, optimizer, config.training, schedule=schedule, run=run)
@@ -172,19 +180,6 @@ def save_model(model: nn.Module, config: ArchitectureConfig, tokenizer, folder: 
     tokenizer.save_pretrained(folder)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     write_tensors(folder / "open_clip_model.safetensors", tensors)
-
-
-def _optimizer(parameters: dict[str, nn.Parameter], config: PretrainingConfig) -> torch.optim.AdamW:
-    """Three groups: matrices with decay, vectors without, and the stem's upper part with a smaller rate."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        if ".backbone." in name:
-            kind = (config.lr * config.stem_lr, 0.0)
-        else:
-            kind = (config.lr, config.weight_decay if parameter.ndim >= 2 else 0.0)
-        groups.setdefault(kind, []).append(parameter)
-    listed = [{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in groups.items()]
-    return torch.optim.AdamW(listed, betas=(0.9, 0.98))
 
 
 def create(config: ArchitectureConfig, stem: nn.Module | None = None) -> open_clip.CustomTextCLIP:
