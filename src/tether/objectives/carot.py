@@ -155,7 +155,9 @@ class CaRot:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The teacher's own tensors, sharing memory with it."""
-        return self._own_parameters() | dict(self.teacher.named_buffers())
+        persistent = self.teacher.state_dict().keys()
+        buffers = {name: tensor for name, tensor in self.teacher.named_buffers() if name in persistent}
+        return self._own_parameters() | buffers
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
