@@ -92,7 +92,7 @@ def test_hardly_an_example_is_left_out():
 
 @pytest.mark.parametrize("page", with_blocks("yaml"))
 def test_the_recipes_are_read(page, tmp_path):
-    """A block that is no whole recipe is completed by a name and a length, so that its options are read all the same."""
+    """A block that is no whole recipe is completed by a name and a length, so that its options are read as well."""
     for block in blocks(page, "yaml"):
         options = yaml.safe_load(block.text)
         whole = options if "extends" in options else {"name": "page", "training": {"epochs": 1}, **options}
