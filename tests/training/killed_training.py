@@ -15,14 +15,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch._dynamo  # noqa: F401  an optimizer imports it at its first step: once here, not in every life
 import toy
 
-from tether.training import FitConfig, RunDirectory, fit
+from tether.training import FitConfig, RadiiConfig, RunDirectory, fit
 from tether.training.checkpoint import latest_checkpoint, load_checkpoint
 
 STEPS, NOISE = 30, ("torch", "numpy", "python")
+RADII = RadiiConfig(every=3, iterations=2, batch_size=4)
 
 
-def train(path, config, before_step=lambda step: None):
-    parts = toy.parts(STEPS, noise=NOISE)
+def train(path, config, before_step=lambda step: None, tpgm=None):
+    parts = toy.parts(STEPS, noise=NOISE, tpgm=tpgm)
     parts["task"].begin_step = lambda step, batch: before_step(step)
     with RunDirectory.open(path, tensorboard=False) as run:
         fit(data=toy.ToyData(), config=config, run=run, show_progress=False, **parts)
@@ -89,11 +90,26 @@ def new_run(folder, name):
         return run.path
 
 
+def killed_at_random(path, tpgm=None):
+    """Lives that are killed at random moments, with a checkpoint every other step, until one gets to the end."""
+    config = FitConfig(steps=STEPS, batch_size=8, log_every=7, seed=2, checkpoint_every=2)
+    steps, codes = [], []
+    for number in range(40):
+        codes.append(ended(life(lambda n=number: train(path, config, kill_soon(random.Random(n)), tpgm))))
+        steps.append(step_of(path))
+        if codes[-1] == 0 or steps[-1] == STEPS:
+            break
+    assert ended(life(lambda: train(path, config, tpgm=tpgm))) == 0
+    return {"steps": steps, "codes": codes}
+
+
 def main(folder):
     report = {}
     whole = FitConfig(steps=STEPS, batch_size=8, log_every=7, seed=2)
     path = new_run(folder, "whole")
     assert ended(life(lambda: train(path, whole))) == 0
+    path = new_run(folder, "whole-tpgm")
+    assert ended(life(lambda: train(path, whole, tpgm=RADII))) == 0
 
     # Killed at every flush and rename of the first saves of a life, one after the other.
     config = FitConfig(steps=STEPS, batch_size=8, log_every=7, seed=2, checkpoint_every=1, keep=1)
@@ -106,18 +122,9 @@ def main(folder):
             break
     report["in-saves"] = {"steps": steps, "codes": codes}
 
-    # Killed at random moments, with a checkpoint every other step.
-    config = FitConfig(steps=STEPS, batch_size=8, log_every=7, seed=2, checkpoint_every=2)
-    path = new_run(folder, "at-random")
-    steps, codes = [], []
-    for number in range(40):
-        child = life(lambda n=number: train(path, config, kill_soon(random.Random(n))))
-        codes.append(ended(child))
-        steps.append(step_of(path))
-        if codes[-1] == 0 or steps[-1] == STEPS:
-            break
-    report["at-random"] = {"steps": steps, "codes": codes}
-    assert ended(life(lambda: train(path, config))) == 0
+    # AdamW, and TPGM with its held-out examples.
+    report["at-random"] = killed_at_random(new_run(folder, "at-random"))
+    report["tpgm"] = killed_at_random(new_run(folder, "tpgm"), RADII)
 
     # Preempted by the scheduler.
     path = new_run(folder, "preempted")

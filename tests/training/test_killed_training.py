@@ -41,16 +41,16 @@ def rows(path):
     return [{k: v for k, v in row.items() if k != "examples_per_second"} for row in read_metrics(path)]
 
 
-@pytest.mark.parametrize("name", ["in-saves", "at-random", "preempted"])
+@pytest.mark.parametrize("name", ["in-saves", "at-random", "tpgm", "preempted"])
 def test_the_end_is_bit_equal_to_that_of_a_run_that_was_never_stopped(folder, name):
-    whole, killed = folder / "whole-001", folder / f"{name}-001"
+    whole, killed = folder / ("whole-tpgm-001" if name == "tpgm" else "whole-001"), folder / f"{name}-001"
     expected = load_checkpoint(latest_checkpoint(whole / "checkpoints"))
     assert expected["step"] == 30
     assert plain(load_checkpoint(latest_checkpoint(killed / "checkpoints"))) == plain(expected)
     assert rows(killed) == rows(whole)
 
 
-@pytest.mark.parametrize("name", ["in-saves", "at-random"])
+@pytest.mark.parametrize("name", ["in-saves", "at-random", "tpgm"])
 def test_no_kill_loses_a_checkpoint(folder, name):
     steps = report(folder, name)["steps"]
     assert steps == sorted(steps)
@@ -60,8 +60,9 @@ def test_no_kill_loses_a_checkpoint(folder, name):
 def test_there_were_kills_in_every_part_of_a_save(folder):
     codes = report(folder, "in-saves")["codes"]
     assert codes[-1] == 0 and set(codes[:-1]) == {-9} and len(codes) > 25
-    codes = report(folder, "at-random")["codes"]
-    assert codes.count(-9) >= 3 and set(codes) <= {0, -9}
+    for name in ("at-random", "tpgm"):
+        codes = report(folder, name)["codes"]
+        assert codes.count(-9) >= 3 and set(codes) <= {0, -9}
 
 
 def test_preemption_ends_with_143_and_a_checkpoint_of_the_step_it_came_in(folder):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tether.objectives import MPMNCE
+from tether.optimizers import TPGM
 from tether.optimizers.groups import parameter_groups
 from tether.optimizers.schedule import Schedule, ScheduleConfig
 
@@ -15,15 +16,15 @@ from tether.optimizers.schedule import Schedule, ScheduleConfig
 class ToyData(torch.utils.data.Dataset):
     """Noisy pictures of `classes` classes; the noise is a pure function of epoch and index."""
 
-    def __init__(self, count=22, classes=5):
-        self.count, self.classes = count, classes
+    def __init__(self, count=22, classes=5, seed=0):
+        self.count, self.classes, self.seed = count, classes, seed
 
     def __len__(self):
         return self.count
 
     def __getitem__(self, key):
         epoch, index = key
-        generator = torch.Generator().manual_seed(1000 * epoch + index)
+        generator = torch.Generator().manual_seed(self.seed + 1000 * epoch + index)
         label = index % self.classes
         pixels = torch.randn(6, generator=generator, dtype=torch.float64)
         pixels[label] += 2
@@ -52,10 +53,16 @@ class Toy(nn.Module):
             pixels = pixels + 0.1 * np.random.randn()
         if "python" in self.noise:
             pixels = pixels + 0.1 * random.gauss(0, 1)
+        return self.contrast(pixels, labels), {"norm": self.text.weight.norm()}
+
+    def held_out_loss(self, batch, step):
+        pixels, labels, _ = batch
+        return self.contrast(pixels, labels)
+
+    def contrast(self, pixels, labels):
         image = F.normalize(self.image(pixels), dim=1)
         text = F.normalize(self.text(labels), dim=1)
-        loss = self.objective(image, text, labels, 10.0)
-        return loss, {"norm": self.text.weight.norm()}
+        return self.objective(image, text, labels, 10.0)
 
 
 class Average:
@@ -76,10 +83,17 @@ class Average:
         self.values = dict(state)
 
 
-def parts(steps, **options):
-    """Keyword arguments of `fit`, but for the data, config and run."""
+def parts(steps, tpgm=None, **options):
+    """Keyword arguments of `fit`, but for the data, config and run; with TPGM where its `RadiiConfig` is given."""
     task = Toy(**options)
-    parameters = dict(task.named_parameters())
-    optimizer = torch.optim.AdamW(parameter_groups(parameters, lr=0.05, weight_decay=0.1))
+    groups = parameter_groups(dict(task.named_parameters()), lr=0.05, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(groups) if tpgm is None else TPGM(groups)
     schedule = Schedule.of(optimizer, ScheduleConfig(warmup=3), steps)
-    return {"task": task, "optimizer": optimizer, "schedule": schedule, "accumulation": Average(task)}
+    held_out = {} if tpgm is None else {"held_out": ToyData(11, seed=500), "radii": tpgm}
+    return {
+        "task": task,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "accumulation": Average(task),
+        **held_out,
+    }

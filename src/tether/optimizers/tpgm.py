@@ -83,7 +83,13 @@ class TPGM(AnchoredOptimizer):
     }
 
     @torch.no_grad()
-    def radius_step(self, held_out_loss: Callable[[], Tensor], *, iterations: int = 1) -> Tensor:
+    def radius_step(
+        self,
+        held_out_loss: Callable[[], Tensor],
+        *,
+        iterations: int = 1,
+        after_backward: Callable[[Tensor], Any] | None = None,
+    ) -> Tensor:
         """Move the radii `iterations` times along the held-out loss of the projected weights, then project.
 
         Args:
@@ -92,6 +98,8 @@ class TPGM(AnchoredOptimizer):
                 must go through the wrapped model, so that gradients are averaged and all ranks learn the same
                 radii.
             iterations: number of calls, at least 1.
+            after_backward: called with each loss, detached, once the gradients are there and before they are
+                used: the place to average them over processes where no wrapper of the model does.
 
         Returns:
             The last loss, detached, of the weights projected with the radii before the last move. Gradients
@@ -121,6 +129,8 @@ class TPGM(AnchoredOptimizer):
                 with torch.enable_grad():
                     loss = held_out_loss()
                     loss.backward()
+                if after_backward is not None:
+                    after_backward(loss.detach())
                 restore()
                 with_gradient = self._moved(with_gradient=True)
                 if not with_gradient:

@@ -1,6 +1,6 @@
 """The training loop: one for pre-training, fine-tuning and every task.
 
-    batch → loss → backward → average over processes → clip → optimizer → accumulation → log, validate, save
+    batch → loss → backward → average over processes → clip → optimizer (→ radii) → accumulation → log, validate, save
 
 A run can be killed at any moment and continued; on a CPU the result is bit-equal to that of a run that never
 stopped. For this the data must be a pure function of (epoch, index), and everything that learns or remembers
@@ -32,6 +32,7 @@ from tether.training.interrupts import Interrupted, Interrupts
 from tether.training.loading import Key, load, parts, to_device
 from tether.training.optimizer_state import check_trains
 from tether.training.progress import Progress
+from tether.training.radii import Radii, RadiiConfig
 from tether.training.run_directory import RunDirectory
 from tether.training.sampler import Batches, Order, shuffled
 from tether.training.state import RunState
@@ -41,10 +42,11 @@ _SKIPPED_AT_MOST = 10  # steps in a row: by then it is the weights, not the batc
 
 @runtime_checkable
 class Trainable(Protocol):
-    """What can be trained. Two things more are used where a task has them:
+    """What can be trained. Three things more are used where a task has them:
 
     `begin_step(step, batch)` is called before every forward pass (adapters draw their drop masks there);
-    `separable = True` says that the loss is a mean over examples, so that a batch may be taken in pieces.
+    `separable = True` says that the loss is a mean over examples, so that a batch may be taken in pieces;
+    `held_out_loss(batch, step)` is the loss in evaluation mode, without any drop, on which TPGM learns its radii.
     """
 
     def named_parameters(self) -> Any:
@@ -78,6 +80,8 @@ def fit(
     order: Order | None = None,
     collate: Callable[[list[Any]], Any] | None = None,
     validate: Callable[[int, int], Mapping[str, float | int] | None] | None = None,
+    held_out: Dataset | None = None,
+    radii: RadiiConfig | None = None,
     run: RunDirectory | None = None,
     show_progress: bool = True,
 ) -> FitResult:
@@ -90,6 +94,9 @@ def fit(
         accumulation: `update()` after every optimizer step, and state dicts.
         order: examples of an epoch in order, see `tether.training.sampler`; shuffled by default.
         validate: called with (epoch, step) after every epoch, in every process; its result is logged.
+        held_out: what TPGM learns its radii on, map-style as `data` and collated alike: examples that are
+            neither trained on nor reported.
+        radii: when it does so; after every step if not given.
         run: where checkpoints and metrics go; without one nothing is written.
 
     Raises:
@@ -108,8 +115,11 @@ def fit(
     batches = Batches(order, count, config.batch_size, drop_last=config.drop_last)
     batches.check_shares(processes)
     total = config.total_steps(count)
+    learner = Radii(
+        task, optimizer, list(parameters.values()), held_out, radii or RadiiConfig(), config, collate
+    )
     fixed = {n: v for n, v in dataclasses.asdict(config).items() if n not in FitConfig.MAY_CHANGE}
-    identity = {**fixed, "examples": count}
+    identity = {**fixed, "examples": count, **learner.identity()}
     state = RunState(task, optimizer, parameters, schedule, accumulation, identity, config.seed, device)
     state.start()
     start = _resume(state, run)
@@ -127,7 +137,7 @@ def fit(
     first_bad = torch.tensor(-1, device=device)
     metrics: dict[str, float] = {}
     connected, seen, since = False, 0, time.monotonic()
-    with Interrupts() as interrupts, progress, closing(loader):
+    with Interrupts() as interrupts, progress, closing(loader), closing(learner):
         for step in range(start, total):
             done, epoch = step + 1, step // batches.per_epoch
             epoch_ends, ends = done % batches.per_epoch == 0, done == total
@@ -165,6 +175,7 @@ def fit(
             else:
                 state.skipped = 0
                 optimizer.step()
+                learner.after_step(done, ends=ends, looks=looks)
                 if accumulation is not None:
                     accumulation.update()
                 state.window.add({**values, "gradient_norm": norm})
