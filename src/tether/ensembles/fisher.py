@@ -30,6 +30,8 @@ class FisherConfig:
     alpha: float | str = "auto"
     grid: tuple[float, ...] = GRID
     rule: str = "bounded loss"
+    curve: bool = True
+    """Whether the test pictures are answered at every alpha of the grid, not only at 0, 1 and the chosen one."""
     examples: int = 256
     """Training pictures from which Fisher information is estimated, one backward pass each and model."""
     labels: str = "model"
