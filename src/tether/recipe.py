@@ -18,6 +18,7 @@ from tether.errors import TetherError, near_misses
 from tether.objectives.mpm_nce import MPMNCEConfig
 from tether.optimizers.from_config import AdamWConfig, OptimizerConfig
 from tether.optimizers.schedule import ScheduleConfig
+from tether.tasks.terms import RegularizerConfig
 from tether.training.config import FitConfig
 from tether.training.radii import RadiiConfig
 
@@ -105,6 +106,7 @@ class Recipe:
 
     Attributes:
         model: anything `tether.load` takes.
+        regularizers: terms that are added to the objective, each with its weight.
         radii: when TPGM learns its radii on validation pictures; other optimizers do not look at it.
         training: how long and in what batches; its seed decides everything random in the run.
         search: values to try for options, such as `{"optimizer.lr": (1e-4, 3e-4)}`, where a comparison tunes its
@@ -116,6 +118,7 @@ class Recipe:
     data: Data = field(default_factory=EmojiShiftConfig)
     adapter: Adapter = field(default_factory=RAdapterConfig)
     objective: Objective = field(default_factory=MPMNCEConfig)
+    regularizers: tuple[RegularizerConfig, ...] = ()
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     radii: RadiiConfig = field(default_factory=RadiiConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

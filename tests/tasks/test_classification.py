@@ -66,6 +66,26 @@ def test_every_optimizer_trains_every_kind_of_adapter(name, method, tiny_recipe,
     assert confidences(outcome.test.at(1.0)).ne(confidences(outcome.test.at(0.0))).any()
 
 
+REGULARIZERS = {
+    "r_adapter + mpm_nce": ("car_ft", "carot", "function_space", "lipsum_ft", "star_ft", "m3_mix"),
+    "full + cross_entropy": ("car_ft", "function_space", "l2_sp_penalty", "lipsum_ft"),
+}
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_regularizers_are_added_to_the_objective_and_logged(name, tiny_recipe, tmp_path):
+    adapter, objective = METHODS[name]
+    options = changed(tiny_recipe, adapter=adapter, objective=objective, training={"epochs": 1})
+    options = changed(options, optimizer={"lr": 0.002}, alpha={"value": 1.0, "grid": [1.0]})
+    methods = REGULARIZERS[name]
+    own = {"car_ft": {"contexts": ["a photo", "a sketch"]}, "star_ft": {"fade": False}}
+    regularizers = [{"method": method, **own.get(method, {})} for method in methods]
+    outcome = quiet({**options, "regularizers": regularizers}, tmp_path)
+    last = [row for row in read_metrics(outcome.run) if row["kind"] == "train"][-1]
+    assert last["loss"] == pytest.approx(last["objective"] + sum(last[method] for method in methods), rel=1e-4)
+    assert all(last[method] != 0 for method in methods)
+
+
 @pytest.fixture
 def bases(monkeypatch):
     """Every model a run loads, with its weights as they were loaded."""

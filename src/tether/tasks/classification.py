@@ -43,6 +43,8 @@ from tether.optimizers.from_config import create
 from tether.optimizers.schedule import Schedule
 from tether.optimizers.tpgm import TPGM
 from tether.recipe import CrossEntropyConfig, FrozenConfig, Recipe, to_plain
+from tether.tasks.terms import Terms, make_terms
+from tether.tasks.terms.step import StepInput, TermContext
 from tether.training import RunDirectory, fit
 from tether.training.checkpoint import latest_checkpoint
 
@@ -67,6 +69,7 @@ class Classification:
         prompts = fill(benchmark.templates, benchmark.class_names)
         self._tokens = torch.stack([model.tokenize(row) for row in prompts])
         self.head: nn.Parameter | None = None
+        self._terms: Terms | None = None
         if self.separable:
             zero_shot = class_embeddings(model, benchmark.class_names, benchmark.templates)
             self.head = nn.Parameter(zero_shot.clone())
@@ -75,6 +78,10 @@ class Classification:
         else:
             info_nce = InfoNCE()
             self._loss = lambda image, text, labels, scale, index: info_nce(image, text, scale, index=index)
+
+    def add(self, terms: Terms) -> None:
+        """Have regularizers added to the loss of every step."""
+        self._terms = terms
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         parameters = dict(self._attached.named_parameters()) if self._attached else {}
@@ -94,12 +101,38 @@ class Classification:
         image = self.model.encode_image(batch["pixels"])
         if self.head is not None:
             loss = cross_entropy(image, self.head, labels, self._scale, smoothing=self._objective.smoothing)
-            return loss, {"accuracy": (image @ self.head.T).argmax(1).eq(labels).float().mean()}
+            scalars = {"accuracy": (image @ self.head.T).argmax(1).eq(labels).float().mean()}
+            return self._regularized(loss, scalars, batch, step, image)
         distinct, inverse = self._texts(batch).unique(return_inverse=True)
         rows = self._tokens.flatten(0, 1)[distinct]
         text = self.model.encode_text(rows)
-        loss = self._loss(image, text, labels, self._scale, index=inverse.to(image.device))
-        return loss, {}
+        inverse = inverse.to(image.device)
+        loss = self._loss(image, text, labels, self._scale, index=inverse)
+        return self._regularized(loss, {}, batch, step, image, text=text, tokens=rows, text_index=inverse)
+
+    def _regularized(
+        self,
+        loss: Tensor,
+        scalars: dict[str, Tensor],
+        batch: Mapping[str, Any],
+        step: int,
+        image: Tensor,
+        **texts: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss with the regularizers added to it, and they among the scalars to log."""
+        if not self._terms:
+            return loss, scalars
+        given = StepInput(
+            step=step,
+            pixels=batch["pixels"],
+            labels=batch["label"],
+            index=batch["index"],
+            image=image,
+            scale=self._scale,
+            **texts,
+        )
+        added = self._terms(given)
+        return loss + sum(added.values()), {**scalars, "objective": loss.detach(), **added}
 
     def held_out_loss(self, batch: Mapping[str, Any], step: int) -> Tensor:
         """The loss without any drop, on which TPGM learns its radii."""
@@ -107,13 +140,19 @@ class Classification:
             self._attached.eval_mode()
         return self.loss(batch, step)[0]
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def trained(self) -> dict[str, Tensor]:
+        """Values of what is trained."""
         return {name: parameter.detach() for name, parameter in self.named_parameters().items()}
 
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        return {"trained": self.trained(), "terms": self._terms.state_dict() if self._terms else {}}
+
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         for name, parameter in self.named_parameters().items():
-            parameter.copy_(state[name])
+            parameter.copy_(state["trained"][name])
+        if self._terms:
+            self._terms.load_state_dict(state["terms"])
 
     def _texts(self, batch: Mapping[str, Any]) -> Int[Tensor, " batch"]:
         """Number of each picture's prompt among all classes × templates."""
@@ -217,6 +256,19 @@ def _run(
     if isinstance(optimizer, TPGM):
         held_out = ImageDataset(benchmark.validation, augmentation, seed=recipe.training.seed)
     steps = recipe.training.total_steps(len(data))
+    context = TermContext(
+        model=model,
+        attached=attached,
+        parameters=parameters,
+        class_names=benchmark.class_names,
+        templates=benchmark.templates,
+        seed=recipe.training.seed,
+        steps=steps,
+        steps_per_epoch=recipe.training.steps_per_epoch(len(data)),
+        head=task.head,
+        zero_shot=zero_shot,
+    )
+    task.add(make_terms(recipe.regularizers, context))
     accumulation = None
     if recipe.accumulation:
         accumulation = Accumulation(
@@ -235,7 +287,7 @@ def _run(
             run=kept,
             show_progress=show_progress,
         )
-    final = accumulation.average() if accumulation else task.state_dict()
+    final = accumulation.average() if accumulation else task.trained()
     head = final.get(HEAD)
     state = {name: tensor for name, tensor in final.items() if name != HEAD}
     delta: dict[str, Tensor] = {}
