@@ -87,7 +87,7 @@ def test_the_examples_run(page, start, tmp_path, monkeypatch):
 def test_hardly_an_example_is_left_out():
     marks = [block.mark for page in PAGES for block in blocks(page, "python")]
     assert set(marks) <= {"", "no-run"}
-    assert marks.count("no-run") <= 1
+    assert marks.count("no-run") <= 2
 
 
 @pytest.mark.parametrize("page", with_blocks("yaml"))
