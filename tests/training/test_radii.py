@@ -175,9 +175,11 @@ def test_tpgm_without_held_out_examples_is_refused(toy):
         fit(task, toy.ToyData(), optimizer, config(), held_out=toy.ToyData())
 
 
-def test_held_out_examples_for_another_optimizer_are_refused(toy):
+@pytest.mark.parametrize("given", ["held_out", "radii"])
+def test_held_out_examples_for_another_optimizer_are_refused(toy, given):
+    options = {given: toy.ToyData() if given == "held_out" else RADII}
     with pytest.raises(TetherError, match="of use to TPGM only, not to AdamW"):
-        fit(data=toy.ToyData(), config=config(), held_out=toy.ToyData(), **toy.parts(12))
+        fit(data=toy.ToyData(), config=config(), **options, **toy.parts(12))
 
 
 @pytest.mark.parametrize("option", ["every", "iterations", "batch_size"])

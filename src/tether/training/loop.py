@@ -115,9 +115,7 @@ def fit(
     batches = Batches(order, count, config.batch_size, drop_last=config.drop_last)
     batches.check_shares(processes)
     total = config.total_steps(count)
-    learner = Radii(
-        task, optimizer, list(parameters.values()), held_out, radii or RadiiConfig(), config, collate
-    )
+    learner = Radii(task, optimizer, list(parameters.values()), held_out, radii, config, collate)
     fixed = {n: v for n, v in dataclasses.asdict(config).items() if n not in FitConfig.MAY_CHANGE}
     identity = {**fixed, "examples": count, **learner.identity()}
     state = RunState(task, optimizer, parameters, schedule, accumulation, identity, config.seed, device)

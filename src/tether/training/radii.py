@@ -49,8 +49,8 @@ class Radii:
     """What comes after a step of TPGM; for any other optimizer there is nothing to do.
 
     Raises:
-        TetherError: TPGM has no held-out examples, or too few, or a task that cannot use them; or there are
-            held-out examples for another optimizer.
+        TetherError: TPGM has no held-out examples, or too few, or a task that cannot use them; or another
+            optimizer is given held-out examples.
     """
 
     def __init__(
@@ -59,26 +59,28 @@ class Radii:
         optimizer: Optimizer,
         parameters: Sequence[Tensor],
         data: Dataset | None,
-        config: RadiiConfig,
+        config: RadiiConfig | None,
         fit: FitConfig,
         collate: Callable[[list[Any]], Any] | None,
     ) -> None:
         self._learns = isinstance(optimizer, TPGM)
-        if self._learns != (data is not None):
-            raise TetherError(
-                "TPGM learns its radii on held-out examples; give fit(held_out=…) some that are neither trained "
-                "on nor reported."
-                if self._learns
-                else f"held_out is of use to TPGM only, not to {type(optimizer).__name__}; leave it out."
-            )
         if not self._learns:
+            if data is not None or config is not None:
+                raise TetherError(
+                    f"held_out and radii are of use to TPGM only, not to {type(optimizer).__name__}; leave them out."
+                )
             return
+        if data is None:
+            raise TetherError(
+                "TPGM learns its radii on held-out examples; give fit(held_out=…) some that are neither trained on "
+                "nor reported."
+            )
         if not hasattr(task, "held_out_loss"):
             raise TetherError(
                 f"{type(task).__name__} needs a method held_out_loss(batch, step) to be trained by TPGM: the "
                 f"loss of a batch in evaluation mode."
             )
-        count = len(data)
+        config, count = config or RadiiConfig(), len(data)
         if count == 0:
             raise TetherError("TPGM learns its radii on held-out examples, but there are none.")
         size = min(config.batch_size or fit.batch_size, count)
