@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tether.errors import TetherError
@@ -55,6 +55,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise OSError(str(error)) from error
 
     write_atomically(path, write)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        TetherError: it is missing or not whole.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise TetherError(
+            f"{path} cannot be read ({error}); it is missing or cut short. Copy it again."
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -337,7 +337,7 @@ def _rank(options: argparse.Namespace) -> int:
 
     from tether.adapters.files import load_adapter
     from tether.models import load
-    from tether.tasks.classification import HEAD_FILE
+    from tether.tasks.outcome import HEAD_FILE
     from tether.tasks.ranking import shrink
 
     run = _run_of(options.adapter)

@@ -18,6 +18,8 @@ from tether.errors import TetherError, near_misses
 from tether.objectives.mpm_nce import MPMNCEConfig
 from tether.optimizers.from_config import AdamWConfig, OptimizerConfig
 from tether.optimizers.schedule import ScheduleConfig
+from tether.tasks.ensembling import EnsembleConfig
+from tether.tasks.probe import ProbeConfig, no_head
 from tether.tasks.terms import RegularizerConfig
 from tether.training.config import FitConfig
 from tether.training.radii import RadiiConfig
@@ -107,8 +109,10 @@ class Recipe:
     Attributes:
         model: anything `tether.load` takes.
         regularizers: terms that are added to the objective, each with its weight.
-        radii: when TPGM learns its radii on validation pictures; other optimizers do not look at it.
+        radii: when TPGM learns its radii on validation pictures; for no other optimizer.
         training: how long and in what batches; its seed decides everything random in the run.
+        probe: trains the head alone first (LP-FT).
+        ensemble: another combination of zero-shot and tuned model than by `alpha`, fitted after training.
         search: values to try for options, such as `{"optimizer.lr": (1e-4, 3e-4)}`, where a comparison tunes its
             methods; a single run does not look at it.
     """
@@ -120,12 +124,14 @@ class Recipe:
     objective: Objective = field(default_factory=MPMNCEConfig)
     regularizers: tuple[RegularizerConfig, ...] = ()
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
-    radii: RadiiConfig = field(default_factory=RadiiConfig)
+    radii: RadiiConfig | None = None
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     accumulation: AccumulationConfig | None = None
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     training: FitConfig
     alpha: AlphaConfig = field(default_factory=AlphaConfig)
+    probe: ProbeConfig | None = None
+    ensemble: EnsembleConfig | None = None
     search: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -133,6 +139,8 @@ class Recipe:
             raise TetherError(
                 "With a frozen model only a head can learn; use objective.method=cross_entropy."
             )
+        if self.probe and not isinstance(self.objective, CrossEntropyConfig):
+            raise no_head()
 
 
 def read(source: str | Path, overrides: list[str] | None = None) -> Recipe:

@@ -8,14 +8,15 @@ import torch
 
 import tether.data.dataset
 from tether import recipe as recipes
-from tether._files import read_json
+from tether._files import read_json, read_tensors
 from tether.adapters.files import apply, load_adapter
 from tether.data import load_benchmark
 from tether.errors import TetherError
 from tether.evaluation import Classifier, class_embeddings, evaluate, zero_shot_classifier
 from tether.models import load
 from tether.tasks import classification
-from tether.tasks.classification import HEAD_FILE, head_at, load_sweep, load_tensors, run
+from tether.tasks.classification import run
+from tether.tasks.outcome import HEAD_FILE, head_at, load_sweep
 from tether.training import read_metrics
 
 METHODS = {
@@ -86,6 +87,34 @@ def test_regularizers_are_added_to_the_objective_and_logged(name, tiny_recipe, t
     assert all(last[method] != 0 for method in methods)
 
 
+ENSEMBLES = {
+    "output": {"method": "output"},
+    "vrf": {"method": "vrf", "share": 0.2},
+    "fisher": {"method": "fisher"},
+}
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_an_ensemble_stands_between_the_two_models_and_is_kept_with_the_run(name, tiny_recipe, tmp_path):
+    options = changed(tiny_recipe, adapter={"method": "full"}, optimizer={"lr": 2e-3}, training={"epochs": 1})
+    outcome = quiet({**options, "ensemble": ENSEMBLES[name]}, tmp_path)
+    assert {0.0, outcome.alpha, 1.0} <= set(outcome.test.alphas)
+    assert answers(outcome.test.at(0.0)) == answers(zero_shot_scores(options))
+    assert "validation" in outcome.alpha_reason
+    assert list(outcome.run.glob("*/classifier.safetensors" if name == "fisher" else "*.json"))
+
+
+def test_a_probe_gives_the_head_that_fine_tuning_begins_with(tiny_recipe, tmp_path):
+    adapter, objective = METHODS["full + cross_entropy"]
+    options = changed(tiny_recipe, adapter=adapter, objective=objective, optimizer={"lr": 1e-9})
+    options = changed(options, training={"epochs": 1}, accumulation=None, probe={"epochs": 3, "lr": 0.1})
+    outcome = quiet(options, tmp_path)
+    probe = read_tensors(outcome.run / "probe.safetensors")["weight"]
+    head = read_tensors(outcome.run / HEAD_FILE)
+    torch.testing.assert_close(head["weight"], probe, atol=1e-6, rtol=0)
+    assert (head["weight"] - head["zero_shot"]).abs().max() > 0.01
+
+
 @pytest.fixture
 def bases(monkeypatch):
     """Every model a run loads, with its weights as they were loaded."""
@@ -121,7 +150,7 @@ def test_what_was_saved_gives_the_reported_answers(name, tiny_recipe, tmp_path, 
     if adapter["method"] != "frozen":
         apply(fresh, outcome.run / "adapter").merge(outcome.alpha)
     if objective["method"] == "cross_entropy":
-        head = load_tensors(outcome.run / HEAD_FILE)
+        head = read_tensors(outcome.run / HEAD_FILE)
         torch.testing.assert_close(head["zero_shot"], zero_shot)
         weight = head_at(head["weight"], head["zero_shot"], outcome.alpha)
     else:

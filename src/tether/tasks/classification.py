@@ -7,22 +7,20 @@ import json
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tether._alpha import TOWERS, Alpha, alpha_of, tower_of
 from tether._distributed import from_main, is_main
-from tether._files import read_json, write_json, write_tensors
+from tether._files import read_json, write_json
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
 from tether.adapters.full import FullConfig
@@ -32,7 +30,7 @@ from tether.data.prompts import fill
 from tether.data.records import Benchmark
 from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
-from tether.evaluation import Classifier, SplitScores, Sweep, alpha_sweep, class_embeddings
+from tether.evaluation import Classifier, Sweep, alpha_sweep, class_embeddings
 from tether.evaluation.alpha import choose_alpha
 from tether.models import Model, load
 from tether.models.last_block import fast_last_block
@@ -43,6 +41,21 @@ from tether.optimizers.from_config import create
 from tether.optimizers.schedule import Schedule
 from tether.optimizers.tpgm import TPGM
 from tether.recipe import CrossEntropyConfig, FrozenConfig, Recipe, to_plain
+from tether.tasks.ensembling import Ensemble, Pair, combine
+from tether.tasks.outcome import (
+    ADAPTER,
+    HEAD_FILE,
+    RESULT,
+    SCORES,
+    Outcome,
+    digests,
+    head_at,
+    is_finished,
+    read_outcome,
+    save_head,
+    save_sweep,
+)
+from tether.tasks.probe import probed_head
 from tether.tasks.terms import Terms, make_terms
 from tether.tasks.terms.step import StepInput, TermContext
 from tether.training import RunDirectory, fit
@@ -50,7 +63,7 @@ from tether.training.checkpoint import latest_checkpoint
 
 HEAD = "head.weight"
 AFTER_TRAINING = ("name", "alpha", "ensemble", "search")
-ADAPTER, HEAD_FILE, SCORES, RESULT = "adapter", "head.safetensors", "scores.safetensors", "result.json"
+PROBE = "probe.safetensors"
 
 
 class Classification:
@@ -159,29 +172,6 @@ class Classification:
         return batch["label"].cpu() * self._templates + batch["text_pick"].cpu() % self._templates
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a run gave: test scores along alpha, which alpha was chosen and why, costs, where everything lies.
-
-    Attributes:
-        validation: what alpha was chosen from, one entry per alpha; empty where the recipe gave it.
-        file_bytes: what is to be kept besides the base: adapter and head.
-        seconds: of training, over all parts of the run that were not killed.
-    """
-
-    recipe: Recipe
-    benchmark: Benchmark
-    test: Sweep
-    alpha: Alpha
-    alpha_reason: str
-    validation: Sequence[Mapping[str, Any]]
-    trained_parameters: int
-    file_bytes: int
-    seconds: float
-    peak_memory_bytes: int
-    run: Path
-
-
 def run(
     recipe: Recipe,
     root: Path = Path("runs"),
@@ -228,7 +218,7 @@ def run(
             from_main(lambda: _take_over(trained, kept, recipe))
         if started and is_main():
             started(kept.path)
-        if not from_main(lambda: _is_finished(kept.path, test)):
+        if not from_main(lambda: is_finished(kept.path, test)):
             _run(recipe, model, benchmark, kept, progress if is_main() else None, show_progress, test)
         return read_outcome(kept.path, recipe, benchmark)
 
@@ -248,46 +238,7 @@ def _run(
     model.module.requires_grad_(False)
     attached = None if frozen else attach(model, recipe.adapter, seed=recipe.training.seed)
     task = Classification(model, attached, recipe, benchmark)
-    parameters = task.named_parameters()
-    optimizer = _optimizer(recipe, parameters)
-    augmentation = train_transform(model.image, **asdict(recipe.augmentation))
-    data = ImageDataset(benchmark.train, augmentation, seed=recipe.training.seed, cache_bytes=2**29)
-    held_out = None
-    if isinstance(optimizer, TPGM):
-        held_out = ImageDataset(benchmark.validation, augmentation, seed=recipe.training.seed)
-    steps = recipe.training.total_steps(len(data))
-    context = TermContext(
-        model=model,
-        attached=attached,
-        parameters=parameters,
-        class_names=benchmark.class_names,
-        templates=benchmark.templates,
-        seed=recipe.training.seed,
-        steps=steps,
-        steps_per_epoch=recipe.training.steps_per_epoch(len(data)),
-        head=task.head,
-        zero_shot=zero_shot,
-    )
-    task.add(make_terms(recipe.regularizers, context))
-    accumulation = None
-    if recipe.accumulation:
-        accumulation = Accumulation(
-            parameters, momentum=recipe.accumulation.momentum, correction=recipe.accumulation.correction
-        )
-    with _timed(kept), fast_last_block(model):
-        fit(
-            task,
-            data,
-            optimizer,
-            recipe.training,
-            schedule=Schedule.of(optimizer, recipe.schedule, steps),
-            accumulation=accumulation,
-            held_out=held_out,
-            radii=recipe.radii,
-            run=kept,
-            show_progress=show_progress,
-        )
-    final = accumulation.average() if accumulation else task.trained()
+    final = _train(task, attached, zero_shot, recipe, benchmark, kept, show_progress)
     head = final.get(HEAD)
     state = {name: tensor for name, tensor in final.items() if name != HEAD}
     delta: dict[str, Tensor] = {}
@@ -302,14 +253,11 @@ def _run(
         weight = class_embeddings(model, benchmark.class_names, benchmark.templates)
         return Classifier(weight=weight, scale=model.logit_scale)
 
-    def sweep(splits: Mapping[str, Any], alphas: list[Alpha]) -> Sweep:
-        return alpha_sweep(model, delta, splits, alphas, classifier, progress=progress)
-
     with attached.ordinary() if attached else nullcontext():
-        alpha, reason, validation = _choose(recipe, benchmark, sweep)
-        curve = recipe.alpha.grid if recipe.alpha.curve else ()
-        alphas = _distinct([0.0, *curve, 1.0, alpha]) if test else []
-        tested = sweep(benchmark.tests, alphas) if test else Sweep((), ())
+        judge = _judge_path if recipe.ensemble is None else _judge_ensemble
+        alpha, reason, validation, tested, ensemble = judge(
+            recipe, benchmark, model, delta, classifier, test, progress
+        )
     results = {
         "alpha": plain(alpha),
         "alpha_reason": reason,
@@ -318,7 +266,7 @@ def _run(
             for alpha, by_split in zip(tested.alphas, tested.scores, strict=True)
         },
         "validation": validation,
-        "trained_parameters": sum(parameter.numel() for parameter in parameters.values()),
+        "trained_parameters": sum(parameter.numel() for parameter in final.values()),
         "peak_memory_bytes": _peak_memory(model.device),
     }
 
@@ -330,6 +278,9 @@ def _run(
             save_adapter(
                 kept.path / ADAPTER, attached, state=state, alpha=alpha, extra={"head": head is not None}
             )
+        if ensemble:
+            with attached.ordinary() if attached else nullcontext():
+                ensemble.save(kept.path, benchmark.class_names, adapter=ADAPTER if attached else None)
         save_sweep(kept.path / SCORES, tested)
         files = [kept.path / HEAD_FILE, *(kept.path / ADAPTER).rglob("*")]
         results["file_bytes"] = sum(file.stat().st_size for file in files if file.is_file())
@@ -338,6 +289,100 @@ def _run(
     from_main(keep)
     if attached:
         attached.detach()
+
+
+def _train(
+    task: Classification,
+    attached: Attached | None,
+    zero_shot: Tensor,
+    recipe: Recipe,
+    benchmark: Benchmark,
+    kept: RunDirectory,
+    show_progress: bool,
+) -> dict[str, Tensor]:
+    """The trained values by name, accumulated where the recipe says so."""
+    model, seed = task.model, recipe.training.seed
+    augmentation = train_transform(model.image, **asdict(recipe.augmentation))
+    data = ImageDataset(benchmark.train, augmentation, seed=seed, cache_bytes=2**29)
+    if recipe.probe:
+        options = {"smoothing": recipe.objective.smoothing, "seed": seed, "show_progress": show_progress}
+        task.head.data = probed_head(kept.path / PROBE, recipe.probe, model, data, task.head.detach(), **options)
+    parameters = task.named_parameters()
+    optimizer = _optimizer(recipe, parameters)
+    held_out = None
+    if isinstance(optimizer, TPGM):
+        held_out = ImageDataset(benchmark.validation, augmentation, seed=seed)
+    steps = recipe.training.total_steps(len(data))
+    context = TermContext(
+        model=model,
+        attached=attached,
+        parameters=parameters,
+        class_names=benchmark.class_names,
+        templates=benchmark.templates,
+        seed=seed,
+        steps=steps,
+        steps_per_epoch=recipe.training.steps_per_epoch(len(data)),
+        head=task.head,
+        zero_shot=zero_shot,
+    )
+    task.add(make_terms(recipe.regularizers, context))
+    accumulation = Accumulation(parameters, **asdict(recipe.accumulation)) if recipe.accumulation else None
+    with _timed(kept), fast_last_block(model):
+        fit(
+            task,
+            data,
+            optimizer,
+            recipe.training,
+            schedule=Schedule.of(optimizer, recipe.schedule, steps),
+            accumulation=accumulation,
+            held_out=held_out,
+            radii=recipe.radii,
+            run=kept,
+            show_progress=show_progress,
+        )
+    return accumulation.average() if accumulation else task.trained()
+
+
+Judgement = tuple[Alpha, str, list[dict[str, Any]], Sweep, Ensemble | None]
+"""Alpha, why it was chosen, from what, the test scores along alpha, and the fitted ensemble if there is one."""
+
+
+def _judge_path(
+    recipe: Recipe,
+    benchmark: Benchmark,
+    model: Model,
+    delta: Mapping[str, Tensor],
+    classifier: Callable[[float], Classifier],
+    test: bool,
+    progress: Callable[[str, int, int], None] | None,
+) -> Judgement:
+    """Along the path of weights from the zero-shot model to the tuned one."""
+
+    def sweep(splits: Mapping[str, Any], alphas: list[Alpha]) -> Sweep:
+        return alpha_sweep(model, delta, splits, alphas, classifier, progress=progress)
+
+    alpha, reason, validation = _choose(recipe, benchmark, sweep)
+    curve = recipe.alpha.grid if recipe.alpha.curve else ()
+    alphas = _distinct([0.0, *curve, 1.0, alpha])
+    return alpha, reason, validation, sweep(benchmark.tests, alphas) if test else Sweep((), ()), None
+
+
+def _judge_ensemble(
+    recipe: Recipe,
+    benchmark: Benchmark,
+    model: Model,
+    delta: Mapping[str, Tensor],
+    classifier: Callable[[float], Classifier],
+    test: bool,
+    progress: Callable[[str, int, int], None] | None,
+) -> Judgement:
+    """With the recipe's ensemble, fitted on training and validation pictures."""
+    pair = Pair.of(model, delta, classifier, progress=progress)
+    parts = {"train": benchmark.train, "validation": benchmark.validation}
+    ensemble = combine(recipe.ensemble, pair, **parts, seed=recipe.training.seed)
+    validation = [plain(point) for point in ensemble.choice.curve] if ensemble.choice else []
+    tested = ensemble.sweep(benchmark.tests) if test else Sweep((), ())
+    return ensemble.alpha, ensemble.reason, validation, tested, ensemble
 
 
 def training_part(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -359,84 +404,6 @@ def _take_over(trained: Path, kept: RunDirectory, recipe: Recipe) -> None:
     shutil.copytree(checkpoint, temporary)
     temporary.rename(kept.checkpoints / checkpoint.name)
     shutil.copy2(trained / "time.json", kept.path)
-
-
-def read_outcome(path: Path, recipe: Recipe, benchmark: Benchmark) -> Outcome:
-    """What a finished run left in its directory.
-
-    Raises:
-        TetherError: it is not finished, a file is not whole, or the test splits are others.
-    """
-    result = read_json(path / RESULT)
-    return Outcome(
-        recipe=recipe,
-        benchmark=benchmark,
-        test=load_sweep(path / SCORES, benchmark),
-        seconds=read_json(path / "time.json")["training_seconds"],
-        run=path,
-        **{name: value for name, value in result.items() if name != "test"},
-    )
-
-
-def _is_finished(path: Path, test: bool) -> bool:
-    return (path / RESULT).is_file() and (not test or bool(read_json(path / RESULT)["test"]))
-
-
-def head_at(head: Tensor, zero_shot: Tensor, alpha: float) -> Tensor:
-    """The linear head on the way from the zero-shot classifier to the trained one."""
-    return zero_shot + alpha * (head - zero_shot)
-
-
-def save_head(path: Path, head: Tensor, zero_shot: Tensor) -> None:
-    """Keep a trained head and the zero-shot classifier that it began as, both [classes, dim]."""
-    write_tensors(path, {"weight": head, "zero_shot": zero_shot})
-
-
-def save_sweep(path: Path, sweep: Sweep) -> None:
-    """Keep the answers to every test picture at every alpha, so that tables can be made again."""
-    tensors = {
-        json.dumps([plain(alpha), name, part]): getattr(scores, part)
-        for alpha, by_split in zip(sweep.alphas, sweep.scores, strict=True)
-        for name, scores in by_split.items()
-        for part in ("predictions", "confidences", "ranks")
-    }
-    write_tensors(path, tensors)
-
-
-def load_sweep(path: Path, benchmark: Benchmark) -> Sweep:
-    """What `save_sweep` kept, by rising alpha.
-
-    Raises:
-        TetherError: the file is missing or not whole, or of other test splits.
-    """
-    by_alpha: dict[str, dict[str, dict[str, Tensor]]] = {}
-    for key, tensor in load_tensors(path).items():
-        alpha, name, part = json.loads(key)
-        by_alpha.setdefault(json.dumps(alpha), {}).setdefault(name, {})[part] = tensor
-    classes, scores = len(benchmark.class_names), {}
-    for text, parts in by_alpha.items():
-        if parts.keys() != benchmark.tests.keys():
-            raise TetherError(f"{path} is of the test splits {sorted(parts)}, not {sorted(benchmark.tests)}.")
-        scores[text] = {
-            name: SplitScores(split=split, classes=classes, **parts[name])
-            for name, split in benchmark.tests.items()
-        }
-    order = sorted(scores, key=lambda text: [alpha_of(json.loads(text), tower) for tower in TOWERS])
-    return Sweep(tuple(json.loads(text) for text in order), tuple(scores[text] for text in order))
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one of a run's files.
-
-    Raises:
-        TetherError: it is missing or not whole.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise TetherError(
-            f"{path} cannot be read ({error}); it is missing or cut short. Copy it again."
-        ) from error
 
 
 @contextmanager
@@ -484,12 +451,6 @@ def _simplest(alpha: Alpha) -> Alpha:
 
 def _distinct(alphas: list[Alpha]) -> list[Alpha]:
     return [alpha for place, alpha in enumerate(alphas) if alpha not in alphas[:place]]
-
-
-def digests(benchmark: Benchmark) -> dict[str, Any]:
-    """Size and hash of every split, as they stand in a run's `splits.json`."""
-    splits = {"train": benchmark.train, "validation": benchmark.validation, **benchmark.tests}
-    return {name: {"pictures": len(split), "sha256": split.digest} for name, split in splits.items()}
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -9,12 +9,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from tether._alpha import Alpha, alpha_of
+from tether._files import read_tensors
 from tether.adapters import MergeReport
 from tether.adapters.files import apply, load_adapter
 from tether.errors import TetherError
 from tether.models import load
 from tether.models.model import Model
-from tether.tasks.classification import HEAD_FILE, head_at, load_tensors
+from tether.tasks.outcome import HEAD_FILE, head_at
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".index.json")
 
@@ -37,7 +38,7 @@ def export(
     if out.exists():
         raise TetherError(f"{out} exists already, and nothing is overwritten. Name a folder that does not.")
     saved = load_adapter(adapter)
-    tensors = load_tensors(head) if head else None
+    tensors = read_tensors(head) if head else None
     base = _folder(source)
     model = load(source)
     attached = apply(model, saved)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from tether import _distributed
-from tether._files import write_tensors
+from tether._files import read_tensors, write_tensors
 from tether.data.dataset import ImageDataset
 from tether.data.records import Split
 from tether.data.transforms import test_transform
@@ -125,12 +125,10 @@ def probed_head(
     Raises:
         TetherError: as `train_probe`, or the file cannot be read or written.
     """
-    from tether.tasks.classification import load_tensors
-
     if not _distributed.from_main(path.is_file):
         trained = train_probe(config, model, data, head, **options)
         _distributed.from_main(lambda: write_tensors(path, {"weight": trained}))
-    return load_tensors(path)["weight"].to(model.device)
+    return read_tensors(path)["weight"].to(model.device)
 
 
 class _Head:

@@ -14,7 +14,7 @@ from tether.data.records import Benchmark
 from tether.errors import TetherError
 from tether.evaluation import Classifier, alpha_sweep, class_embeddings
 from tether.models import Model
-from tether.tasks.classification import head_at, load_tensors
+from tether.tasks.outcome import head_at
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -50,7 +50,7 @@ def shrink(
         raise TetherError(f"{benchmark.name} has no validation pictures to choose a rank by.")
     saved = load_adapter(adapter)
     config_for(saved.config, saved.state)  # refuses what is no R-Adapter before anything is evaluated
-    tensors = load_tensors(head) if head else None
+    tensors = read_tensors(head) if head else None
     attached = apply(model, saved)
     pictures = ImageDataset(benchmark.validation, test_transform(model.image), cache_bytes=2**29)
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from tether.evaluation.results import Results
 from tether.evaluation.scores import alpha_text
 from tether.evaluation.tables import bytes_text, count_text, percent, seconds_text
-from tether.tasks.classification import Outcome
+from tether.tasks.outcome import Outcome
 
 
 class EvaluationProgress:
