@@ -13,6 +13,19 @@ from tether.data.prompts import fill
 from tether.evaluation import class_embeddings
 from tether.models import Model, load
 from tether.models.site import Select
+from tether.objectives import (
+    CarFTConfig,
+    CaRotConfig,
+    FunctionSpaceConfig,
+    L2SPPenaltyConfig,
+    LipsumFTConfig,
+    LMixConfig,
+    M2MixConfig,
+    M3MixConfig,
+    StarFTConfig,
+    VLMixConfig,
+    VMixConfig,
+)
 from tether.tasks.terms import StepInput, TermContext, Terms, make_terms
 
 NAMES = ("circle", "square", "cross")
@@ -27,6 +40,21 @@ ADAPTERS = {
     "bias_only": BiasOnlyConfig(),
     "frozen": None,
 }
+
+IMAGE_TERMS = [CarFTConfig(), LipsumFTConfig(texts=7, length=3), StarFTConfig(), FunctionSpaceConfig()]
+MIXES = [M2MixConfig(), VMixConfig(), LMixConfig(), VLMixConfig(), M3MixConfig()]
+PAIR_TERMS = [*MIXES, CaRotConfig(every=1)]
+ALL = [*IMAGE_TERMS, *PAIR_TERMS, L2SPPenaltyConfig()]
+METHODS = (
+    "car_ft lipsum_ft star_ft function_space m2_mix v_mix l_mix vl_mix m3_mix carot l2_sp_penalty".split()
+)
+CASES = [
+    (config, adapter, head)
+    for config in ALL
+    for adapter in ("r_adapter", "full")
+    for head in (False, True)
+    if not head or config not in PAIR_TERMS
+]
 
 
 @dataclass

@@ -85,6 +85,7 @@ def test_the_copy_shares_what_stays_frozen_and_shortens_its_last_block(tiny_mode
         own, theirs = dict(model.module.named_parameters()), dict(run.model.module.named_parameters())
         assert any(type(part) is ClassTokenBlock for part in model.module.modules())
     shared = {name for name in own if own[name] is theirs[name]}
+    assert not any(parameter.requires_grad for parameter in own.values())
     assert shared == theirs.keys() - run.parameters.keys()
     assert not any(type(part) is ClassTokenBlock for part in run.model.module.modules())
 

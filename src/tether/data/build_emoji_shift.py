@@ -4,16 +4,15 @@ The product is committed as package data: one zip of WebP pictures per vendor, `
 and fold of every emoji; source, licence, count and hash of every vendor) and `CARD.md`.
 """
 
-import argparse
 import hashlib
 import io
-import zipfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
 from PIL import Image
 
 from tether._files import sha256_file, write_atomically, write_json
+from tether.data.building import command, write_zip
 from tether.data.emoji_classes import CLASS_NAMES
 from tether.data.emoji_sources import Emoji, IconSet, Packages, render
 
@@ -35,12 +34,12 @@ def build(packages: Packages, out: Path) -> None:
     sets = {}
     for prefix, icons in vendors.items():
         pictures = {
-            emoji.code: _webp(picture)
+            f"{emoji.code.lower()}.webp": _webp(picture)
             for emoji in chosen
             if (name := drawings[prefix].get(emoji.code)) and (picture := render(icons.svg(name), SIZE))
         }
         path = out / f"{prefix}.zip"
-        write_atomically(path, lambda temporary, pictures=pictures: _write_zip(temporary, pictures))
+        write_zip(path, pictures)
         sets[prefix] = _describe(icons) | {"pictures": len(pictures), "sha256": sha256_file(path)}
     index = {
         "name": "emoji-shift",
@@ -96,13 +95,6 @@ def _webp(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _write_zip(path: Path, pictures: dict[str, bytes]) -> None:
-    """A zip whose bytes depend on the pictures only: stored, sorted, with a fixed date."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for code in sorted(pictures):
-            archive.writestr(zipfile.ZipInfo(f"{code.lower()}.webp", (1980, 1, 1, 0, 0, 0)), pictures[code])
-
-
 def _describe(icons: IconSet) -> dict[str, str]:
     return {
         "title": icons.title,
@@ -153,15 +145,5 @@ fluent-emoji and is used nowhere.
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "packages", type=Path, help="folder with the unpacked packages: iconify/ and emojibase/"
-    )
-    parser.add_argument("out", type=Path, help="folder to write (src/tether/data/emoji_shift)")
-    arguments = parser.parse_args()
-    build(Packages(arguments.packages), arguments.out)
-
-
 if __name__ == "__main__":
-    main()
+    command(lambda packages, out: build(Packages(packages), out), __doc__, "iconify/ and emojibase/")

@@ -5,7 +5,6 @@ them. The product (`pictures.zip` with transparent pictures, `pictures.json` wit
 cheap to make again, so it is not committed; `tether pretrain` reads it.
 """
 
-import argparse
 import io
 import zipfile
 from collections import Counter, defaultdict
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from tether._files import write_atomically, write_json
 from tether.data.build_emoji_shift import SIZE
+from tether.data.building import command, member
 from tether.data.emoji_classes import CLASS_NAMES
 from tether.data.emoji_sources import Emoji, Packages, render, words_of
 
@@ -44,7 +44,7 @@ def build(packages: Packages, out: Path) -> None:
                     buffer = io.BytesIO()
                     picture.save(buffer, "webp", lossless=True, method=2)
                     file = f"{prefix}/{icon}.webp"
-                    archive.writestr(zipfile.ZipInfo(file, (1980, 1, 1, 0, 0, 0)), buffer.getvalue())
+                    archive.writestr(member(file), buffer.getvalue())
                     rows.append({"file": file, **row})
 
     write_atomically(out / "pictures.zip", write)
@@ -112,15 +112,5 @@ def _icons(packages: Packages) -> Iterator[tuple[str, str, dict, str]]:
                 yield prefix, icon, row, icons.svg(icon)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "packages", type=Path, help="folder with the unpacked packages: iconify/ and emojibase/"
-    )
-    parser.add_argument("out", type=Path, help="folder to write")
-    arguments = parser.parse_args()
-    build(Packages(arguments.packages), arguments.out)
-
-
 if __name__ == "__main__":
-    main()
+    command(lambda packages, out: build(Packages(packages), out), __doc__, "iconify/ and emojibase/")

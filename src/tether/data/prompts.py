@@ -6,12 +6,13 @@ from functools import cache
 from tether.errors import TetherError, near_misses
 
 # The prompts CLIP was evaluated with, per kind of data set (Radford et al. 2021, section 3.1.4; also CoOp's
-# hand-made prompts, Zhou et al. 2022, Table 1).
+# hand-made prompts, Zhou et al. 2022, Table 1); "characters" is for `tether.data.build_typefaces`.
 TEMPLATE_SETS = {
     "photo": ("a photo of a {}.",),
     "aircraft": ("a photo of a {}, a type of aircraft.",),
     "actions": ("a photo of a person doing {}.",),
     "cars": ("a photo of a {}.",),
+    "characters": ("{}", "a picture of {}", "{} in print", "{} in black on white"),
     "flowers": ("a photo of a {}, a type of flower.",),
     "food": ("a photo of {}, a type of food.",),
     "objects": ("a photo of a {}.",),

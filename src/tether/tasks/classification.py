@@ -23,9 +23,8 @@ from tether._distributed import from_main, is_main
 from tether._files import read_json, write_json
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
-from tether.adapters.full import FullConfig
 from tether.config import plain
-from tether.data import ImageDataset, load_benchmark, simulated_shifts, train_transform
+from tether.data import ImageDataset, load_benchmark, simulated_shifts, test_transform, train_transform
 from tether.data.prompts import fill
 from tether.data.records import Benchmark
 from tether.ensembles.accumulation import Accumulation
@@ -311,7 +310,7 @@ def _train(
     optimizer = _optimizer(recipe, parameters)
     held_out = None
     if isinstance(optimizer, TPGM):
-        held_out = ImageDataset(benchmark.validation, augmentation, seed=seed)
+        held_out = ImageDataset(benchmark.validation, test_transform(model.image), seed=seed)
     steps = recipe.training.total_steps(len(data))
     context = TermContext(
         model=model,
@@ -434,12 +433,14 @@ def _choose(
 
 
 def _optimizer(recipe: Recipe, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
-    """The recipe's; what is added to a frozen model is kept near zero, the model's own weights near their start."""
+    """The recipe's. A robust one stays near where training began, or near zero for low-rank factors, of which one
+    is random at the start."""
+    factors = {name: None for name in parameters if name.endswith((".up", ".down"))}
     return create(
         recipe.optimizer,
         parameters,
         head=HEAD if HEAD in parameters else None,
-        anchors="start" if isinstance(recipe.adapter, FullConfig) else "zero",
+        anchors=factors or "start",
     )
 
 

@@ -32,13 +32,14 @@ class LipsumFTTerm:
     def __init__(self, config: LipsumFTConfig, shared: Shared) -> None:
         shared.require_images("lipsum_ft")
         self._config, self._term = config, LipsumFT(shared.scale)
+        self._reference = shared.reference  # now: to copy weights between forward and backward is too late
         model = shared.context.model
         self._frame = text_frame(model.tokenize, _words(model.module))
         self._draw(torch.Generator())  # refuses what does not fit before training
 
     def __call__(self, step: Step) -> Tensor:
         tokens = self._draw(step.generator("lipsum_ft"))
-        texts = step.shared.reference.encode_text(tokens)
+        texts = self._reference.encode_text(tokens)
         return self._term(step.given.image, step.reference_image, texts)
 
     def _draw(self, generator: torch.Generator) -> Tensor:
@@ -73,8 +74,7 @@ class StarFTTerm:
         if share <= 0:
             return given.image.new_zeros(())
         labels = given.labels.cpu()
-        picked = torch.randint(count, (len(labels),), generator=step.generator("star_ft"))
-        chosen = (labels * count + picked).unique()
+        chosen = (labels * count + step.draw("star_ft", count)).unique()
         before = self._before[chosen.to(self._before.device)]
         now = step.encode_text(self._tokens[chosen], self._first_key + chosen) if self._text_moves else before
         same_class = labels[:, None] == chosen // count
