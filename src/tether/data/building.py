@@ -1,0 +1,42 @@
+"""What the commands that make data sets from packages share: their arguments, and archives that are always the same."""
+
+import argparse
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tether._files import write_atomically
+from tether.errors import TetherError
+
+
+def command(build: Callable[[Path, Path], None], description: str, packages: str) -> None:
+    """Run `build(packages, out)` with the two folders that the command line names.
+
+    Args:
+        description: documentation of the module that is run; its first line is shown.
+        packages: what the first folder holds.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("packages", type=Path, help=f"folder of the packages: {packages}")
+    parser.add_argument("out", type=Path, help="folder to write")
+    arguments = parser.parse_args()
+    try:
+        build(arguments.packages, arguments.out)
+    except TetherError as error:
+        raise SystemExit(str(error)) from error
+
+
+def member(name: str) -> zipfile.ZipInfo:
+    """A stored file of an archive, with a fixed date so that the archive's bytes depend on the files only."""
+    return zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+
+
+def write_zip(path: Path, files: Mapping[str, bytes]) -> None:
+    """An archive of the files, sorted by name and stored as they are; the same files give the same bytes."""
+
+    def write(temporary: Path) -> None:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for name in sorted(files):
+                archive.writestr(member(name), files[name])
+
+    write_atomically(path, write)
