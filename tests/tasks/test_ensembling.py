@@ -17,7 +17,15 @@ from tether.ensembles.output_space import OutputEnsemble, calibrate, output_ense
 from tether.errors import TetherError
 from tether.evaluation import Classifier, alpha_sweep, evaluate, zero_shot_classifier
 from tether.models import load
-from tether.tasks.ensembling import Pair, Predictor, combine, export_predictor, load_predictor, save_predictor
+from tether.tasks.ensembling import (
+    Pair,
+    Predictor,
+    combine,
+    export_predictor,
+    load_predictor,
+    needs_validation,
+    save_predictor,
+)
 from tether.tasks.ensembling.vrf import find_failures
 
 from ..evaluation.tiny import NAMES, TEMPLATES, tiny_delta, tiny_model, tiny_split
@@ -267,7 +275,8 @@ def test_fisher_chooses_alpha_on_validation_and_its_file_answers_as_reported(
     sweep = ensemble.sweep(splits)
     assert sweep.alphas == (0.0, 0.5, 0.9, 1.0)
     ensemble = combine(replace(config, alpha=0.5), pair, train=train, validation=validation)
-    ensemble.save(tmp_path, NAMES)
+    for _ in range(2):  # as after a kill
+        assert ensemble.save(tmp_path, NAMES) == [tmp_path / "fisher"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.module.state_dict().items())
     assert grads == {name: parameter.requires_grad for name, parameter in model.module.named_parameters()}
     fresh = tiny_model()
@@ -279,6 +288,9 @@ def test_fisher_chooses_alpha_on_validation_and_its_file_answers_as_reported(
 
 @pytest.mark.parametrize("config", [OutputConfig(), VRFConfig(), FisherConfig(), VRFConfig(a=1.0, b=1.0)])
 def test_without_validation_pictures_there_is_nothing_to_choose_from(pair, train, config):
+    assert needs_validation(config)
+    assert not needs_validation(FisherConfig(alpha=0.5))
+    assert not needs_validation(OutputConfig(weight=0.5, fit_temperatures=False))
     with pytest.raises(TetherError, match="validation pictures"):
         combine(config, pair, train=train, validation=replace(train, examples=()))
 
@@ -422,6 +434,19 @@ def test_another_base_is_refused_and_one_that_moved_is_found(saved_predictor, ti
     with pytest.raises(TetherError, match="fingerprint"):
         load_predictor(run, source=str(make_tiny_model(1)))
     assert torch.equal(load_predictor(run, source=str(tiny_model))(PIXELS), predictor(PIXELS))
+
+
+def test_a_base_that_computes_with_an_adapter_is_no_zero_shot_model(saved_predictor):
+    predictor, run = saved_predictor
+    attached = apply(predictor.pair.zero_shot, run / "adapter")
+    for use in (lambda: predictor(PIXELS), lambda: save_predictor(run, predictor, adapter="adapter")):
+        with pytest.raises(TetherError, match="adapter"):
+            use()
+    with attached.ordinary():
+        expected = predictor(PIXELS)
+        parts = save_predictor(run, predictor, adapter="adapter")
+    assert all(part.exists() for part in parts) and len(parts) == 5
+    assert torch.equal(load_predictor(run)(PIXELS), expected)
 
 
 def test_names_of_classes_are_counted(pair):

@@ -41,3 +41,10 @@ def combine(
     if isinstance(config, VRFConfig):
         return fit_vrf(config, pair, train, validation)
     return fit_fisher(config, pair, train, validation, seed)
+
+
+def needs_validation(config: EnsembleConfig) -> bool:
+    """Whether something is to be chosen or fitted on validation pictures."""
+    if isinstance(config, OutputConfig):
+        return config.weight == "auto" or config.fit_temperatures
+    return isinstance(config, VRFConfig) or config.alpha == "auto"

@@ -36,12 +36,20 @@ class Ensemble(ABC):
         """Scores of the zero-shot model at 0, the tuned one at 1, the ensemble at `alpha`, and more between."""
 
     @abstractmethod
-    def save(self, folder: Path, class_names: Sequence[str], adapter: str | None = None) -> None:
-        """Write what answers like this ensemble elsewhere.
+    def save(self, folder: Path, class_names: Sequence[str], adapter: str | None = None) -> list[Path]:
+        """Write what answers like this ensemble elsewhere, in place of what an earlier call wrote.
 
         Args:
             folder: of the run, or a new one.
-            adapter: name of the tuned model's adapter folder inside it; None stores the tuned weights.
+            adapter: name of the tuned model's adapter folder inside it, if there is one; without it the tuned
+                weights are stored.
+
+        Returns:
+            The files and folders needed besides the base.
+
+        Raises:
+            TetherError: adapters are active in the model (`with attached.ordinary(): ...`), or the folder
+                cannot be written.
         """
 
 
@@ -72,8 +80,8 @@ class Mixed(Ensemble):
         """What classifies pictures like this ensemble."""
         return Predictor(self.pair, self._mixes[self.alpha], class_names)
 
-    def save(self, folder: Path, class_names: Sequence[str], adapter: str | None = None) -> None:
-        save_predictor(folder, self.predictor(class_names), adapter=adapter)
+    def save(self, folder: Path, class_names: Sequence[str], adapter: str | None = None) -> list[Path]:
+        return save_predictor(folder, self.predictor(class_names), adapter=adapter)
 
 
 def mixed_logits(mix: Mix, views: Views, split: Split) -> Tensor:

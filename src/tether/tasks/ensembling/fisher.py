@@ -4,6 +4,7 @@ Only the image tower has Fisher information: the texts' features are the classif
 all prompts for every picture would cost more than training. The text tower and a linear head go straight.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -73,7 +74,7 @@ class Merged(Ensemble):
         with walking(self.pair, self._fishers, self._config, alphas) as respond:
             return Sweep(tuple(alphas), tuple(self.pair.answer(respond, splits)))
 
-    def save(self, folder: Path, class_names: Sequence[str], adapter: str | None = None) -> None:
+    def save(self, folder: Path, class_names: Sequence[str], adapter: str | None = None) -> list[Path]:
         """Write the merged weights as an adapter of full fine-tuning, `fisher/`, for use at alpha 1.
 
         Beside them lies the classifier, as a head for `tether merge --head`.
@@ -85,11 +86,13 @@ class Merged(Ensemble):
             tensors = dict(model.module.named_parameters()) | dict(model.module.named_buffers())
             merged = {name: tensors[name].detach().clone() for name in delta}
         extra = {"ensemble": "fisher", "alpha": self.alpha}
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
         save_adapter(folder / FOLDER, _as_full(model, delta, merged), extra=extra)
         weight = classifier.weight
         write_tensors(
             folder / FOLDER / "classifier.safetensors", {"weight": weight, "zero_shot": weight.clone()}
         )
+        return [folder / FOLDER]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 
 from tether import _distributed
 from tether._alpha import tower_of
+from tether.adapters.attached import MARK
 from tether.data.dataset import ImageDataset
 from tether.data.records import Split
 from tether.data.transforms import test_transform
@@ -121,7 +122,11 @@ class Pair:
 
         Yields:
             A function to call after the first batch: what cannot be shared is not remembered any longer.
+
+        Raises:
+            TetherError: adapters are active in the zero-shot model.
         """
+        self.check_ordinary()
         sharing = (
             nullcontext(lambda: None)
             if self.delta is None
@@ -129,6 +134,18 @@ class Pair:
         )
         with evaluating(self.zero_shot), evaluating(self.tuned), sharing as forget_useless:
             yield forget_useless
+
+    def check_ordinary(self) -> None:
+        """Refuse a zero-shot model that computes with an adapter: it is none then.
+
+        Raises:
+            TetherError: it does.
+        """
+        if getattr(self.zero_shot.module, MARK, None) is not None:
+            raise TetherError(
+                "The zero-shot model computes with an adapter now. Use the pair inside `with "
+                "attached.ordinary(): ...`, or detach the adapter."
+            )
 
     def batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels and numbers of this process's pictures of a split, unaugmented; shares are equally long."""

@@ -75,7 +75,7 @@ class Predictor:
         return list(zip(names, best.values.tolist(), strict=True))
 
 
-def save_predictor(folder: Path, predictor: Predictor, *, adapter: str | None = None) -> None:
+def save_predictor(folder: Path, predictor: Predictor, *, adapter: str | None = None) -> list[Path]:
     """Write a predictor beside, or with, the tuned model's weights.
 
     The base is referred to by its source and fingerprint, and so is a tuned model of its own.
@@ -85,10 +85,15 @@ def save_predictor(folder: Path, predictor: Predictor, *, adapter: str | None = 
         adapter: name of the adapter folder in it that makes the tuned model; None stores its image tower's
             weights where they differ from the base's.
 
+    Returns:
+        The files and folders of which it consists.
+
     Raises:
-        TetherError: the adapter is not there, or the folder cannot be written.
+        TetherError: the adapter is not there, adapters are active in the zero-shot model, or the folder cannot
+            be written.
     """
     pair = predictor.pair
+    pair.check_ordinary()
     base = {"source": pair.zero_shot.source, "fingerprint": pair.zero_shot.fingerprint()}
     if pair.delta is None:
         tuned = {"source": pair.tuned.source, "fingerprint": pair.tuned.fingerprint()}
@@ -129,6 +134,7 @@ def save_predictor(folder: Path, predictor: Predictor, *, adapter: str | None = 
             "space": mix.space,
         }
     write_json(folder / DESCRIPTION, description)
+    return [folder / part for part in _parts(folder, description)]
 
 
 def load_predictor(
@@ -194,9 +200,7 @@ def export_predictor(run: Path, out: Path) -> None:
     """
     if out.exists():
         raise TetherError(f"{out} exists already, and nothing is overwritten. Name a folder that does not.")
-    tuned = _description(run).get("tuned", {})
-    parts = [DESCRIPTION, CLASSIFIERS, *(tuned[key] for key in ("adapter", "file") if key in tuned)]
-    parts += [path.name for path in run.glob("vrf*") if path.suffix in (".json", ".safetensors")]
+    parts = _parts(run, _description(run))
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -210,6 +214,15 @@ def export_predictor(run: Path, out: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _parts(folder: Path, description: dict[str, Any]) -> list[str]:
+    """Names of all that belongs to an ensemble."""
+    tuned = description.get("tuned", {})
+    parts = [DESCRIPTION, CLASSIFIERS, *(tuned[key] for key in ("adapter", "file") if key in tuned)]
+    if description.get("mix", {}).get("method") == "vrf":
+        parts += ["vrf.json", *(path.name for path in folder.glob("vrf-*.safetensors"))]
+    return parts
 
 
 def _description(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""The mean of several runs: of their adapters on one base, or of whole models (a uniform soup).
+
+Wortsman et al., "Model soups" (ICML 2022, arXiv 2203.05482).
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from tether._alpha import Alpha
+from tether.adapters import RAdapterConfig, arithmetic
+from tether.adapters.files import Adapter
+from tether.ensembles.model_average import average, check_compatible
+from tether.errors import TetherError
+from tether.models import load
+from tether.tasks.export import _folder, _save
+
+
+def average_adapters(adapters: Sequence[Adapter], alpha: Alpha | None = None) -> Adapter:
+    """The mean of adapters of one base: its merge is the mean of their merges.
+
+    R-Adapters of any ranks, or adapters of one method that tunes the base's own weights (full, bias_only,
+    norm_only, last_blocks).
+
+    Args:
+        alpha: the ensemble weight of the result; None keeps theirs if it is the same for all.
+
+    Raises:
+        TetherError: there are none; they differ in method, config, base or sites, or in alpha where none is
+            given.
+    """
+    if not adapters or all(isinstance(adapter.config, RAdapterConfig) for adapter in adapters):
+        return arithmetic.average(adapters, alpha)
+    first = adapters[0]
+    for adapter in adapters[1:]:
+        for what in ("config", "fingerprint"):
+            one, other = getattr(first, what), getattr(adapter, what)
+            if one != other:
+                raise TetherError(f"Only adapters alike can be averaged; their {what} is {one} and {other}.")
+    if alpha is None:
+        if any(adapter.alpha != first.alpha for adapter in adapters):
+            raise TetherError(
+                "The adapters have different alphas, so say which one the result shall have: alpha=…."
+            )
+        alpha = first.alpha
+    state = average([adapter.state for adapter in adapters])
+    return Adapter(first.config, state, first.fingerprint, alpha, {"combined": len(adapters)})
+
+
+def average_models(sources: Sequence[str], out: Path) -> None:
+    """The mean of whole models of one architecture, saved in the format of the first one's library.
+
+    Args:
+        sources: model folders, such as `tether merge` writes.
+        out: new folder; nothing is overwritten.
+
+    Raises:
+        TetherError: `out` exists; the models differ in tensors, activation or pictures, or cannot be loaded or
+            written.
+    """
+    if out.exists():
+        raise TetherError(f"{out} exists already, and nothing is overwritten. Name a folder that does not.")
+    if not sources:
+        raise TetherError("There is nothing to average: no model was given.")
+    base = _folder(sources[0])
+    model = load(sources[0])
+    total = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    for number, source in enumerate(sources[1:], start=1):
+        other = load(source)
+        for what in ("family", "activation", "image", "context_length"):
+            one, own = getattr(model, what), getattr(other, what)
+            if one != own:
+                raise TetherError(f"Only models alike can be averaged; their {what} is {one} and {own}.")
+        check_compatible([total, state := other.module.state_dict()])
+        total = {
+            name: tensor.double() + (state[name].double() - tensor.double()) / (number + 1)
+            if tensor.is_floating_point()
+            else tensor
+            for name, tensor in total.items()
+        }  # in float64 until the end, so that their order does not matter
+    model.module.load_state_dict(total)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        _save(model, base, temporary)
+        temporary.rename(out)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TetherError(f"Could not write {out}: {reason}. Nothing was left behind.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
