@@ -112,3 +112,9 @@ class Careful:
 
 def test_part_of_a_block_changes_the_default_of_the_block_and_not_that_of_its_class():
     assert build(Careful, {"inner": {"pair": [3, 4]}}).inner == Inner(mode="slow", pair=(3.0, 4.0))
+
+
+@pytest.mark.parametrize("text", ("1e-4", "1E4", "-2e3", "1.5e-4", "1.e2"))
+def test_numbers_with_an_exponent_are_numbers_in_files_and_on_the_command_line(text, tmp_path):
+    (tmp_path / "a.yaml").write_text(f"lr: {text}\n")
+    assert read_yaml(tmp_path / "a.yaml") == override({}, [f"lr={text}"]) == {"lr": float(text)}

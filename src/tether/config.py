@@ -1,6 +1,7 @@
 """Typed configuration: dataclasses from plain dicts and back, with errors that name the option and its near misses."""
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -71,7 +72,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         TetherError: it is missing, not YAML, or something else than a mapping.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError as error:
         raise TetherError(f"There is no file {path}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -197,15 +198,18 @@ def _name(kind: Any) -> str:
 
 def _scalar(text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise TetherError(f"{text!r} is not a valid value: {error}") from error
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads 1e-3 as a number, as YAML 1.2 does; PyYAML's 1.1 takes it for a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def _copy(value: Any) -> Any:
