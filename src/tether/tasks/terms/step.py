@@ -152,6 +152,11 @@ class Step:
         seed = derived_seed("terms", self.shared.context.seed, method, self.number)
         return torch.Generator().manual_seed(seed)
 
+    def draw(self, method: str, count: int) -> Int[Tensor, " b"]:
+        """For each picture a number below `count`, whatever batch or process it is in; on the CPU."""
+        words = ("terms", self.shared.context.seed, method, self.number)
+        return torch.tensor([derived_seed(*words, index) % count for index in self.given.index.tolist()])
+
     def encode_text(self, tokens: Int[Tensor, "n length"], keys: Int[Tensor, " n"]) -> Float[Tensor, "n dim"]:
         """Features of further texts by the model in training.
 
