@@ -124,7 +124,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     recipes.add_argument("name", nargs="?", help="a recipe's name, or a YAML file")
 
     compare = add("compare", _compare, "several recipes × seeds: one table, one report", joins=True)
-    compare.add_argument("recipes", nargs="+", help="names or YAML files, of the same model and data")
+    compare.add_argument(
+        "recipes", nargs="+", help="names, YAML files, or folders of these, of the same model and data"
+    )
     compare.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run for each (0)")
     compare.add_argument(
         "--folds", type=int, nargs="+", default=[0], help="folds of the built-in data, pooled (0)"
@@ -138,6 +140,37 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     compare.add_argument("--out", type=Path, required=True, help="folder for the table and the report")
     compare.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="override in every recipe"
+    )
+    compare.add_argument(
+        "--tune",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="first choose each method's settings, named by its recipe's `search`, by at most N trials that "
+        "see validation pictures only",
+    )
+    compare.add_argument("--tune-seed", type=int, default=0, help="seed of the trials (%(default)s)")
+    compare.add_argument(
+        "--tune-fold", type=int, default=0, help="fold on whose validation pictures (%(default)s)"
+    )
+    compare.add_argument(
+        "--baselines",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,NAME,NAME",
+        help="ordinary models, through which the line of effective robustness is drawn",
+    )
+    compare.add_argument(
+        "--reference",
+        default="",
+        metavar="NAME",
+        help="what the others are tested against (full, or zero-shot)",
+    )
+    compare.add_argument(
+        "--workers",
+        type=_count,
+        default=1,
+        help="processes of this machine that share the runs; the same command given elsewhere joins (%(default)s)",
     )
 
     zero_shot = add("zero-shot", _zero_shot, "accuracy of a model without any training", joins=True)
@@ -260,29 +293,39 @@ def _recipes(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace, device: Any) -> int:
+    import shlex
 
-    from tether import recipe as recipes
     from tether._distributed import from_main
     from tether.tasks import comparison
     from tether.tasks.show import show_comparison
 
-    chosen = [recipes.read(source, options.set) for source in options.recipes]
-    command = "tether compare " + " ".join(
-        [*options.recipes, "--seeds", *map(str, options.seeds), "--folds", *map(str, options.folds)]
-        + [word for assignment in options.set for word in ("--set", assignment)]
-        + ["--out", str(options.out)]
-    )
+    chosen = comparison.read_recipes(options.recipes, options.set)
+    words = [*options.recipes, "--seeds", *map(str, options.seeds), "--folds", *map(str, options.folds)]
+    words += [word for assignment in options.set for word in ("--set", assignment)]
+    if options.tune:
+        words += ["--tune", str(options.tune)]
+        words += ["--tune-seed", str(options.tune_seed), "--tune-fold", str(options.tune_fold)]
+    words += ["--baselines", ",".join(options.baselines)] if options.baselines else []
+    words += ["--reference", options.reference] if options.reference else []
+    command = shlex.join(["tether", "compare", *words, "--out", str(options.out)])
     results = comparison.compare(
         chosen,
         options.runs,
         seeds=options.seeds,
         folds=options.folds,
+        tune=options.tune,
+        tune_seed=options.tune_seed,
+        tune_fold=options.tune_fold,
+        baselines=options.baselines,
+        reference=options.reference,
+        workers=options.workers,
         command=command,
         device=device,
         progress=_progress(),
         announce=lambda line: print(line, flush=True),
     )
-    tests = comparison.pooled_tests(chosen[0], options.folds)
+    tuned_on = options.tune_fold if options.tune else None
+    tests = comparison.pooled_tests(chosen[0], options.folds, tuned_on=tuned_on)
     from_main(lambda: comparison.write(results, options.out, tests))
     show_comparison(results)
     print(f"Table and report: {options.out / 'report.html'}")

@@ -40,8 +40,8 @@ def test_other_versions_and_damaged_files_are_refused(results, tmp_path):
     path = tmp_path / "results.json"
     results.save(path)
     text = path.read_text()
-    path.write_text(text.replace('"version": 1', '"version": 2'))
-    with pytest.raises(TetherError, match="version 2; this program reads version 1"):
+    path.write_text(text.replace('"version": 2', '"version": 1'))
+    with pytest.raises(TetherError, match="version 1; this program reads version 2"):
         Results.load(path)
     path.write_text(text[: len(text) // 2])
     with pytest.raises(TetherError, match="not valid JSON"):

@@ -31,10 +31,10 @@ def stamps(folder):
 
 
 def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, capsys, monkeypatch):
-    from tether.tasks import comparison
+    from tether.tasks import workers
 
     command = ["compare", *recipes, "--seeds", "0", "1", "--runs", "runs", "--out", "out"]
-    make, made = comparison.run, []
+    make, made = workers.run, []
 
     def run_then_die(recipe, *arguments, **options):
         if len(made) == 2:
@@ -43,7 +43,7 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, caps
         return make(recipe, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "run", run_then_die)
+        patch.setattr(workers, "run", run_then_die)
         assert main(command) == 130
     assert "give the same command again" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -62,7 +62,15 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, caps
     assert len([path for path in after if path.endswith("result.json")]) == 4
 
     out = tmp_path / "out"
-    assert {path.name for path in out.iterdir()} == {"results.json", "table.csv", "table.md", "report.html"}
+    assert {path.name for path in out.iterdir()} == {
+        "results.json",
+        "table.csv",
+        "table.md",
+        "differences.csv",
+        "effective_robustness.svg",
+        "report.html",
+    }
+    assert not list((tmp_path / "runs").glob(".*"))  # no claim is left behind
     results = read_json(out / "results.json")
     assert [method["name"] for method in results["methods"]] == ["zero-shot", "tiny", "head"]
     table = (out / "table.csv").read_text().splitlines()
@@ -72,7 +80,7 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, caps
     def no_run(*arguments, **options):
         raise AssertionError("a finished run was repeated")
 
-    monkeypatch.setattr(comparison, "run", no_run)
+    monkeypatch.setattr(workers, "run", no_run)
     shutil.move(out / "table.csv", out / "before.csv")
     assert main(command) == 0
     assert (out / "table.csv").read_text() == (out / "before.csv").read_text()

@@ -6,7 +6,16 @@ from html import escape
 from tether.evaluation._report_text import count, definitions, percent, points
 from tether.evaluation.results import ChangedPicture, Changes, Domain, Method, Results
 from tether.evaluation.significance import Estimate, standard_deviation
-from tether.evaluation.tables import bytes_text, count_text, explain_cells, seconds_text
+from tether.evaluation.tables import (
+    bytes_text,
+    chosen_text,
+    corruption_title,
+    count_text,
+    explain_cells,
+    p_text,
+    seconds_text,
+    tuning_text,
+)
 
 
 def summary(results: Results) -> str:
@@ -63,7 +72,7 @@ def main_table(results: Results) -> str:
     if results.of_kind("corruption"):
         means = [results.mean_over(method, "corruption") for method in results.methods]
         cells = [m and (sum(m) / len(m), f"{percent(sum(m) / len(m))}{_spread(m)}") for m in means]
-        columns.append((f"mean of {len(results.of_kind('corruption'))}<br><small>corruptions</small>", cells))
+        columns.append((f"{escape(corruption_title(results))}<br><small>corruptions</small>", cells))
     head = "".join(f"<th>{title}</th>" for title, _ in columns)
     best = [max((cell[0] for cell in cells if cell), default=None) for _, cells in columns]
     rows = []
@@ -98,17 +107,57 @@ def costs_table(results: Results) -> str:
             escape(method.alpha) or "–",
             count_text(method.trained_parameters),
             bytes_text(method.file_bytes),
+            "–" if method.steps is None else f"{method.steps:,}",
             seconds_text(method.seconds),
             bytes_text(method.peak_memory_bytes),
         )
         row = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f"<tr{mark}><td>{escape(method.name)}{about}</td>{row}</tr>")
-    titles = ("method", "runs", "alpha", "parameters trained", "file", "training time", "peak memory")
+    titles = (
+        "method",
+        "runs",
+        "alpha",
+        "parameters trained",
+        "file",
+        "steps",
+        "training time",
+        "peak memory",
+    )
     head = "".join(f"<th>{title}</th>" for title in titles)
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
-        '<p class="note">File is what has to be stored beside the base model. Time is per run.</p>'
+        '<p class="note">File is what has to be stored beside the base model. Steps and time are per run.</p>'
+    )
+
+
+def tuning_tables(results: Results) -> str:
+    """Per method what its search cost, which settings it chose, and every trial."""
+    tuned = [method for method in results.methods if method.tuning]
+    if not tuned:
+        return ""
+    text = ""
+    for method in tuned:
+        tuning = method.tuning
+        names = list(tuning.chosen)
+        head = "".join(f"<th>{escape(title)}</th>" for title in (*names, "validation"))
+        rows = []
+        for trial in tuning.trials:
+            level = "diverged" if trial.validation is None else percent(trial.validation)
+            row = "".join(f"<td>{escape(trial.values[name])}</td>" for name in names)
+            mark = ' class="main"' if trial.values == tuning.chosen else ""
+            rows.append(f"<tr{mark}>{row}<td>{level}</td></tr>")
+        some = f" of {tuning.points} settings" if tuning.points > len(tuning.trials) else ""
+        text += (
+            f"<details><summary>{escape(method.name)}: {escape(chosen_text(method))} "
+            f'<span class="soft">({tuning_text(method)}{some})</span></summary><div class="scroll"><table '
+            f'class="words"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div></details>'
+        )
+    budget = count(tuned[0].tuning.budget, "trial")
+    return (
+        f"<p>Every method was allowed the same {budget}. A trial is a whole training run that is judged by "
+        "top-1 accuracy on validation pictures; no test picture was looked at. The best trial gives the "
+        "settings of all runs above; of equally good ones, that with the smaller learning rate.</p>" + text
     )
 
 
@@ -125,7 +174,7 @@ def differences_table(results: Results) -> str:
         cells = (difference.method, difference.reference, difference.where)
         rows.append(
             f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}<td>{points(own.value)}</td>"
-            f"<td>{points(own.low)} to {points(own.high)}</td><td>{_p_text(difference.adjusted_p_value)}</td>"
+            f"<td>{points(own.low)} to {points(own.high)}</td><td>{escape(p_text(difference.adjusted_p_value))}</td>"
             f'<td class="{kind}">{verdict}</td></tr>'
         )
     head = "".join(
@@ -265,7 +314,3 @@ def _domain_row(domain: Domain) -> str:
         f'<td>{escape(domain.convention)}</td><td title="{escape(domain.digest)}"><code>'
         f"{escape(domain.digest[:12])}</code></td></tr>"
     )
-
-
-def _p_text(value: float) -> str:
-    return "&lt; 0.001" if value < 0.001 else f"{value:.3f}"

@@ -5,8 +5,7 @@ from html import escape
 
 from tether.evaluation._svg import PALETTE
 from tether.evaluation.alpha import AlphaChoice
-from tether.evaluation.effective_robustness import effective_robustness, inside
-from tether.evaluation.figures import CROWD, baseline_line, styles
+from tether.evaluation.figures import CROWD, styles
 from tether.evaluation.results import Method, Results
 
 _SHAPES = {
@@ -49,21 +48,21 @@ def robustness_caption(results: Results) -> str:
         "passes the models between, at other alphas.</p><p>The axes are logit-scaled: on them, ordinary "
         "models lie near a straight line.</p>"
     )
-    line, inner = baseline_line(results), results.of_kind("in-distribution")
+    line = results.baseline_line()
     if line is None:
         return text
     rows = []
     for method in results.methods:
-        if method.shifted_mean and inner and inner[0].name in method.measures:
-            x = inside(method.measures[inner[0].name].mean, inner[0].n)
-            value, ends = effective_robustness(line, x, method.shifted_mean.value)
+        if found := results.effective_robustness(method):
+            value, ends = found
             rows.append(
                 f"<tr><td>{escape(method.name)}</td><td>{points(value)}</td>"
                 f"<td>{points(ends.low)} to {points(ends.high)}</td></tr>"
             )
+    ordinary = escape(", ".join(point.name for point in results.baseline))
     return (
-        f"{text}<p>Here that line goes through {line.points} ordinary models (crosses); the grey band is its "
-        "95 % interval. Height above it is <em>effective robustness</em> (Taori et al. 2020): accuracy on "
+        f"{text}<p>Here that line goes through {line.points} ordinary models (crosses: {ordinary}); the grey "
+        "band is its 95 % interval. Height above it is <em>effective robustness</em> (Taori et al. 2020): accuracy on "
         "shifted pictures beyond what accuracy on ordinary ones "
         "explains.</p><table><thead><tr><th>method</th><th>points</th><th>95 % "
         f"interval</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -139,6 +138,13 @@ def terms(results: Results) -> str:
         "95 % interval": "A range that contains the true value for 95 % of test sets of this size and kind.",
         "top-1 accuracy": "Share of pictures whose first answer is right.",
     }
+    if results.of_kind("corruption"):
+        entries["corruption"] = (
+            "In-distribution test pictures with noise, blur, weather or digital damage; not part of the mean "
+            "over shifted domains."
+        )
+    if any(method.tuning for method in results.methods):
+        entries["trial"] = "A training run with one setting of a method, judged on validation pictures only."
     return definitions(entries)
 
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from tether._alpha import alpha_of
-from tether.errors import TetherError
 from tether.evaluation._svg import GREY, INK, MARKERS, PALETTE, drawing, logit_array, sigmoid_array, svg
 from tether.evaluation.alpha import AlphaChoice, AlphaPoint
-from tether.evaluation.effective_robustness import BaselineLine, fit_baseline, inside, logit, sigmoid
+from tether.evaluation.effective_robustness import BaselineLine, inside, logit, sigmoid
 from tether.evaluation.results import Method, Results
 
 CROWD = 8
@@ -31,12 +31,16 @@ def styles(results: Results) -> dict[str, tuple[str, str]]:
     return {results.zero_shot: (GREY, "o")} | looks if results.zero_shot else looks
 
 
-def robustness_figure(results: Results) -> str | None:
-    """In-distribution accuracy against the mean over shifted domains; None if no method has both."""
+def robustness_figure(results: Results, *, names: bool = False) -> str | None:
+    """In-distribution accuracy against the mean over shifted domains; None if no method has both.
+
+    Args:
+        names: say beside the axes which mark is which method, for a figure that stands alone.
+    """
     placed = [place for method in results.methods if (place := _place(results, method))]
     if not placed:
         return None
-    with drawing(5.4, 4.4) as (figure, axes):
+    with drawing(5.4 + 2.4 * names, 4.4) as (figure, axes):
         points = [
             (x + side * across[i][0], y + side * up[i][0])
             for _, x, y, across, up in placed
@@ -77,6 +81,16 @@ def robustness_figure(results: Results) -> str | None:
             )
         axes.set_xlabel("in-distribution accuracy (%)")
         axes.set_ylabel("mean accuracy on shifted domains (%)")
+        if names:
+            marks = [
+                Line2D([], [], color=looks[method.name][0], marker=looks[method.name][1], linestyle="")
+                for method, *_ in placed
+            ]
+            labels = [_short(method.name) for method, *_ in placed]
+            if results.baseline_line():
+                marks += [Line2D([], [], color=INK, alpha=0.6, marker="x")]
+                labels += ["ordinary models, 95 % interval"]
+            figure.legend(marks, labels, loc="outside right upper", frameon=False, fontsize=8)
         return svg(figure, "robustness")
 
 
@@ -101,7 +115,7 @@ def draw_effective_robustness(
     low, high = max(x_limits[0], y_limits[0]), min(x_limits[1], y_limits[1])
     if low < high:
         axes.plot([low, high], [low, high], color=INK, alpha=0.35, linewidth=1, linestyle=":")
-    line = baseline_line(results)
+    line = results.baseline_line()
     if line:
         grid = [
             sigmoid(logit(x_limits[0]) + i / 60 * (logit(x_limits[1]) - logit(x_limits[0])))
@@ -116,15 +130,6 @@ def draw_effective_robustness(
             *_inside(point.in_distribution, point.shifted_mean), "x", color=INK, alpha=0.6, markersize=5
         )
     return line
-
-
-def baseline_line(results: Results) -> BaselineLine | None:
-    """The line of effective robustness, where the baseline models allow one."""
-    places = [_inside(point.in_distribution, point.shifted_mean) for point in results.baseline]
-    try:
-        return fit_baseline([x for x, _ in places], [y for _, y in places])
-    except TetherError:
-        return None
 
 
 def alpha_figure(choice: AlphaChoice, method: Method | None) -> str | None:
@@ -247,11 +252,11 @@ def _grid_cell(
 
 def _place(results: Results, method: Method) -> tuple | None:
     """The method, its place in the scatter, and the lengths of its error bars."""
-    inner = results.of_kind("in-distribution")
-    if method.shifted_mean is None or not inner or inner[0].name not in method.measures:
+    place = results.place(method)
+    if place is None:
         return None
-    measure, mean = method.measures[inner[0].name], method.shifted_mean
-    x, y = inside(measure.mean, inner[0].n), inside(mean.value, min(d.n for d in results.of_kind("shifted")))
+    x, y = place
+    measure, mean = method.measures[results.of_kind("in-distribution")[0].name], method.shifted_mean
     across = [[max(0.0, x - measure.interval.low)], [max(0.0, measure.interval.high - x)]]
     return method, x, y, across, [[max(0.0, y - mean.low)], [max(0.0, mean.high - y)]]
 

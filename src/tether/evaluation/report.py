@@ -41,6 +41,24 @@ def write_report(results: Results, path: Path, pictures: Pictures | None = None)
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
+def write_robustness_figure(results: Results, path: Path) -> bool:
+    """The scatter plot of the report as an SVG file that stands alone, on white and with the methods' names.
+
+    Returns whether there was something to draw: a method with an in-distribution and a shifted accuracy.
+
+    Raises:
+        TetherError: the file cannot be written.
+    """
+    figure = robustness_figure(results, names=True)
+    if figure is None:
+        return False
+    drawing = figure.replace("<svg", '<svg color="#1a1d21"', 1)
+    drawing = drawing.replace(">", '><rect width="100%" height="100%" fill="white"/>', 1)
+    page = f'<?xml version="1.0" encoding="utf-8"?>\n{drawing}'
+    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    return True
+
+
 def report_page(results: Results, pictures: Pictures | None = None) -> str:
     """The page as text; see `write_report`."""
     sections = [
@@ -49,6 +67,7 @@ def report_page(results: Results, pictures: Pictures | None = None) -> str:
         ("alpha", "How alpha was chosen", _alpha(results)),
         ("domains", "Accuracy per domain", _domains(results)),
         ("costs", "What each method took", parts.costs_table(results)),
+        ("tuning", "How settings were chosen", parts.tuning_tables(results)),
         ("differences", "Which differences are more than chance", parts.differences_table(results)),
         ("changes", "Pictures whose answer changed", _changes(results, pictures)),
         ("made", "How these numbers were made", parts.how_made(results)),

@@ -13,9 +13,10 @@ from tether._files import read_json, write_json
 from tether.errors import TetherError, near_misses
 from tether.evaluation._typed_json import decode, encode, schema
 from tether.evaluation.alpha import AlphaChoice
+from tether.evaluation.effective_robustness import BaselineLine, effective_robustness, fit_baseline, inside
 from tether.evaluation.significance import Estimate, Interval, standard_deviation
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,40 @@ class PathPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One point of a search: options and their values in words, and top-1 accuracy on validation pictures.
+
+    Attributes:
+        validation: None where training diverged.
+    """
+
+    values: dict[str, str]
+    validation: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How a method's settings were chosen on validation pictures.
+
+    Attributes:
+        budget: trials that each method was allowed.
+        points: settings that its search names; where these are more than the budget, chance drew from them.
+        steps: training steps of all trials together.
+        chosen: options and their values in words.
+    """
+
+    budget: int
+    points: int
+    steps: int
+    chosen: dict[str, str]
+    trials: tuple[Trial, ...]
+
+    def __post_init__(self):
+        if self.chosen not in [trial.values for trial in self.trials]:
+            raise TetherError(f"The settings {self.chosen} were chosen but never tried.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One row of the table.
 
@@ -76,7 +111,9 @@ class Method:
         measures: by domain.
         shifted_mean: mean over the shifted domains, with an interval clustered by identity; None without any.
         file_bytes: what has to be stored besides the base model.
-        seconds: of training, per seed on average.
+        steps: of training, in a run.
+        seconds: of training, per run on average.
+        tuning: how its settings were chosen; None where the recipe gave them.
         path: test accuracies along alpha, for the figure.
     """
 
@@ -88,8 +125,10 @@ class Method:
     shifted_mean: Estimate | None
     trained_parameters: int | None = None
     file_bytes: int | None = None
+    steps: int | None = None
     seconds: float | None = None
     peak_memory_bytes: int | None = None
+    tuning: Tuning | None = None
     path: tuple[PathPoint, ...] = ()
 
 
@@ -223,6 +262,29 @@ class Results:
             if domain.name in method.measures
         ]
         return min(found)[::-1] if found else None
+
+    def place(self, method: Method) -> tuple[float, float] | None:
+        """A method's in-distribution accuracy and its mean under shift, inside logit axes; None without both."""
+        inner = self.of_kind("in-distribution")
+        if method.shifted_mean is None or not inner or inner[0].name not in method.measures:
+            return None
+        pictures = min(domain.n for domain in self.of_kind("shifted"))
+        home = inside(method.measures[inner[0].name].mean, inner[0].n)
+        return home, inside(method.shifted_mean.value, pictures)
+
+    def baseline_line(self) -> BaselineLine | None:
+        """The line of effective robustness, where the baseline models allow one."""
+        homes = [inside(point.in_distribution, 10_000) for point in self.baseline]
+        aways = [inside(point.shifted_mean, 10_000) for point in self.baseline]
+        try:
+            return fit_baseline(homes, aways)
+        except TetherError:
+            return None
+
+    def effective_robustness(self, method: Method) -> tuple[float, Interval] | None:
+        """How far a method lies above the baseline, with a 95 % interval; None without method's place or line."""
+        line, place = self.baseline_line(), self.place(method)
+        return effective_robustness(line, *place) if line and place else None
 
     def save(self, path: Path) -> None:
         """Write JSON, whole or not at all."""

@@ -25,10 +25,19 @@ def to_terminal(results: Results) -> Table:
 
 
 def to_markdown(results: Results) -> str:
-    """The main table in Markdown, with a line that says what its numbers are."""
-    header, *rows = (list(map(_markdown_text, row)) for row in _cells(results))
-    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---", *["---:"] * (len(header) - 1)], *rows)]
-    return "\n".join([*lines, "", explain_cells(results)]) + "\n"
+    """The main table in Markdown, what its numbers are, and which differences are more than chance."""
+    blocks = [_markdown(*_cells(results)), explain_cells(results), *results.notes]
+    if results.differences:
+        reference = results.differences[0].reference
+        title = f"Points of accuracy more (+) or less (−) than {_markdown_text(reference)}"
+        blocks += [f"{title}, {EXPLAIN_DIFFERENCES}", _markdown(*_difference_cells(results))]
+    return "\n\n".join(blocks) + "\n"
+
+
+EXPLAIN_DIFFERENCES = (
+    "with 95 % intervals from a bootstrap over what the pictures show and over seeds, paired by picture; p is "
+    "corrected for the number of methods (Holm)."
+)
 
 
 def to_csv(results: Results) -> str:
@@ -43,7 +52,9 @@ def to_csv(results: Results) -> str:
     for kind in kinds:
         header += [f"mean {kind}", f"mean {kind} sd"]
     header += ["mean shifted low", "mean shifted high", "worst shifted"]
-    header += ["trained_parameters", "file_bytes", "seconds", "peak_memory_bytes"]
+    header += [f"effective robustness{part}" for part in ("", " low", " high")]
+    header += ["trained_parameters", "file_bytes", "steps", "seconds", "peak_memory_bytes"]
+    header += ["tuning_budget", "tuning_trials", "tuning_steps", "chosen"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(map(_spreadsheet_text, header))
@@ -66,8 +77,26 @@ def to_csv(results: Results) -> str:
         worst = results.worst(method)
         row += [method.shifted_mean.low, method.shifted_mean.high] if method.shifted_mean else [None] * 2
         row += [worst[1] if worst else None]
-        row += [method.trained_parameters, method.file_bytes, method.seconds, method.peak_memory_bytes]
+        robust = results.effective_robustness(method)
+        row += [robust[0], robust[1].low, robust[1].high] if robust else [None] * 3
+        row += [method.trained_parameters, method.file_bytes]
+        row += [method.steps, method.seconds, method.peak_memory_bytes]
+        tuning = method.tuning
+        row += [tuning.budget, len(tuning.trials), tuning.steps] if tuning else [None] * 3
+        row += [_spreadsheet_text(chosen_text(method))]
         writer.writerow(f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row)
+    return out.getvalue()
+
+
+def differences_csv(results: Results) -> str:
+    """One line per paired difference, in fractions: method, reference, where, interval, p-values."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("method", "reference", "where", "difference", "low", "high", "p", "p_holm"))
+    for one in results.differences:
+        names = map(_spreadsheet_text, (one.method, one.reference, one.where))
+        numbers = (one.estimate.value, one.estimate.low, one.estimate.high, one.estimate.p_value)
+        writer.writerow((*names, *(f"{number:.6g}" for number in (*numbers, one.adjusted_p_value))))
     return out.getvalue()
 
 
@@ -88,7 +117,34 @@ def explain_cells(results: Results) -> str:
     """A sentence on what the numbers of the table are."""
     seeds = max((len(method.seeds) for method in results.methods), default=1)
     spread = f"; ± is the standard deviation over {seeds} seeds" if seeds > 1 else ""
-    return f"Top-1 accuracy in percent{spread}."
+    robust = "; effective robustness in points above the line through ordinary models"
+    return f"Top-1 accuracy in percent{spread}{robust if results.baseline_line() else ''}."
+
+
+def chosen_text(method: Method) -> str:
+    """The settings that validation chose: "optimizer.lr 3e-05, adapter.drop 0.2"; "" where nothing was tuned."""
+    return (
+        ", ".join(f"{name} {value}" for name, value in method.tuning.chosen.items()) if method.tuning else ""
+    )
+
+
+def tuning_text(method: Method) -> str:
+    """What the search cost: "6 trials, 2,580 steps"; "–" where nothing was tuned."""
+    if method.tuning is None:
+        return "–"
+    trials = len(method.tuning.trials)
+    return f"{trials} trial{'s' if trials > 1 else ''}, {method.tuning.steps:,} steps"
+
+
+def p_text(value: float) -> str:
+    """A p-value with three decimals."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def corruption_title(results: Results) -> str:
+    """What the one column of all corruptions is called."""
+    corruptions = results.of_kind("corruption")
+    return corruptions[0].name if len(corruptions) == 1 else f"mean of {len(corruptions)} corruptions"
 
 
 def bytes_text(count: int | None) -> str:
@@ -137,10 +193,13 @@ def _cells(results: Results) -> Iterator[list[str]]:
     shown = [*results.of_kind("in-distribution"), *results.of_kind("shifted")]
     shifted = bool(results.of_kind("shifted"))
     corrupted = bool(results.of_kind("corruption"))
+    line = results.baseline_line()
+    tuned = any(method.tuning for method in results.methods)
     header = ["method", *(domain.name for domain in shown)]
     header += ["mean shifted", "worst shifted"] if shifted else []
-    header += ["mean corruptions"] if corrupted else []
-    yield [*header, "alpha", "trained", "file", "time", "memory"]
+    header += [corruption_title(results)] if corrupted else []
+    header += ["effective robustness"] if line else []
+    yield [*header, "alpha", "trained", "file", "steps", "time", "memory", *["tuning", "chosen"] * tuned]
     for method in results.methods:
         row = [method.name]
         row += [
@@ -151,7 +210,39 @@ def _cells(results: Results) -> Iterator[list[str]]:
             worst = results.worst(method)
             row += [percent(results.mean_over(method, "shifted")), percent((worst[1],)) if worst else "–"]
         row += [percent(results.mean_over(method, "corruption"))] if corrupted else []
-        yield [*row, *_costs(method)]
+        if line:
+            robust = results.effective_robustness(method)
+            row += [_range_text(robust[0], robust[1].low, robust[1].high) if robust else "–"]
+        yield [*row, *_costs(method), *[tuning_text(method), chosen_text(method) or "–"] * tuned]
+
+
+def _difference_cells(results: Results) -> Iterator[list[str]]:
+    """Every method against the reference: in-distribution, on the mean of the shifts, and corrupted."""
+    shifted = {domain.name for domain in results.of_kind("shifted")}
+    wheres = list(dict.fromkeys(one.where for one in results.differences if one.where not in shifted))
+    found = {(one.method, one.where): one for one in results.differences}
+    yield ["method", *(title for where in wheres for title in (where, "p"))]
+    for name in dict.fromkeys(one.method for one in results.differences):
+        row = [name]
+        for where in wheres:
+            one = found.get((name, where))
+            if one is None:
+                row += ["–", "–"]
+            else:
+                own = one.estimate
+                row += [_range_text(own.value, own.low, own.high), p_text(one.adjusted_p_value)]
+        yield row
+
+
+def _range_text(value: float, low: float, high: float) -> str:
+    """A difference of fractions and its interval in points."""
+    return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−")
+
+
+def _markdown(header: list[str], *rows: list[str]) -> str:
+    texts = [list(map(_markdown_text, row)) for row in (header, *rows)]
+    texts.insert(1, ["---", *["---:"] * (len(header) - 1)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in texts)
 
 
 def _costs(method: Method) -> list[str]:
@@ -159,6 +250,7 @@ def _costs(method: Method) -> list[str]:
         method.alpha or "–",
         count_text(method.trained_parameters),
         bytes_text(method.file_bytes),
+        "–" if method.steps is None else f"{method.steps:,}",
         seconds_text(method.seconds),
         bytes_text(method.peak_memory_bytes),
     ]

@@ -1,54 +1,82 @@
 """Methods side by side: every recipe on every fold with every seed, one table, one report.
 
 Each run is an ordinary run directory named after its recipe and the hash of its configuration: a comparison
-that was killed goes on where it was, and what is finished is not done again.
+that was killed goes on where it was, what is finished is not done again, and several processes may share the
+work (`tether.tasks.workers`). Methods can be tuned first, on validation pictures (`tether.tasks.tuning`).
 """
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tether._alpha import Alpha
-from tether._distributed import from_main
-from tether._files import read_json, write_atomically
+from tether._distributed import world_size
+from tether._files import write_atomically
 from tether.data import load_benchmark, read_image
-from tether.data.emoji_shift import EmojiShiftConfig
-from tether.data.records import Split
-from tether.errors import TetherError
-from tether.evaluation.alpha import AlphaChoice, AlphaPoint
-from tether.evaluation.report import write_report
-from tether.evaluation.results import PathPoint, Results
-from tether.evaluation.scores import SplitScores, Sweep, alpha_text
-from tether.evaluation.summary import changed_answers, describe_domains, differences, summarise
-from tether.evaluation.tables import to_csv, to_markdown
-from tether.recipe import Recipe, to_plain
-from tether.tasks.classification import RESULT, Outcome, digests, read_outcome, run
+from tether.data.records import Benchmark, Split
+from tether.errors import TetherError, near_misses
+from tether.evaluation.report import write_report, write_robustness_figure
+from tether.evaluation.results import Results, Tuning
+from tether.evaluation.tables import differences_csv, to_csv, to_markdown
+from tether.recipe import Recipe, from_plain, names, read, to_plain
+from tether.tasks import tuning
+from tether.tasks.comparison_results import ZERO_SHOT, Trained, joined, make_results, without
+from tether.tasks.workers import Job, finish, local_workers, own_device
 from tether.training.environment import environment
 
-ZERO_SHOT = "zero-shot"
-Progress = Callable[[str, int, int], None]
+REFERENCE = "full"
+"""The recipe that all others are tested against, where it is there and no other is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
-    """One run of a comparison, read back from its directory."""
+class Plan:
+    """What is compared: all that a process must know to tell which runs are wanted; see `compare`."""
 
-    recipe: Recipe
-    path: Path
-    outcome: Outcome
+    recipes: Sequence[Recipe]
+    root: Path
+    seeds: Sequence[int] = (0,)
+    folds: Sequence[int] = (0,)
+    tune: int = 0
+    tune_seed: int = 0
+    tune_fold: int = 0
 
-    @property
-    def alpha(self) -> Alpha:
-        return self.outcome.alpha
+    def __post_init__(self) -> None:
+        """Refuse, before anything is trained, what could not be put into one table."""
+        names = [recipe.name for recipe in self.recipes]
+        for what, values in (("recipe", names), ("seed", self.seeds), ("fold", self.folds)):
+            if not values:
+                raise TetherError(f"A comparison needs at least one {what}.")
+            if twice := [value for value, count in Counter(values).items() if count > 1]:
+                raise TetherError(f"The {what} {twice[0]!r} is given twice; each needs its own name.")
+        if ZERO_SHOT in names:
+            raise TetherError(f"No recipe may be called {ZERO_SHOT!r}: that row is always there.")
+        first = self.recipes[0]
+        for recipe in self.recipes:
+            for part in ("model", "data"):
+                own, others = getattr(recipe, part), getattr(first, part)
+                if own != others:
+                    raise TetherError(
+                        f"Recipes of one comparison share model and data, and {part} is {others} in "
+                        f"{first.name} but {own} in {recipe.name}."
+                    )
+        if {*self.folds, self.tune_fold} != {0} and not hasattr(first.data, "fold"):
+            raise TetherError("Only the built-in data has folds; leave them out.")
+        if self.tune < 0:
+            raise TetherError(f"The number of trials per method is 0 or more, found {self.tune}.")
+        if self.tune and not any(recipe.search for recipe in self.recipes):
+            raise TetherError(
+                "There is nothing to tune: no recipe has a search block, such as "
+                "search: {optimizer.lr: [1e-5, 1e-4]}."
+            )
+        self.points()
 
-    @property
-    def test(self) -> Sweep:
-        return self.outcome.test
+    def points(self) -> dict[str, list[tuning.Point]]:
+        """What is to be tried, by the name of the recipe; nothing of recipes without a search."""
+        tuned = [recipe for recipe in self.recipes if recipe.search] if self.tune else []
+        return {recipe.name: tuning.points(recipe, self.tune) for recipe in tuned}
 
 
 def compare(
@@ -57,41 +85,83 @@ def compare(
     *,
     seeds: Sequence[int] = (0,),
     folds: Sequence[int] = (0,),
+    tune: int = 0,
+    tune_seed: int = 0,
+    tune_fold: int = 0,
+    baselines: Sequence[str] = (),
+    reference: str = "",
+    workers: int = 1,
     title: str = "Comparison",
     command: str = "",
     highlighted: str = "",
     device: torch.device | str = "cpu",
-    progress: Progress | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
     announce: Callable[[str], None] = lambda line: None,
     show_progress: bool = True,
 ) -> Results:
     """Run what is not there yet, and make the results of all of it.
 
     Args:
-        folds: folds of the built-in data set; a seed's answers on the test pictures of all folds are pooled.
+        recipes: of one model and one data set, each with its own name.
+        root: where runs are made, or found finished; other processes that compare the same there share the work.
+        folds: of data that has folds; a seed's answers on the test pictures of all folds are pooled.
+        tune: trials that each method gets to choose its settings by, on the validation pictures of `tune_fold`
+            with `tune_seed`; 0 for the settings of the recipes. What these pictures show is no test in any fold.
+        baselines: names of recipes that are ordinary models, through which the line of effective robustness is
+            drawn; three or more.
+        reference: the method that all others are tested against; "full" by default, or zero-shot without one.
+        workers: processes of this machine.
         highlighted: name of the recipe that the report is about; the last one by default.
         announce: told about every run that begins or is found finished.
 
     Raises:
         TetherError: the recipes cannot stand in one table (names, models or data), or a run fails.
     """
-    _check(recipes, seeds, folds)
-    finished: dict[str, dict[int, list[Finished]]] = {}
-    total = len(recipes) * len(seeds) * len(folds)
-    number = 0
-    for recipe in recipes:
-        for seed in seeds:
-            for fold in folds:
-                number += 1
-                one = _variant(recipe, seed, fold)
-                announce(f"[{number}/{total}] {recipe.name}, seed {seed}, fold {fold}")
-                done = _ensure(one, root, device, progress, show_progress)
-                finished.setdefault(recipe.name, {}).setdefault(seed, []).append(done)
-    return _results(finished, folds, title, command, highlighted or recipes[-1].name)
+    plan = Plan(
+        recipes=recipes,
+        root=root,
+        seeds=seeds,
+        folds=folds,
+        tune=tune,
+        tune_seed=tune_seed,
+        tune_fold=tune_fold,
+    )
+    rows = [recipe.name for recipe in recipes]
+    for name in (*baselines, *filter(None, [highlighted])):
+        if name not in rows:
+            raise TetherError(f"There is no recipe {name!r} in this comparison{near_misses(name, rows)}")
+    if reference and reference not in (ZERO_SHOT, *rows):
+        raise TetherError(f"There is no method {reference!r} to compare with{near_misses(reference, rows)}")
+    if baselines and len(set(baselines)) < 3:
+        raise TetherError(
+            f"The line of effective robustness goes through 3 ordinary models or more; found {len(set(baselines))}."
+        )
+    if workers < 1 or (workers > 1 and world_size() > 1):
+        raise TetherError(
+            f"Expected one worker or more, and only one under torchrun; found {workers} under {world_size()} "
+            "processes."
+        )
+    with local_workers(workers - 1, _work, plan, device):
+        trained = _train(
+            plan, device=device, progress=progress, announce=announce, show_progress=show_progress
+        )
+    data_set = _benchmark(recipes[0], folds[0]).name
+    return make_results(
+        trained,
+        title=title,
+        data_set=data_set if len(folds) == 1 else f"{data_set.split(' (')[0]} (folds {list(folds)} pooled)",
+        highlighted=highlighted or rows[-1],
+        reference=reference or (REFERENCE if REFERENCE in rows else ZERO_SHOT),
+        baselines=baselines,
+        settings={"model": recipes[0].model, "command": command, "seeds": ", ".join(map(str, seeds))},
+        versions={name: str(version) for name, version in environment().get("packages", {}).items()},
+        notes=_tuning_notes(plan),
+    )
 
 
 def write(results: Results, folder: Path, data: Mapping[str, Split] | None = None) -> None:
-    """`results.json`, `table.csv`, `table.md` and `report.html` in `folder`.
+    """Put into `folder`: `results.json`, `report.html`, `effective_robustness.svg` (where there are shifts),
+    `table.csv`, `table.md` and `differences.csv`.
 
     Args:
         data: the test splits, for the pictures whose answer changed.
@@ -101,191 +171,141 @@ def write(results: Results, folder: Path, data: Mapping[str, Split] | None = Non
         return read_image(data[domain].examples[index].image) if data else None
 
     results.save(folder / "results.json")
-    for name, text in (("table.csv", to_csv(results)), ("table.md", to_markdown(results))):
+    for name, make in (
+        ("table.csv", to_csv),
+        ("table.md", to_markdown),
+        ("differences.csv", differences_csv),
+    ):
+        text = make(results)
         write_atomically(
             folder / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8")
         )
+    write_robustness_figure(results, folder / "effective_robustness.svg")
     write_report(results, folder / "report.html", picture)
 
 
-def pooled_tests(recipe: Recipe, folds: Sequence[int]) -> dict[str, Split]:
-    """The test splits of all folds as one per domain, in the order of `compare`'s answers."""
-    benchmarks = [load_benchmark(_variant(recipe, 0, fold).data) for fold in folds]
+def read_recipes(sources: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[Recipe]:
+    """Recipes by name, by path, or all of a folder, with the same overrides applied to each.
+
+    Of a folder come its YAML files in the order of their names, without those that begin with "_": these are
+    there for others to extend.
+
+    Raises:
+        TetherError: one is not there or not right, an override does not fit it, or a folder has none.
+    """
+    found: list[str | Path] = []
+    for source in sources:
+        if str(source) in names() or not Path(source).is_dir():
+            found.append(source)
+            continue
+        inside = [path for path in sorted(Path(source).iterdir()) if path.suffix in (".yaml", ".yml")]
+        inside = [path for path in inside if not path.name.startswith("_")]
+        if not inside:
+            raise TetherError(f"There is no recipe in the folder {source}: expected files that end in .yaml.")
+        found += inside
+    recipes = []
+    for source in found:
+        try:
+            recipes.append(read(source, list(overrides)))
+        except TetherError as error:
+            raise TetherError(f"{source}: {error}") from error
+    return recipes
+
+
+def pooled_tests(recipe: Recipe, folds: Sequence[int], *, tuned_on: int | None = None) -> dict[str, Split]:
+    """The test splits of all folds as one per domain, in the order of `compare`'s answers.
+
+    Args:
+        tuned_on: the fold on whose validation pictures settings were chosen.
+    """
+    left_out = _tuned_on(recipe, tuned_on)
+    benchmarks = [_benchmark(recipe, fold) for fold in folds]
     return {
-        name: _joined([benchmark.tests[name] for benchmark in benchmarks]) for name in benchmarks[0].tests
+        name: joined([benchmark.tests[name] for benchmark in benchmarks], left_out)
+        for name in benchmarks[0].tests
     }
+
+
+def _work(plan: Plan, device: torch.device | str, number: int) -> None:
+    """What a further process of this machine does: the same, silently."""
+    _train(
+        plan,
+        device=own_device(device, number),
+        progress=None,
+        announce=lambda line: None,
+        show_progress=False,
+    )
+
+
+def _train(plan: Plan, *, announce: Callable[[str], None], **options: Any) -> list[Trained]:
+    """Choose every method's settings, where they are to be chosen, and finish all runs."""
+    tried = plan.points()
+    trials = [
+        Job(
+            recipe=_variant(point.recipe, plan.tune_seed, plan.tune_fold),
+            label=f"tuning {name}: {', '.join(' '.join(word) for word in point.words.items())}",
+            test=False,
+            may_diverge=True,
+        )
+        for name, own in tried.items()
+        for point in own
+    ]
+    tested = iter(finish(trials, plan.root, announce=announce, **options))
+    chosen: list[tuple[Recipe, Tuning | None]] = []
+    for recipe in plan.recipes:
+        own = tried.get(recipe.name)
+        chosen.append(
+            tuning.choose(recipe, own, [next(tested) for _ in own], plan.tune) if own else (recipe, None)
+        )
+    jobs = [
+        Job(
+            recipe=_variant(recipe, seed, fold),
+            label=f"{recipe.name}, seed {seed}, fold {fold}",
+        )
+        for recipe, _ in chosen
+        for seed in plan.seeds
+        for fold in plan.folds
+    ]
+    left_out = _tuned_on(plan.recipes[0], plan.tune_fold if plan.tune else None)
+    outcomes = (without(one, left_out) for one in finish(jobs, plan.root, announce=announce, **options))
+    return [
+        Trained(
+            recipe=recipe,
+            tuning=found,
+            by_seed={seed: [next(outcomes) for _ in plan.folds] for seed in plan.seeds},
+        )
+        for recipe, found in chosen
+    ]
 
 
 def _variant(recipe: Recipe, seed: int, fold: int) -> Recipe:
-    data = replace(recipe.data, fold=fold) if isinstance(recipe.data, EmojiShiftConfig) else recipe.data
-    return replace(recipe, data=data, training=replace(recipe.training, seed=seed))
+    """A recipe as one run has it."""
+    options = {**to_plain(recipe), "search": {}}
+    options["training"]["seed"] = seed
+    if "fold" in options["data"]:
+        options["data"]["fold"] = fold
+    return from_plain(options)
 
 
-def _check(recipes: Sequence[Recipe], seeds: Sequence[int], folds: Sequence[int]) -> None:
-    """Refuse, before anything is trained, what could not be put into one table."""
-    for what, values in (("recipe", [recipe.name for recipe in recipes]), ("seed", seeds), ("fold", folds)):
-        if not values:
-            raise TetherError(f"A comparison needs at least one {what}.")
-        if twice := [value for value, count in Counter(values).items() if count > 1]:
-            raise TetherError(f"The {what} {twice[0]!r} is given twice; each needs its own name.")
-    for recipe in recipes:
-        for part in ("model", "data"):
-            own, first = getattr(recipe, part), getattr(recipes[0], part)
-            if own != first:
-                raise TetherError(
-                    f"Recipes of one comparison share model and data, and {part} is {first} in "
-                    f"{recipes[0].name} but {own} in {recipe.name}."
-                )
-    if list(folds) != [0] and not isinstance(recipes[0].data, EmojiShiftConfig):
-        raise TetherError("Only the built-in data has folds; leave them out.")
+def _benchmark(recipe: Recipe, fold: int) -> Benchmark:
+    return load_benchmark(_variant(recipe, 0, fold).data)
 
 
-def _ensure(
-    recipe: Recipe, root: Path, device: torch.device | str, progress: Progress | None, show_progress: bool
-) -> Finished:
-    """The finished run of a recipe: found, continued or made."""
-    digest = hashlib.sha256(json.dumps(to_plain(recipe), sort_keys=True).encode()).hexdigest()[:10]
-    named = replace(recipe, name=f"{recipe.name}-{digest}")
-
-    def there() -> list[str]:  # finished ones first; one that was killed while it was made is none
-        paths = sorted(root.glob(f"{named.name}-*"), key=lambda path: not (path / RESULT).is_file())
-        return [str(path) for path in paths if (path / "environment.json").is_file()]
-
-    found = from_main(there)
-    if found and from_main(lambda: (Path(found[0]) / RESULT).is_file()):
-        path, benchmark = Path(found[0]), load_benchmark(recipe.data)
-        if read_json(path / "splits.json") != digests(benchmark):
-            raise TetherError(
-                f"{path} was trained on other pictures than are there now. Choose another --runs."
-            )
-        outcome = read_outcome(path, named, benchmark)
-    else:
-        resume = Path(found[0]) if found else None
-        options = {"device": device, "progress": progress, "show_progress": show_progress}
-        outcome = run(named, root, resume=resume, **options)
-    return Finished(recipe=recipe, path=outcome.run, outcome=outcome)
+def _tuned_on(recipe: Recipe, fold: int | None) -> set[str]:
+    """Identities on whose pictures settings were chosen; other folds have them in their tests."""
+    return set() if fold is None else _benchmark(recipe, fold).validation.identities
 
 
-def _results(
-    finished: Mapping[str, Mapping[int, Sequence[Finished]]],
-    folds: Sequence[int],
-    title: str,
-    command: str,
-    highlighted: str,
-) -> Results:
-    first = next(iter(next(iter(finished.values())).values()))[0]
-    benchmark = load_benchmark(first.recipe.data)
-    runs: dict[str, dict[int, dict[str, SplitScores]]] = {
-        ZERO_SHOT: {
-            0: _pool([one.test.at(0.0) for one in next(iter(next(iter(finished.values())).values()))])
-        }
-    }
-    for name, by_seed in finished.items():
-        runs[name] = {seed: _pool([one.test.at(one.alpha) for one in own]) for seed, own in by_seed.items()}
-    domains = describe_domains(runs[ZERO_SHOT][0], benchmark.in_distribution)
-    shifted = [domain.name for domain in domains if domain.kind == "shifted"]
-    methods = [summarise(ZERO_SHOT, runs[ZERO_SHOT], shifted, description="The model as it was loaded.")]
-    for name, by_seed in finished.items():
-        ones = [one for own in by_seed.values() for one in own]
-        methods.append(
-            summarise(
-                name,
-                runs[name],
-                shifted,
-                description=_description(ones[0].recipe),
-                alpha=_alphas(ones),
-                trained_parameters=ones[0].outcome.trained_parameters,
-                file_bytes=ones[0].outcome.file_bytes,
-                seconds=sum(one.outcome.seconds for one in ones) / len(ones),
-                peak_memory_bytes=max(one.outcome.peak_memory_bytes for one in ones),
-                path=_path(ones, benchmark.in_distribution, shifted),
-            )
-        )
-    changes = ()
-    if highlighted in runs:
-        seed = next(iter(runs[highlighted]))
-        before, after = runs[ZERO_SHOT][0], runs[highlighted][seed]
-        changes = tuple(
-            changed_answers(name, before[name], after[name], benchmark.class_names) for name in before
-        )
-    reference = "full" if "full" in runs else ZERO_SHOT
-    names = [domain.name for domain in domains]
-    return Results(
-        title=title,
-        data_set=benchmark.name
-        if len(folds) == 1
-        else benchmark.name.split(" (")[0] + f" (folds {folds} pooled)",
-        domains=domains,
-        methods=tuple(methods),
-        zero_shot=ZERO_SHOT,
-        highlighted=highlighted if highlighted in finished else "",
-        alpha=_choice(finished[highlighted]) if highlighted in finished else None,
-        changes=changes,
-        differences=differences(runs, reference, names, shifted) if len(runs) > 1 else (),
-        templates=benchmark.templates,
-        settings={
-            "model": first.recipe.model,
-            "command": command,
-            "seeds": ", ".join(map(str, next(iter(finished.values())))),
-            "training pictures": f"{len(benchmark.train)} (fold {folds[0]})",
-            "validation pictures": f"{len(benchmark.validation)} (fold {folds[0]})",
-        },
-        versions={name: str(version) for name, version in environment().get("packages", {}).items()},
-        notes=benchmark.notes,
-    )
-
-
-def _choice(by_seed: Mapping[int, Sequence[Finished]]) -> AlphaChoice | None:
-    """How alpha was chosen in the first run of a method; None where its recipe gave it."""
-    first = next(iter(by_seed.values()))[0]
-    if not first.outcome.validation:
-        return None
-    return AlphaChoice(
-        alpha=first.outcome.alpha,
-        rule=first.recipe.alpha.rule,
-        reason=first.outcome.alpha_reason,
-        pictures=len(first.outcome.benchmark.validation),
-        curve=tuple(AlphaPoint(**point) for point in first.outcome.validation),
-    )
-
-
-def _pool(parts: Sequence[Mapping[str, SplitScores]]) -> dict[str, SplitScores]:
-    """Answers on the test pictures of several folds as answers on one split per domain."""
-    return {
-        name: SplitScores(
-            split=_joined([part[name].split for part in parts]),
-            predictions=torch.cat([part[name].predictions for part in parts]),
-            confidences=torch.cat([part[name].confidences for part in parts]),
-            ranks=torch.cat([part[name].ranks for part in parts]),
-            classes=parts[0][name].classes,
-        )
-        for name in parts[0]
-    }
-
-
-def _joined(splits: Sequence[Split]) -> Split:
-    examples = tuple(example for split in splits for example in split.examples)
-    return splits[0] if len(splits) == 1 else replace(splits[0], examples=examples)
-
-
-def _path(ones: Sequence[Finished], in_distribution: str, shifted: Sequence[str]) -> tuple[PathPoint, ...]:
-    """Mean test accuracy over runs at the alphas that all of them share."""
-    shared = [alpha for alpha in ones[0].test.alphas if all(alpha in one.test.alphas for one in ones)]
-    points = []
-    for alpha in shared if len(shared) > 2 else ():
-        scores = [one.test.at(alpha) for one in ones]
-        home = sum(own[in_distribution].top1 for own in scores) / len(scores)
-        away = sum(own[name].top1 for own in scores for name in shifted) / (len(scores) * len(shifted))
-        points.append(PathPoint(alpha=alpha, in_distribution=home, shifted_mean=away))
-    return tuple(points)
-
-
-def _alphas(ones: Sequence[Finished]) -> str:
-    texts = [alpha_text(one.alpha) for one in ones]
-    how = "by validation: " if ones[0].recipe.alpha.value == "auto" else ""
-    return how + (texts[0] if len(set(texts)) == 1 else ", ".join(texts))
-
-
-def _description(recipe: Recipe) -> str:
-    plain = to_plain(recipe)
-    return f"{plain['adapter']['method']} + {plain['objective']['method']}, lr {recipe.optimizer.lr:g}"
+def _tuning_notes(plan: Plan) -> list[str]:
+    """What a reader must know of how settings were chosen."""
+    if not plan.tune:
+        return []
+    notes = [
+        f"Settings were chosen by at most {plan.tune} trials per method on the validation pictures of fold "
+        f"{plan.tune_fold}, with seed {plan.tune_seed}, and used for all seeds and folds."
+    ]
+    if set(plan.folds) != {plan.tune_fold}:
+        notes.append("What those validation pictures show is left out of the test sets of the other folds.")
+    if untuned := [recipe.name for recipe in plan.recipes if not recipe.search]:
+        notes.append(f"Not tuned, because their recipes name nothing to search: {', '.join(untuned)}.")
+    return notes

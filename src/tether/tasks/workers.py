@@ -1,0 +1,317 @@
+"""Runs that several processes share: each takes what no other holds, and waits at the end for the rest.
+
+Nobody hands out work. Whoever has the same list of runs and the same folder joins, on this machine or on
+another one that sees the folder: `tether compare …` started twice, `--workers 4`, or on a SLURM cluster
+`srun --ntasks 16 --gpus-per-task 1 tether compare …`.
+
+Whoever works on a run holds the claim to its training: a POSIX record lock on the file `.HASH.claim` beside the
+runs' directories. The kernel gives it back when its process ends, however that happens, and over NFS as well, so a
+run whose process was killed is free at once, and the next process goes on from its last checkpoint. Runs that
+differ only in what follows training share a claim: the second one takes the weights of the first.
+"""
+
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from tether._distributed import from_main, is_main
+from tether._files import read_json
+from tether.data import load_benchmark
+from tether.errors import TetherError
+from tether.recipe import Recipe, to_plain
+from tether.tasks.classification import run, training_part
+from tether.tasks.outcome import RESULT, Outcome, digests, is_finished, read_outcome
+from tether.training.checkpoint import latest_checkpoint
+
+SHORTEST_WAIT, LONGEST_WAIT = 0.25, 10.0
+"""Seconds between looks at the runs of others; doubled as long as nothing happens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run that is needed.
+
+    Attributes:
+        label: what it is, for people.
+        test: whether the test splits are to be looked at.
+        may_diverge: whether a loss that is not finite is an answer rather than an error.
+    """
+
+    recipe: Recipe
+    label: str
+    test: bool = True
+    may_diverge: bool = False
+
+    @property
+    def name(self) -> str:
+        """The recipe's name and the hash of its configuration: the run's directory is NAME-001."""
+        options = to_plain(self.recipe)
+        options.pop("search", None)  # says nothing about a single run
+        return f"{self.recipe.name}-{_digest(options)}"
+
+    @property
+    def training(self) -> str:
+        """Hash of all that decides the trained weights."""
+        return _digest(training_part(to_plain(self.recipe)))
+
+
+def finish(
+    jobs: Sequence[Job],
+    root: Path,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Callable[[str, int, int], None] | None = None,
+    announce: Callable[[str], None] = lambda line: None,
+    show_progress: bool = True,
+) -> list[Outcome | None]:
+    """The outcome of every job, in order: found, continued, made here, or waited for; None for one that diverged.
+
+    Args:
+        root: where the runs' directories are.
+        announce: told about every run that begins here or is found finished, and when there is only waiting.
+
+    Raises:
+        TetherError: a run fails, or was made from other pictures than are there now.
+    """
+    done: dict[int, Outcome | None] = {}
+    pause, told = SHORTEST_WAIT, False
+    while len(done) < len(jobs):
+        before, others = len(done), []
+        for place, job in enumerate(jobs):
+            if place in done:
+                continue
+            line = f"[{place + 1}/{len(jobs)}] {job.label}"
+            path, state = _look(job, root)
+            if state == "open":
+                with claim(root / f".{job.training}.claim", job.name) as mine:
+                    if not mine:
+                        others.append(job.label)
+                        continue
+                    announce(line)
+                    _make(job, root, device, progress, show_progress)
+                path, state = _look(job, root)
+            else:
+                announce(line)
+            done[place] = None if state == "diverged" else _read(job, path)
+            told = False
+        if len(done) > before:
+            pause = SHORTEST_WAIT
+        elif others:
+            if not told:
+                announce(f"Waiting for other processes: {'; '.join(others)}")
+                told = True
+            _wait(pause)
+            pause = min(2 * pause, LONGEST_WAIT)
+    return [done[place] for place in range(len(jobs))]
+
+
+@contextmanager
+def claim(path: Path, run: str = "") -> Iterator[bool]:
+    """Whether this process alone may work on what `path` stands for; False where a living one has it already.
+
+    Args:
+        run: name of the run that it is for.
+
+    Raises:
+        TetherError: the file system has no locks.
+    """
+    held: list[TextIO] = []
+    mine = from_main(lambda: _acquire(path, run, held))
+    try:
+        yield mine
+    finally:
+        for file in held:
+            path.unlink(missing_ok=True)  # before the lock goes: see `_acquire`
+            file.close()
+
+
+@contextmanager
+def local_workers(count: int, work: Callable[..., None], *arguments: Any) -> Iterator[None]:
+    """While inside, `count` more processes of this machine run `work(*arguments, number)`, number from 1 on.
+
+    Leaving ends them: a training step is finished and its checkpoint written. The processors are shared out.
+
+    Args:
+        work: a function that a new process can import.
+    """
+    threads = torch.get_num_threads()
+    share = max(1, threads // (count + 1))
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_work, args=(share, work, *arguments, number))
+        for number in range(1, count + 1)
+    ]
+    for process in processes:
+        process.start()
+    torch.set_num_threads(share)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def own_device(device: torch.device | str, number: int) -> torch.device:
+    """Where worker `number` of this machine computes: the GPUs go round."""
+    device = torch.device(device)
+    if device.type == "cuda" and torch.cuda.device_count() > 1:
+        return torch.device("cuda", number % torch.cuda.device_count())
+    return device
+
+
+def _work(threads: int, work: Callable[..., None], *arguments: Any) -> None:
+    torch.set_num_threads(threads)
+    with suppress(
+        TetherError, KeyboardInterrupt
+    ):  # whoever started this process meets the same run and tells
+        work(*arguments)
+
+
+def _look(job: Job, root: Path) -> tuple[Path | None, str]:
+    """The job's directory, if there is one, and whether it is "finished", "diverged" or "open"."""
+
+    def look() -> list[str]:
+        # One that was killed while its directory was made has no environment.json, and is none.
+        there = [path for path in sorted(root.glob(f"{job.name}-*")) if (path / "environment.json").is_file()]
+        for path in there:
+            if is_finished(path, job.test):
+                return [str(path), "finished"]
+        if job.may_diverge and there and any(there[0].glob("non-finite-step-*.json")):
+            return [str(there[0]), "diverged"]
+        return [str(there[0]) if there else "", "open"]
+
+    path, state = from_main(look)
+    return Path(path) if path else None, state
+
+
+def _make(
+    job: Job,
+    root: Path,
+    device: torch.device | str,
+    progress: Callable[[str, int, int], None] | None,
+    show_progress: bool,
+) -> None:
+    """Do the run, whose claim is ours."""
+    path, state = _look(job, root)
+    if state != "open":  # another process was faster, and has given the claim back
+        return
+    named = replace(job.recipe, name=job.name, search={})
+    if is_main():
+        _forget_peak_memory(torch.device(device))
+    try:
+        run(
+            named,
+            root,
+            resume=path,
+            trained=_trained(job, root),
+            device=device,
+            progress=progress,
+            show_progress=show_progress,
+            test=job.test,
+        )
+    except TetherError:
+        if _look(job, root)[1] != "diverged":
+            raise
+
+
+def _trained(job: Job, root: Path) -> Path | None:
+    """A finished run with the weights that the job would train."""
+    wanted = training_part(to_plain(job.recipe))
+
+    def search() -> str:
+        for result in sorted(root.glob(f"*/{RESULT}")):
+            path = result.parent
+            if training_part(read_json(path / "config.json")) == wanted and latest_checkpoint(
+                path / "checkpoints"
+            ):
+                return str(path)
+        return ""
+
+    found = from_main(search)
+    return Path(found) if found else None
+
+
+def _digest(options: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _read(job: Job, path: Path) -> Outcome:
+    benchmark = load_benchmark(job.recipe.data)
+    if read_json(path / "splits.json") != digests(benchmark):
+        raise TetherError(f"{path} was trained on other pictures than are there now. Choose another --runs.")
+    return read_outcome(path, replace(job.recipe, search={}), benchmark)
+
+
+def _acquire(path: Path, run: str, held: list[TextIO]) -> bool:
+    """Lock `path`, if nobody has it, and leave our name there; the open file goes to `held`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (it stays open as long as the claim)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            return False
+        except OSError as error:
+            file.close()
+            raise TetherError(
+                f"The file system of {path.parent} has no file locks ({error.strerror}), by which processes agree "
+                f"who does what. Choose another --runs."
+            ) from error
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # its last holder removed it between our opening and locking
+    held.append(file)
+    _free_run_of(_parse(file), path.parent)
+    file.truncate(0)
+    file.write(json.dumps({"run": run, "host": socket.gethostname(), "pid": os.getpid()}))
+    file.flush()
+    return True
+
+
+def _free_run_of(holder: dict[str, Any], root: Path) -> None:
+    """Remove the lock that a claim's former holder left in its run's directory: without its claim, it is gone.
+
+    The lock alone cannot tell, where its process was on another machine.
+    """
+    for lock in root.glob(f"{holder['run']}-*/lock") if holder.get("run") else ():
+        with open(lock, encoding="utf-8") as file:
+            found = _parse(file)
+        if all(found.get(key) == holder.get(key) for key in ("host", "pid")):
+            lock.unlink()
+
+
+def _parse(file: TextIO) -> dict[str, Any]:
+    """The holder that a file names; nothing if nobody, or one that died while writing its name."""
+    file.seek(0)
+    try:
+        return dict(json.loads(file.read()))
+    except ValueError:
+        return {}
+
+
+def _wait(seconds: float) -> None:
+    from_main(lambda: time.sleep(seconds))
+
+
+def _forget_peak_memory(device: torch.device) -> None:
+    """Let the next run's peak memory be its own, where the system can do that."""
+    if device.type == "cuda":
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
