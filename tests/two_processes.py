@@ -73,7 +73,7 @@ def info_nce_with_distinct_texts():
 
 def each_its_own_loss():
     task, pixels, labels = task_and_batch()
-    image, text = features(task, share(pixels), torch.arange(5).repeat(2)[: len(share(pixels))])
+    image, _ = features(task, share(pixels), torch.arange(5).repeat(2)[: len(share(pixels))])
     classes = F.normalize(task.text.weight, dim=1)
     return gradients(task, cross_entropy(image, classes, share(labels), task.scale))
 
@@ -149,7 +149,9 @@ def bad(folder):
     task.loss = loss
     optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
     try:
-        train(folder, f"bad-in-{world_size()}", task=task, optimizer=optimizer, schedule=None, accumulation=None)
+        train(
+            folder, f"bad-in-{world_size()}", task=task, optimizer=optimizer, schedule=None, accumulation=None
+        )
     except TetherError as error:
         return {"message": torch.tensor(list(str(error).split(":")[0].encode()))}
 
@@ -187,7 +189,9 @@ def go_on_alone(folder):
 
 
 def write(folder, name, tensors):
-    save_file({k: v.detach() for k, v in tensors.items()}, folder / f"{name}-{world_size()}-{rank()}.safetensors")
+    save_file(
+        {k: v.detach() for k, v in tensors.items()}, folder / f"{name}-{world_size()}-{rank()}.safetensors"
+    )
 
 
 def start(function, folder, **environment):

@@ -209,12 +209,18 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     rank.add_argument("--model", help="the base (default: that of the run the adapter lies in, else builtin)")
     _add_overrides(rank, "options of the data (default: those of the run the adapter lies in, else built-in)")
 
-    average = add("average", _average, "the exact mean of R-Adapters of several runs on one base")
-    average.add_argument("adapters", type=Path, nargs="+", help="folders of adapters")
+    average = add("average", _average, "the exact mean of adapters on one base, or of whole models")
+    average.add_argument("folders", type=Path, nargs="+", help="folders of adapters, or of models")
     average.add_argument("--out", type=Path, required=True, help="folder for the mean; must not exist")
     average.add_argument(
         "--alpha", type=_alpha, help="ensemble weight of the mean (default: theirs, where all agree)"
     )
+
+    export = add(
+        "export", _export, "copy a run's ensemble of answers (output, VRF) to a folder that predicts"
+    )
+    export.add_argument("run", type=Path, help="a finished run whose recipe has such an ensemble")
+    export.add_argument("out", type=Path, help="new folder")
 
     pretrain = add(
         "pretrain", _pretrain, "train a pair of towers from captioned pictures: how `builtin` was made"
@@ -409,12 +415,26 @@ def _rank(options: argparse.Namespace) -> int:
 
 
 def _average(options: argparse.Namespace) -> int:
-    from tether.adapters.arithmetic import average
     from tether.adapters.files import load_adapter, save_adapter
+    from tether.tasks.averaging import average_adapters, average_models
 
-    mean = average([load_adapter(folder) for folder in options.adapters], options.alpha)
-    save_adapter(options.out, mean)
-    print(f"Mean of {len(options.adapters)} adapters: {options.out}")
+    if all((folder / "adapter.json").is_file() for folder in options.folders):
+        mean = average_adapters([load_adapter(folder) for folder in options.folders], options.alpha)
+        save_adapter(options.out, mean)
+        print(f"Mean of {len(options.folders)} adapters: {options.out}")
+        return 0
+    if options.alpha is not None:
+        raise TetherError("--alpha belongs to adapters; a mean of whole models has none.")
+    average_models([str(folder) for folder in options.folders], options.out)
+    print(f"Mean of {len(options.folders)} models: {options.out}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from tether.tasks.ensembling import export_predictor
+
+    export_predictor(options.run, options.out)
+    print(f"Predictor: {options.out} (tether.tasks.ensembling.load_predictor reads it)")
     return 0
 
 

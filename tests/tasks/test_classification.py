@@ -83,7 +83,9 @@ def test_regularizers_are_added_to_the_objective_and_logged(name, tiny_recipe, t
     regularizers = [{"method": method, **own.get(method, {})} for method in methods]
     outcome = quiet({**options, "regularizers": regularizers}, tmp_path)
     last = [row for row in read_metrics(outcome.run) if row["kind"] == "train"][-1]
-    assert last["loss"] == pytest.approx(last["objective"] + sum(last[method] for method in methods), rel=1e-4)
+    assert last["loss"] == pytest.approx(
+        last["objective"] + sum(last[method] for method in methods), rel=1e-4
+    )
     assert all(last[method] != 0 for method in methods)
 
 

@@ -85,7 +85,7 @@ def alpha_sweep(
         {name: change for name, change in delta.items() if tower_of(name) == tower} for tower in TOWERS
     )
     image_path, text_path = WeightPath(model.module, image_changes), WeightPath(model.module, text_changes)
-    with image_path, text_path, evaluating(model), _no_autocast_cache():
+    with image_path, text_path, evaluating(model), no_autocast_cache():
         classifiers: dict[float, Classifier] = {}
         for _, text in towers:
             if text not in classifiers:
@@ -123,8 +123,10 @@ def _answer(
     results: list[dict[str, SplitScores]] = [{} for _, group in plan for _ in group]
     total, done = sum(map(len, splits.values())), 0
     for name, split in splits.items():
-        scorer = _Scorer(split, plan[0][1][0].weight.shape[0])
-        loader = DataLoader(Subset(open_split(split), _share(len(split))), batch_size, num_workers=workers)
+        scorer = Scorer(split, plan[0][1][0].weight.shape[0])
+        loader = DataLoader(
+            Subset(open_split(split), share_of_process(len(split))), batch_size, num_workers=workers
+        )
         parts: list[list[Tensor]] = [[] for _ in results]
         seen = []
         for batch in loader:
@@ -154,7 +156,7 @@ def _answer(
     return results
 
 
-class _Scorer:
+class Scorer:
     """Prediction, rank of the label and confidence of each row of logits, by the rules of one split."""
 
     def __init__(self, split: Split, classes: int):
@@ -185,7 +187,7 @@ class _Scorer:
         return torch.stack([predictions.double(), label_rank(logits, labels).double(), confidences], 1)
 
 
-def _share(n: int) -> Sequence[int]:
+def share_of_process(n: int) -> Sequence[int]:
     """Indices this process evaluates; all processes get equally many, the last ones wrap around."""
     world = _distributed.world_size()
     return [i % n for i in range(_distributed.rank(), math.ceil(n / world) * world, world)] if n else []
@@ -207,7 +209,7 @@ def _towers(alphas: Iterable[Alpha]) -> list[tuple[float, float]]:
 
 
 @contextmanager
-def _no_autocast_cache() -> Iterator[None]:
+def no_autocast_cache() -> Iterator[None]:
     """Autocast keeps cast weights and does not see that they change in place; make it cast them each time."""
     before = torch.is_autocast_cache_enabled()
     torch.clear_autocast_cache()

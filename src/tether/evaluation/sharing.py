@@ -55,7 +55,8 @@ class _Memory:
         module.forward = self
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        if len(inputs) != 1 or options or not isinstance(inputs[0], Tensor):
+        given = [value for value in options.values() if value is not None]
+        if len(inputs) != 1 or given or not isinstance(inputs[0], Tensor):
             return self._forward(*inputs, **options)
         if (
             self._input is not None
@@ -64,7 +65,7 @@ class _Memory:
         ):
             self.hits += 1
             return self._output
-        self._input, self._output = inputs[0], self._forward(inputs[0])
+        self._input, self._output = inputs[0], self._forward(*inputs, **options)
         self._version = _version(self._output)  # what comes after may change it in place
         return self._output
 

@@ -16,7 +16,7 @@ from tether.adapters.files import Adapter
 from tether.ensembles.model_average import average, check_compatible
 from tether.errors import TetherError
 from tether.models import load
-from tether.tasks.export import _folder, _save
+from tether.tasks.export import folder_of, save_folder
 
 
 def average_adapters(adapters: Sequence[Adapter], alpha: Alpha | None = None) -> Adapter:
@@ -65,7 +65,7 @@ def average_models(sources: Sequence[str], out: Path) -> None:
         raise TetherError(f"{out} exists already, and nothing is overwritten. Name a folder that does not.")
     if not sources:
         raise TetherError("There is nothing to average: no model was given.")
-    base = _folder(sources[0])
+    base = folder_of(sources[0])
     model = load(sources[0])
     total = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     for number, source in enumerate(sources[1:], start=1):
@@ -85,7 +85,7 @@ def average_models(sources: Sequence[str], out: Path) -> None:
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        _save(model, base, temporary)
+        save_folder(model, base, temporary)
         temporary.rename(out)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error

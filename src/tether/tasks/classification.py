@@ -40,7 +40,7 @@ from tether.optimizers.from_config import create
 from tether.optimizers.schedule import Schedule
 from tether.optimizers.tpgm import TPGM
 from tether.recipe import CrossEntropyConfig, FrozenConfig, Recipe, to_plain
-from tether.tasks.ensembling import Ensemble, Pair, combine
+from tether.tasks.ensembling import Ensemble, Pair, combine, needs_validation
 from tether.tasks.outcome import (
     ADAPTER,
     HEAD_FILE,
@@ -208,6 +208,8 @@ def run(
         raise TetherError(
             "alpha.value=auto needs validation pictures; this data set has none. Give a number."
         )
+    if recipe.ensemble and needs_validation(recipe.ensemble) and not len(benchmark.validation):
+        raise TetherError("This ensemble is fitted on validation pictures; this data set has none.")
     directory = RunDirectory.open(resume) if resume else RunDirectory.create(root, recipe.name)
     with directory as kept:
         may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
@@ -274,15 +276,18 @@ def _run(
             save_head(kept.path / HEAD_FILE, head, zero_shot)
         if attached:
             shutil.rmtree(kept.path / ADAPTER, ignore_errors=True)  # of a part that was killed while it saved
-            save_adapter(
-                kept.path / ADAPTER, attached, state=state, alpha=alpha, extra={"head": head is not None}
-            )
+            use_at = 1.0 if ensemble else alpha  # an ensemble combines the two ends itself
+            extra = {"head": head is not None}
+            save_adapter(kept.path / ADAPTER, attached, state=state, alpha=use_at, extra=extra)
+        paths = [kept.path / HEAD_FILE, kept.path / ADAPTER]
         if ensemble:
             with attached.ordinary() if attached else nullcontext():
-                ensemble.save(kept.path, benchmark.class_names, adapter=ADAPTER if attached else None)
+                paths += ensemble.save(
+                    kept.path, benchmark.class_names, adapter=ADAPTER if attached else None
+                )
         save_sweep(kept.path / SCORES, tested)
-        files = [kept.path / HEAD_FILE, *(kept.path / ADAPTER).rglob("*")]
-        results["file_bytes"] = sum(file.stat().st_size for file in files if file.is_file())
+        files = {file for path in paths for file in (path, *path.rglob("*")) if file.is_file()}
+        results["file_bytes"] = sum(file.stat().st_size for file in files)
         write_json(kept.path / RESULT, results)  # last: now the run is finished
 
     from_main(keep)
@@ -305,7 +310,9 @@ def _train(
     data = ImageDataset(benchmark.train, augmentation, seed=seed, cache_bytes=2**29)
     if recipe.probe:
         options = {"smoothing": recipe.objective.smoothing, "seed": seed, "show_progress": show_progress}
-        task.head.data = probed_head(kept.path / PROBE, recipe.probe, model, data, task.head.detach(), **options)
+        task.head.data = probed_head(
+            kept.path / PROBE, recipe.probe, model, data, task.head.detach(), **options
+        )
     parameters = task.named_parameters()
     optimizer = _optimizer(recipe, parameters)
     held_out = None
@@ -403,6 +410,8 @@ def _take_over(trained: Path, kept: RunDirectory, recipe: Recipe) -> None:
     shutil.copytree(checkpoint, temporary)
     temporary.rename(kept.checkpoints / checkpoint.name)
     shutil.copy2(trained / "time.json", kept.path)
+    if (trained / PROBE).is_file():
+        shutil.copy2(trained / PROBE, kept.path)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def export(
         raise TetherError(f"{out} exists already, and nothing is overwritten. Name a folder that does not.")
     saved = load_adapter(adapter)
     tensors = read_tensors(head) if head else None
-    base = _folder(source)
+    base = folder_of(source)
     model = load(source)
     attached = apply(model, saved)
     alpha = saved.alpha if alpha is None else alpha
@@ -48,7 +48,7 @@ def export(
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        _save(model, base, temporary)
+        save_folder(model, base, temporary)
         if tensors:
             weight = head_at(tensors["weight"], tensors["zero_shot"], alpha_of(alpha, "text"))
             save_file({"weight": weight}, temporary / HEAD_FILE)
@@ -61,7 +61,7 @@ def export(
     return report
 
 
-def _save(model: Model, base: Path, folder: Path) -> None:
+def save_folder(model: Model, base: Path, folder: Path) -> None:
     """The base's own files, with the merged weights in place of the base's."""
     for file in base.iterdir():
         if file.is_file() and not file.name.endswith(WEIGHTS):
@@ -74,7 +74,7 @@ def _save(model: Model, base: Path, folder: Path) -> None:
     save_file(tensors, folder / "open_clip_model.safetensors")
 
 
-def _folder(source: str) -> Path:
+def folder_of(source: str) -> Path:
     if source == "builtin":
         from tether.models import builtin
 

@@ -20,7 +20,7 @@ from tether.data.dataset import ImageDataset
 from tether.data.records import Split
 from tether.data.transforms import test_transform
 from tether.errors import TetherError
-from tether.evaluation.classification import _share
+from tether.evaluation.classification import share_of_process
 from tether.evaluation.classifier import Progress, evaluating
 from tether.evaluation.metrics import once_by_index
 from tether.models.model import Model
@@ -178,7 +178,7 @@ def _encoded(model: Model, split: Split, workers: int, progress: Progress | None
     """Each picture through the frozen image tower, once and unaugmented; processes share the work."""
     if not len(split):
         raise TetherError("A probe needs training pictures, and there are none.")
-    pictures = Subset(ImageDataset(split, test_transform(model.image)), _share(len(split)))
+    pictures = Subset(ImageDataset(split, test_transform(model.image)), share_of_process(len(split)))
     seen, parts, done = [], [], 0
     with evaluating(model):
         for batch in DataLoader(pictures, 64, num_workers=workers):

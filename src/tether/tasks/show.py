@@ -45,7 +45,9 @@ def show_comparison(results: Results, console: Console | None = None) -> None:
     for kind in ("in-distribution", "shifted", "corruption"):
         for domain in results.of_kind(kind):
             shown = [method.measures.get(domain.name) for method in results.methods]
-            table.add_row(f"{domain.name} ({kind})", *("–" if one is None else percent(one.top1) for one in shown))
+            table.add_row(
+                f"{domain.name} ({kind})", *("–" if one is None else percent(one.top1) for one in shown)
+            )
         table.add_section()
     means = [results.mean_over(method, "shifted") for method in results.methods]
     table.add_row("mean of shifted", *(percent(mean) if mean else "–" for mean in means))

@@ -26,7 +26,7 @@ from tether.ensembles.fisher import FisherConfig, FisherPath, diagonal_fisher
 from tether.ensembles.shared_copy import shared_copy
 from tether.errors import TetherError
 from tether.evaluation.alpha import AlphaChoice
-from tether.evaluation.classification import _no_autocast_cache
+from tether.evaluation.classification import no_autocast_cache
 from tether.evaluation.classifier import Classifier
 from tether.evaluation.scores import Sweep
 from tether.models.model import Model
@@ -99,7 +99,7 @@ class Merged(Ensemble):
 def walking(pair: Pair, fishers: Fishers, config: FisherConfig, alphas: Sequence[float]) -> Iterator[Respond]:
     """Inside, the model of a pair answers at each alpha of the Fisher-weighted path; then it is as before."""
     model = pair.zero_shot
-    with FisherPath(model.module, pair.delta, fishers, floor=config.floor) as path, _no_autocast_cache():
+    with FisherPath(model.module, pair.delta, fishers, floor=config.floor) as path, no_autocast_cache():
         classifiers: list[Classifier] = []
         for alpha in alphas:
             path.set(alpha)

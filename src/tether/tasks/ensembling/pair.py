@@ -21,7 +21,7 @@ from tether.ensembles.shared_copy import shared_copy
 from tether.ensembles.views import Views
 from tether.ensembles.weight_space import WeightPath
 from tether.errors import TetherError
-from tether.evaluation.classification import _Scorer, _share
+from tether.evaluation.classification import Scorer, share_of_process
 from tether.evaluation.classifier import Classifier, Progress, evaluating
 from tether.evaluation.metrics import once_by_index
 from tether.evaluation.scores import SplitScores
@@ -149,7 +149,7 @@ class Pair:
 
     def batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels and numbers of this process's pictures of a split, unaugmented; shares are equally long."""
-        data = Subset(ImageDataset(split, test_transform(self.zero_shot.image)), _share(len(split)))
+        data = Subset(ImageDataset(split, test_transform(self.zero_shot.image)), share_of_process(len(split)))
         for batch in DataLoader(data, self.batch_size, num_workers=self.workers):
             yield batch["pixels"].to(self.zero_shot.device), batch["index"]
 
@@ -185,7 +185,7 @@ class Pair:
         total, done = sum(map(len, splits.values())), 0
         with self.ready() as forget_useless:
             for name, split in splits.items():
-                scorer = _Scorer(split, self.classes)
+                scorer = Scorer(split, self.classes)
                 seen, rows = [], []
                 for pixels, index in self.batches(split):
                     logits = respond(pixels, split)
@@ -208,7 +208,7 @@ class Pair:
 
 def score(split: Split, logits: Float[Tensor, "n classes"]) -> SplitScores:
     """Scores of logits that are there already, in the split's order."""
-    rows = _Scorer(split, logits.shape[1])(logits, torch.arange(len(split)))
+    rows = Scorer(split, logits.shape[1])(logits, torch.arange(len(split)))
     return _scores(split, rows.cpu(), logits.shape[1])
 
 
