@@ -73,12 +73,12 @@ class Run:
     def __post_init__(self) -> None:
         self.model = load(str(self.source))
         self.model.module.requires_grad_(False)
-        zero_shot = class_embeddings(self.model, NAMES, TEMPLATES)
+        self.zero_shot = class_embeddings(self.model, NAMES, TEMPLATES)
         config = ADAPTERS[self.adapter]
         self.attached = None if config is None else attach(self.model, config, seed=3)
         self.parameters = dict(self.attached.named_parameters()) if self.attached else {}
         if self.cross_entropy:
-            self.head = nn.Parameter(zero_shot)
+            self.head = nn.Parameter(self.zero_shot.clone())
             self.parameters = {n: p for n, p in self.parameters.items() if tower_of(n) == "image"}
             self.parameters["head.weight"] = self.head
 
@@ -93,6 +93,7 @@ class Run:
             steps=self.steps,
             steps_per_epoch=4,
             head=self.head,
+            zero_shot=None if self.cross_entropy else self.zero_shot,  # given, or found out
         )
         return make_terms(configs, context)
 

@@ -32,7 +32,7 @@ class LipsumFTTerm:
     def __init__(self, config: LipsumFTConfig, shared: Shared) -> None:
         shared.require_images("lipsum_ft")
         self._config, self._term = config, LipsumFT(shared.scale)
-        self._reference = shared.reference  # now: to copy weights between forward and backward is too late
+        self._reference = shared.reference
         model = shared.context.model
         self._frame = text_frame(model.tokenize, _words(model.module))
         self._draw(torch.Generator())  # refuses what does not fit before training
@@ -96,10 +96,10 @@ class FunctionSpaceTerm:
     def __init__(self, config: FunctionSpaceConfig, shared: Shared) -> None:
         if shared.context.head is None:
             shared.require_images("function_space")
-        self._shared, zero_shot = shared, shared.zero_shot
+        self._shared, reference, zero_shot = shared, shared.reference, shared.zero_shot
 
         def pretrained(pixels: Tensor) -> Tensor:
-            return cosine_logits(shared.reference.encode_image(pixels), zero_shot, shared.scale)
+            return cosine_logits(reference.encode_image(pixels), zero_shot, shared.scale)
 
         self._term = FunctionSpace(pretrained, config)
 

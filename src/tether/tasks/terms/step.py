@@ -80,6 +80,7 @@ class Shared:
 
     @cached_property
     def reference(self) -> Reference:
+        """To be asked for when a term is made: a copy taken between a forward and its backward spoils the latter."""
         return Reference(self.context.model, self.context.attached)
 
     @cached_property
