@@ -111,7 +111,7 @@ class CaRot:
     """
 
     def __init__(self, model: nn.Module, config: CaRotConfig, *, steps: int) -> None:
-        self.config, self.steps, self._model = config, steps, model
+        self.config, self.steps, self._model, self._updated = config, steps, model, -1
         shared = {id(tensor): tensor for tensor in model.parameters() if not tensor.requires_grad}
         self.teacher = copy.deepcopy(model, dict(shared)).requires_grad_(False).eval()
         self._parameters = [name for name, tensor in model.named_parameters() if id(tensor) not in shared]
@@ -142,9 +142,13 @@ class CaRot:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """After `step`: every `every` steps move the teacher's weights; take buffers over as they are."""
-        if step == 0 or step % self.config.every:
+        """After `step`: every `every` steps move the teacher's weights; take buffers over as they are.
+
+        Called again for the same step it does nothing.
+        """
+        if step == 0 or step % self.config.every or step <= self._updated:
             return
+        self._updated = step
         keep = self.config.momentum_at(step, self.steps)
         new = dict(self._model.named_parameters())
         for name, old in self._own_parameters().items():
