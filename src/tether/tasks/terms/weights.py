@@ -12,7 +12,8 @@ from tether.tasks.terms.step import Shared, Step
 class L2SPTerm:
     """½ ‖θ − θ⁰‖² over what is trained, with θ⁰ where the pre-trained model is.
 
-    That is: for the model's own weights their pre-trained values; for a head what it starts as; for the matrices of an adapter zero, and for its vectors and scalars (gains, norms) where they start.
+    That is: for the model's own weights their pre-trained values; for a head what it starts
+    as; for the matrices of an adapter zero, and for its vectors and scalars (gains, norms) where they start.
     """
 
     def __init__(self, config: L2SPPenaltyConfig, shared: Shared) -> None:
