@@ -79,7 +79,7 @@ class PretrainingConfig:
     Attributes:
         emoji_views, icon_views: augmented views per picture whose stem features are cached.
         repeats: how often an emoji's name comes in an epoch, against once for an icon's.
-        stem_lr: learning rate of the stem's upper part, as a share of `lr`; it starts from trained weights.
+        stem_lr: learning rate of the stem's upper part, as a share of `lr`; 0 keeps its ImageNet weights.
     """
 
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
@@ -156,12 +156,13 @@ def pretrain(
         task = Pretraining(
             create(config.architecture, lower_and_upper).to(device, memory_format=torch.channels_last)
         )
-        upper_stem = {"lr": config.lr * config.stem_lr, "weight_decay": 0.0}
+        task.model.visual.trunk.patch_embed.backbone.requires_grad_(config.stem_lr > 0)
+        upper_stem = {"*.backbone.*": {"lr": config.lr * config.stem_lr, "weight_decay": 0.0}}
         groups = parameter_groups(
             task.named_parameters(),
             lr=config.lr,
             weight_decay=config.weight_decay,
-            special={"*.backbone.*": upper_stem},
+            special=upper_stem if config.stem_lr > 0 else None,
         )
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
         schedule = Schedule.of(optimizer, config.schedule, config.training.total_steps(len(pairs)))
@@ -241,7 +242,7 @@ class Pretraining:
         self._lower, backbone.lower = backbone.lower, nn.Identity()
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.model.named_parameters())
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         distinct, inverse = unique_rows(batch["tokens"])
