@@ -15,7 +15,7 @@ from tether.data.records import Example, ImageRef, Split
 from tether.evaluation.alpha import choose_alpha
 from tether.evaluation.effective_robustness import logit, sigmoid
 from tether.evaluation.report import write_report
-from tether.evaluation.results import BaselinePoint, PathPoint, Results
+from tether.evaluation.results import BaselinePoint, PathPoint, Results, Trial, Tuning
 from tether.evaluation.scores import SplitScores, Sweep, alpha_text
 from tether.evaluation.summary import changed_answers, describe_domains, differences, summarise
 
@@ -47,6 +47,19 @@ COSTS = {
     "FLYP + WiSE-FT": (9_800_000, 19_600_000, 250.0, 1_900_000_000),
     "R-Adapter": (820_000, 1_640_000, 130.0, 900_000_000),
 }
+
+
+TUNING = Tuning(
+    budget=4,
+    points=6,
+    steps=1200,
+    chosen={"optimizer.lr": "0.0003", "adapter.drop": "0.2"},
+    trials=(
+        Trial(values={"optimizer.lr": "0.0001", "adapter.drop": "0"}, validation=0.571),
+        Trial(values={"optimizer.lr": "0.0003", "adapter.drop": "0.2"}, validation=0.604),
+        Trial(values={"optimizer.lr": "0.1", "adapter.drop": "0.2"}, validation=None),
+    ),
+)
 
 
 def split(name: str, n: int, **rest) -> Split:
@@ -128,6 +141,8 @@ def demo_results(seeds: int = 3, n: int = 459, grid: bool = False) -> Results:
             alpha={"R-Adapter": alpha_text(choice.alpha), "FLYP + WiSE-FT": "0.4"}.get(name, ""),
             description="Invented, to see how a row looks.",
             path=path if name == "R-Adapter" else (),
+            steps=300 if name != "zero-shot" else None,
+            tuning=TUNING if name == "R-Adapter" else None,
             **dict(
                 zip(
                     ("trained_parameters", "file_bytes", "seconds", "peak_memory_bytes"),

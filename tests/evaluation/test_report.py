@@ -3,12 +3,13 @@ import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
 
 from tether.evaluation.figures import alpha_figure, domains_figure, robustness_figure
-from tether.evaluation.report import report_page, write_report
+from tether.evaluation.report import report_page, write_report, write_robustness_figure
 from tether.evaluation.results import Results
 
 from .demo import demo_results, picture
@@ -145,6 +146,36 @@ def test_hostile_names_are_shown_and_do_nothing(results):
     assert "script" not in read.tags and not any(name.startswith("on") for name, _ in read.attributes)
     assert set(read.tags) == set(tame.tags)
     assert HOSTILE in "".join(read.text)
+
+
+def test_every_trial_is_listed_and_the_chosen_one_marked(results, page):
+    section = page[page.index('<section id="tuning">') : page.index('<section id="differences">')]
+    assert "R-Adapter: optimizer.lr 0.0003, adapter.drop 0.2" in section and "zero-shot" not in section
+    assert "3 trials, 1,200 steps of 6 settings" in section and "the same 4 trials" in section
+    assert section.count('<tr class="main"><td>0.0003</td><td>0.2</td><td>60.4</td>') == 1
+    assert "<td>0.1</td><td>0.2</td><td>diverged</td>" in section
+    untuned = replace(results, methods=tuple(replace(method, tuning=None) for method in results.methods))
+    assert 'id="tuning"' not in report_page(untuned)
+
+
+def test_the_scatter_plot_stands_alone_with_the_names_of_its_marks(results, tmp_path):
+    path = tmp_path / "effective_robustness.svg"
+    assert write_robustness_figure(results, path)
+    root = ElementTree.parse(path).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and root[0].get("fill") == "white"
+    texts = ["".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    for method in results.methods:
+        assert method.name in texts
+    assert "ordinary models, 95 % interval" in texts
+    assert write_robustness_figure(replace(results, baseline=()), path)
+    assert "ordinary models" not in path.read_text()
+    hostile = [replace(method, name=HOSTILE + method.name) for method in results.methods]
+    looks = replace(results, methods=tuple(hostile), zero_shot="", highlighted="")
+    assert write_robustness_figure(looks, path)
+    assert "{http://www.w3.org/2000/svg}script" not in [one.tag for one in ElementTree.parse(path).iter()]
+    path.unlink()
+    bare = tuple(replace(method, shifted_mean=None) for method in results.methods)
+    assert not write_robustness_figure(replace(results, methods=bare), path) and not path.exists()
 
 
 def test_figures_share_no_ids_and_take_the_page_colour(page):

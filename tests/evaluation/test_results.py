@@ -8,19 +8,24 @@ import pytest
 from rich.console import Console
 
 from tether.errors import TetherError
+from tether.evaluation.effective_robustness import effective_robustness, inside
 from tether.evaluation.results import Results, results_schema
 from tether.evaluation.tables import (
     bytes_text,
+    chosen_text,
     count_text,
+    differences_csv,
+    p_text,
     percent,
     predictions_csv,
     seconds_text,
     to_csv,
     to_markdown,
     to_terminal,
+    tuning_text,
 )
 
-from .demo import CLASSES, demo_results, scores, split
+from .demo import CLASSES, TUNING, demo_results, scores, split
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,74 @@ def test_mean_and_worst_over_shifts(results):
     assert value == method.measures[name].mean == min(method.measures[n].mean for n in names)
     assert results.mean_over(method, "corruption") == ()
     assert results.method("nobody") is None
+
+
+def cells(markdown, title="method"):
+    """Rows of a Markdown table as dicts by column; the table whose first column has this title."""
+    lines = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("| ")]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:] if len(line) == len(lines[0])]
+
+
+def test_effective_robustness_is_measured_from_each_method_s_place(results):
+    line, method = results.baseline_line(), results.method("R-Adapter")
+    home = inside(method.measures["twemoji"].mean, 80)
+    value, ends = effective_robustness(line, home, method.shifted_mean.value)
+    assert results.effective_robustness(method) == (value, ends) and ends.low < value < ends.high
+    row = next(row for row in cells(to_markdown(results)) if row["method"] == "R-Adapter")
+    shown = f"{100 * value:+.1f} ({100 * ends.low:+.1f} to {100 * ends.high:+.1f})".replace("-", "−")
+    assert row["effective robustness"] == shown
+    row = next(row for row in csv.DictReader(io.StringIO(to_csv(results))) if row["method"] == "R-Adapter")
+    assert float(row["effective robustness"]) == pytest.approx(value, rel=1e-5)
+    few = replace(results, baseline=results.baseline[:2])
+    assert few.baseline_line() is None and few.effective_robustness(method) is None
+    assert "effective robustness" not in to_markdown(few)
+    alone = replace(method, shifted_mean=None)
+    assert results.place(alone) is None and results.effective_robustness(alone) is None
+
+
+def test_tables_say_how_settings_were_chosen_and_what_that_cost(results):
+    rows = {row["method"]: row for row in cells(to_markdown(results))}
+    assert rows["R-Adapter"]["tuning"] == "3 trials, 1,200 steps" == tuning_text(results.method("R-Adapter"))
+    assert rows["R-Adapter"]["chosen"] == "optimizer.lr 0.0003, adapter.drop 0.2"
+    assert rows["linear probe"]["tuning"] == rows["linear probe"]["chosen"] == "–"
+    assert rows["linear probe"]["steps"] == "300" and rows["zero-shot"]["steps"] == "–"
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(to_csv(results)))}
+    own = rows["R-Adapter"]
+    assert (own["tuning_budget"], own["tuning_trials"], own["tuning_steps"]) == ("4", "3", "1200")
+    assert own["chosen"] == chosen_text(results.method("R-Adapter")) and rows["linear probe"]["chosen"] == ""
+    untuned = [replace(method, tuning=None) for method in results.methods]
+    assert "| tuning |" not in to_markdown(replace(results, methods=tuple(untuned)))
+    with pytest.raises(TetherError, match="chosen but never tried"):
+        replace(TUNING, chosen={"optimizer.lr": "1"})
+
+
+def test_one_kind_of_corruption_has_its_own_column_and_is_no_shift(results):
+    noise = replace(results.domains[1], name="corrupted", kind="corruption")
+    methods = [
+        replace(method, measures={**method.measures, "corrupted": method.measures["fxemoji"]})
+        for method in results.methods
+    ]
+    noisy = replace(results, methods=tuple(methods), domains=(*results.domains, noise))
+    for before, after in zip(cells(to_markdown(results)), cells(to_markdown(noisy)), strict=True):
+        assert after.pop("corrupted") == before["fxemoji"] and after == before
+    rows = list(csv.DictReader(io.StringIO(to_csv(noisy))))
+    assert all(row["corrupted"] == row["fxemoji"] == row["mean corruption"] for row in rows)
+
+
+def test_differences_are_written_line_by_line(results):
+    rows = list(csv.DictReader(io.StringIO(differences_csv(results))))
+    assert len(rows) == len(results.differences) == 8
+    for row, one in zip(rows, results.differences, strict=True):
+        assert (row["method"], row["reference"], row["where"]) == (one.method, one.reference, one.where)
+        assert float(row["difference"]) == pytest.approx(one.estimate.value, rel=1e-5)
+        assert float(row["p_holm"]) == pytest.approx(one.adjusted_p_value, rel=1e-5)
+    text = to_markdown(results)
+    own = next(one for one in results.differences if one.method == "R-Adapter" and one.where == "twemoji")
+    assert "more (+) or less (−) than full fine-tuning" in text and p_text(own.adjusted_p_value) in text
+    table = [line for line in text[text.index("more (+)") :].splitlines() if line.startswith("| ")]
+    assert table[0] == "| method | twemoji | p | mean of shifted domains | p |" and len(table) == 2 + 4
+    assert p_text(0.0004) == "< 0.001" and p_text(0.05) == "0.050"
+    assert "more (+)" not in to_markdown(replace(results, differences=()))
 
 
 def test_tables_show_every_method_and_domain(results):

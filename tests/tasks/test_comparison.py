@@ -8,8 +8,9 @@ import torch
 
 from tether._files import read_json
 from tether.cli import main
+from tether.evaluation import Results
 from tether.recipe import from_plain
-from tether.tasks.comparison import compare
+from tether.tasks.comparison import compare, read_recipes
 
 
 @pytest.fixture
@@ -95,12 +96,20 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, caps
         (["--folds", "0", "1"], "Only the built-in data has folds"),
         (["full"], "share model and data"),
         (["none.yaml"], "no file"),
-        (["--set", "optimizer.lrr=1"], "did you mean 'lr'"),
+        (["--set", "optimizer.lrr=1"], "tiny.yaml: There is no option 'optimizer.lrr'; did you mean 'lr'"),
+        (["empty"], "no recipe in the folder empty"),
+        (["--baselines", "tiny,tiny"], "3 ordinary models or more; found 1"),
+        (["--baselines", "tinny,tiny,head"], "no recipe 'tinny' in this comparison; did you mean 'tiny'"),
+        (["--reference", "ful"], "no method 'ful' to compare with"),
+        (["--tune", "3"], "nothing to tune"),
+        (["--set", "name=zero-shot"], "that row is always there"),
     ],
 )
 def test_what_cannot_stand_in_one_table_is_refused_before_any_training(
     recipes, tmp_path, capsys, words, told
 ):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "_base.yaml").write_text("name: base")
     assert main(["compare", "tiny.yaml", *words, "--out", "out"]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "runs").exists() and not (tmp_path / "out").exists()
@@ -113,6 +122,70 @@ def test_a_comparison_does_not_mix_old_runs_with_other_pictures(recipes, tiny_da
     next((tmp_path / "pictures" / "circle").iterdir()).unlink()
     assert main(command) == 2
     assert "other pictures" in capsys.readouterr().err
+
+
+def test_a_folder_of_recipes_with_a_line_through_three_of_them(recipes, tmp_path):
+    """They differ in what follows training, so that one training does for all."""
+    base = json.loads((tmp_path / "tiny.yaml").read_text())
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "_base.yaml").write_text(json.dumps(base))
+    for name, alpha in (("a", 0.25), ("b", 0.5), ("c", 1.0), ("d", 0.75)):
+        changes = {"extends": "_base.yaml", "name": name, "alpha": {"value": alpha, "curve": False}}
+        (tmp_path / "own" / f"{name}.yaml").write_text(json.dumps(changes))
+    words = [
+        "own",
+        "--set",
+        "training.batch_size=5",
+        "--baselines",
+        "a,b,c",
+        "--reference",
+        "c",
+        "--out",
+        "out",
+    ]
+    assert main(["compare", *words]) == 0
+    results = Results.load(tmp_path / "out" / "results.json")
+    assert [method.name for method in results.methods] == ["zero-shot", "a", "b", "c", "d"]
+    assert [point.name for point in results.baseline] == ["a", "b", "c"]
+    for point in results.baseline:
+        method = results.method(point.name)
+        assert point.in_distribution == method.measures["colour"].mean
+        assert point.shifted_mean == method.shifted_mean.value == method.measures["outline"].mean
+    unfitted = any("no line fits them" in note for note in results.notes)
+    assert unfitted == (results.baseline_line() is None)
+    assert {one.reference for one in results.differences} == {"c"}
+    assert {one.method for one in results.differences} == {"zero-shot", "a", "b", "d"}
+    assert "tether compare own --seeds 0 --folds 0 --set training.batch_size=5" in results.settings["command"]
+    configs = [read_json(path) for path in (tmp_path / "runs" / "compare").glob("*/config.json")]
+    assert [config["training"]["batch_size"] for config in configs] == [5] * 4
+    assert len(list((tmp_path / "runs" / "compare").glob("*/metrics.jsonl"))) == 1
+
+
+def test_a_recipe_of_tether_goes_before_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    assert [recipe.name for recipe in read_recipes(["full"])] == ["full"]
+
+
+def test_corrupted_pictures_are_no_natural_shift(tiny_recipe, tmp_path):
+    pytest.importorskip("imagecorruptions")
+    data = {**tiny_recipe["data"], "corruptions": "mixture"}
+    training = {**tiny_recipe["training"], "epochs": 1}
+    results = compare([from_plain({**tiny_recipe, "data": data, "training": training})], tmp_path)
+    assert {domain.name: domain.kind for domain in results.domains} == {
+        "colour": "in-distribution",
+        "outline": "shifted",
+        "corrupted": "corruption",
+    }
+    method = results.method("tiny")
+    assert method.shifted_mean.value == method.measures["outline"].mean
+    assert results.mean_over(method, "corruption") == method.measures["corrupted"].top1
+    assert {one.where for one in results.differences} == {
+        "colour",
+        "outline",
+        "corrupted",
+        "mean of shifted domains",
+    }
 
 
 def test_the_results_say_how_alpha_was_chosen(tiny_recipe, tmp_path):

@@ -40,7 +40,8 @@ def robustness_figure(results: Results, *, names: bool = False) -> str | None:
     placed = [place for method in results.methods if (place := _place(results, method))]
     if not placed:
         return None
-    with drawing(5.4 + 2.4 * names, 4.4) as (figure, axes):
+    size = (7.8, max(4.4, 0.17 * len(placed) + 0.5)) if names else (5.4, 4.4)
+    with drawing(*size) as (figure, axes):
         points = [
             (x + side * across[i][0], y + side * up[i][0])
             for _, x, y, across, up in placed

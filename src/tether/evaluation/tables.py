@@ -26,7 +26,9 @@ def to_terminal(results: Results) -> Table:
 
 def to_markdown(results: Results) -> str:
     """The main table in Markdown, what its numbers are, and which differences are more than chance."""
-    blocks = [_markdown(*_cells(results)), explain_cells(results), *results.notes]
+    robust = " Effective robustness: points above the line through ordinary models, with that line's 95 % interval."
+    about = explain_cells(results) + (robust if results.baseline_line() else "")
+    blocks = [_markdown(*_cells(results)), about, *map(_markdown_text, results.notes)]
     if results.differences:
         reference = results.differences[0].reference
         title = f"Points of accuracy more (+) or less (−) than {_markdown_text(reference)}"
@@ -117,8 +119,7 @@ def explain_cells(results: Results) -> str:
     """A sentence on what the numbers of the table are."""
     seeds = max((len(method.seeds) for method in results.methods), default=1)
     spread = f"; ± is the standard deviation over {seeds} seeds" if seeds > 1 else ""
-    robust = "; effective robustness in points above the line through ordinary models"
-    return f"Top-1 accuracy in percent{spread}{robust if results.baseline_line() else ''}."
+    return f"Top-1 accuracy in percent{spread}."
 
 
 def chosen_text(method: Method) -> str:

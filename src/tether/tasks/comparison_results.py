@@ -15,8 +15,6 @@ from tether.recipe import Recipe, to_plain
 from tether.tasks.outcome import Outcome
 
 ZERO_SHOT = "zero-shot"
-CORRUPTED = "corrupted"
-"""The test split that is no natural shift."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +58,10 @@ def make_results(
     benchmark = first[0].benchmark
     runs: dict[str, Runs] = {ZERO_SHOT: {0: _pool([one.test.at(0.0) for one in first])}}
     runs |= {one.recipe.name: one.runs() for one in trained}
-    corruptions = [name for name in benchmark.tests if name == CORRUPTED]
+    corruptions = [n for n, split in benchmark.tests.items() if split.alteration.startswith("corruption:")]
     domains = describe_domains(runs[ZERO_SHOT][0], benchmark.in_distribution, corruptions)
     shifted = [domain.name for domain in domains if domain.kind == "shifted"]
+    tested = [domain.name for domain in domains if domain.kind != "corruption" or len(corruptions) == 1]
     methods = [summarise(ZERO_SHOT, runs[ZERO_SHOT], shifted, description="The model as it was loaded.")]
     methods += [_method(one, runs[one.recipe.name], benchmark, shifted) for one in trained]
     before, after = runs[ZERO_SHOT][0], next(iter(runs[highlighted].values()))
@@ -73,9 +72,9 @@ def make_results(
         highlighted=highlighted,
         alpha=_choice(next(one for one in trained if one.recipe.name == highlighted)),
         changes=tuple(
-            changed_answers(name, before[name], after[name], benchmark.class_names) for name in before
+            changed_answers(name, before[name], after[name], benchmark.class_names) for name in tested
         ),
-        differences=differences(runs, reference, [domain.name for domain in domains], shifted),
+        differences=differences(runs, reference, tested, shifted),
         baseline=tuple(_baseline_points(methods, baselines, benchmark.in_distribution)),
         templates=benchmark.templates,
         settings={
