@@ -109,48 +109,42 @@ class Classification:
             self._attached.begin_step(step, batch["index"], keys)
 
     def loss(self, batch: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        labels = batch["label"]
-        image = self.model.encode_image(batch["pixels"])
-        if self.head is not None:
-            loss = cross_entropy(image, self.head, labels, self._scale, smoothing=self._objective.smoothing)
-            scalars = {"accuracy": (image @ self.head.T).argmax(1).eq(labels).float().mean()}
-            return self._regularized(loss, scalars, batch, step, image)
-        distinct, inverse = self._texts(batch).unique(return_inverse=True)
-        rows = self._tokens.flatten(0, 1)[distinct]
-        text = self.model.encode_text(rows)
-        inverse = inverse.to(image.device)
-        loss = self._loss(image, text, labels, self._scale, index=inverse)
-        return self._regularized(loss, {}, batch, step, image, text=text, tokens=rows, text_index=inverse)
-
-    def _regularized(
-        self,
-        loss: Tensor,
-        scalars: dict[str, Tensor],
-        batch: Mapping[str, Any],
-        step: int,
-        image: Tensor,
-        **texts: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss with the regularizers added to it, and they among the scalars to log."""
+        objective, scalars, features = self._objective_and_features(batch)
         if not self._terms:
-            return loss, scalars
+            return objective, scalars
         given = StepInput(
             step=step,
             pixels=batch["pixels"],
             labels=batch["label"],
             index=batch["index"],
-            image=image,
             scale=self._scale,
-            **texts,
+            **features,
         )
         added = self._terms(given)
-        return loss + sum(added.values()), {**scalars, "objective": loss.detach(), **added}
+        return objective + sum(added.values()), {**scalars, "objective": objective.detach(), **added}
+
+    def _objective_and_features(
+        self, batch: Mapping[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """The main objective, scalars to log, and the features it was made of, as regularizers take them."""
+        labels = batch["label"]
+        image = self.model.encode_image(batch["pixels"])
+        if self.head is not None:
+            loss = cross_entropy(image, self.head, labels, self._scale, smoothing=self._objective.smoothing)
+            accuracy = (image @ self.head.T).argmax(1).eq(labels).float().mean()
+            return loss, {"accuracy": accuracy}, {"image": image}
+        distinct, inverse = self._texts(batch).unique(return_inverse=True)
+        rows = self._tokens.flatten(0, 1)[distinct]
+        text = self.model.encode_text(rows)
+        inverse = inverse.to(image.device)
+        loss = self._loss(image, text, labels, self._scale, index=inverse)
+        return loss, {}, {"image": image, "text": text, "tokens": rows, "text_index": inverse}
 
     def held_out_loss(self, batch: Mapping[str, Any], step: int) -> Tensor:
-        """The loss without any drop, on which TPGM learns its radii."""
+        """The objective alone, without any drop: what TPGM learns its radii on."""
         if self._attached:
             self._attached.eval_mode()
-        return self.loss(batch, step)[0]
+        return self._objective_and_features(batch)[0]
 
     def trained(self) -> dict[str, Tensor]:
         """Values of what is trained."""
@@ -431,7 +425,12 @@ def _choose(
 ) -> tuple[Alpha, str, list[dict[str, Any]]]:
     """The recipe's alpha, or what validation pictures and simulated shifts of them speak for; and why."""
     if recipe.alpha.value != "auto":
-        return _simplest(recipe.alpha.value), "given in the recipe", []
+        alpha = _simplest(recipe.alpha.value)
+        measured = ()
+        if len(benchmark.validation):
+            swept = sweep({"validation": benchmark.validation}, [alpha])
+            measured = choose_alpha(swept, "validation", rule="in distribution").curve
+        return alpha, "given in the recipe", [plain(point) for point in measured]
     grid: list[Alpha] = list(recipe.alpha.grid)
     if recipe.alpha.per_tower:
         grid = [dict(zip(TOWERS, (a, b), strict=True)) for a in recipe.alpha.grid for b in recipe.alpha.grid]

@@ -24,7 +24,8 @@ class Outcome:
     """What a run gave: test scores along alpha, which alpha was chosen and why, costs, where everything lies.
 
     Attributes:
-        validation: what alpha was chosen from, one entry per alpha; empty where the recipe gave it.
+        validation: accuracies on validation pictures, one entry per alpha that was to choose from; of a given
+            alpha its own, if there are such pictures.
         file_bytes: what is to be kept besides the base: adapter and head.
         seconds: of training, over all parts of the run that were not killed.
     """
