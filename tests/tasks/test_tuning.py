@@ -14,7 +14,7 @@ from tether.evaluation import Sweep
 from tether.recipe import from_plain
 from tether.tasks import comparison
 from tether.tasks.outcome import Outcome
-from tether.tasks.tuning import choose, points, size
+from tether.tasks.tuning import at_the_end, choose, points, size
 from tether.training.run_directory import read_metrics
 
 SEARCH = {"optimizer.lr": ["1e-5", 3e-5, 1e-4], "adapter.drop": [0.0, 0.2]}
@@ -117,6 +117,26 @@ def test_the_best_on_validation_wins_and_ties_go_to_the_smaller_learning_rate(re
         chosen(*[None] * 6)
 
 
+def test_a_choice_at_the_end_of_a_range_of_numbers_is_told(recipe):
+    recipe = replace(
+        recipe,
+        search={
+            "optimizer.lr": (1e-5, 1e-4, 1e-3),
+            "alpha.rule": ("in distribution", "mean", "bounded loss"),
+        },
+    )
+    tried = points(recipe, 9)
+
+    def ends(best):
+        outcomes = [outcome(point.recipe, float(point is tried[best])) for point in tried]
+        return at_the_end(choose(recipe, tried, outcomes, 9)[1])
+
+    assert [ends(best) for best in (0, 3, 8)] == [["optimizer.lr 1e-05"], [], ["optimizer.lr 0.001"]]
+    two = replace(recipe, search={"optimizer.lr": (1e-5, 1e-4)})
+    tried = points(two, 2)
+    assert at_the_end(choose(two, tried, [outcome(point.recipe, 0.5) for point in tried], 2)[1]) == []
+
+
 def test_a_run_without_validation_accuracy_cannot_be_chosen(recipe):
     tried = points(recipe, 1)
     blind = outcome(tried[0].recipe, 0.5)
@@ -170,6 +190,9 @@ def test_a_tuned_comparison_chooses_without_tests_and_trains_no_point_twice(
     assert record["chosen"] == {"optimizer.lr": best} and methods["fixed"]["tuning"] is None
     assert f"lr {best}" in methods["searched"]["description"]
     assert any("Not tuned" in note and "fixed" in note for note in results["notes"])
+    assert "With fewer settings to try than the budget allows: searched (3)." in results["notes"]
+    told = f"Chosen at the end of what was tried, so better may lie beyond: searched (optimizer.lr {best})."
+    assert (told in results["notes"]) == (best == "0.001")
     for table in ("table.md", "table.csv", "report.html"):
         assert f"optimizer.lr {best}" in (tmp_path / "out" / table).read_text()
 
@@ -188,6 +211,15 @@ def test_a_tuned_comparison_chooses_without_tests_and_trains_no_point_twice(
     assert main([*tuned, "--seeds", "7", "8", "--out", "out"]) == 0  # a diverged trial is not tried again
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     assert after == before
+
+
+def test_a_method_whose_alpha_is_given_is_tuned_too(tiny_recipe, tmp_path):
+    search = {"optimizer.lr": [0.001, 0.02]}
+    training = {**tiny_recipe["training"], "epochs": 1}
+    recipe = from_plain({**tiny_recipe, "alpha": {"value": 1.0}, "search": search, "training": training})
+    results = comparison.compare([recipe], tmp_path, tune=2, show_progress=False)
+    assert [trial.validation is None for trial in results.method("tiny").tuning.trials] == [False, False]
+    assert results.method("tiny").alpha == "1" and results.alpha is None
 
 
 @pytest.mark.parametrize(

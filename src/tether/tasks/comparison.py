@@ -155,7 +155,7 @@ def compare(
         baselines=baselines,
         settings={"model": recipes[0].model, "command": command, "seeds": ", ".join(map(str, seeds))},
         versions={name: str(version) for name, version in environment().get("packages", {}).items()},
-        notes=_tuning_notes(plan),
+        notes=_tuning_notes(plan, trained),
     )
 
 
@@ -296,7 +296,7 @@ def _tuned_on(recipe: Recipe, fold: int | None) -> set[str]:
     return set() if fold is None else _benchmark(recipe, fold).validation.identities
 
 
-def _tuning_notes(plan: Plan) -> list[str]:
+def _tuning_notes(plan: Plan, trained: Sequence[Trained]) -> list[str]:
     """What a reader must know of how settings were chosen."""
     if not plan.tune:
         return []
@@ -308,4 +308,9 @@ def _tuning_notes(plan: Plan) -> list[str]:
         notes.append("What those validation pictures show is left out of the test sets of the other folds.")
     if untuned := [recipe.name for recipe in plan.recipes if not recipe.search]:
         notes.append(f"Not tuned, because their recipes name nothing to search: {', '.join(untuned)}.")
+    tuned = {one.recipe.name: one.tuning for one in trained if one.tuning}
+    if fewer := [f"{name} ({own.points})" for name, own in tuned.items() if own.points < own.budget]:
+        notes.append(f"With fewer settings to try than the budget allows: {', '.join(fewer)}.")
+    if ends := [f"{name} ({', '.join(at)})" for name, own in tuned.items() if (at := tuning.at_the_end(own))]:
+        notes.append(f"Chosen at the end of what was tried, so better may lie beyond: {', '.join(ends)}.")
     return notes

@@ -103,6 +103,17 @@ def choose(
     )
 
 
+def at_the_end(tuning: Tuning) -> list[str]:
+    """Options whose chosen value is the least or greatest of three numbers or more that were tried, in words."""
+    found = []
+    for name, chosen in tuning.chosen.items():
+        tried = {_number(trial.values[name]) for trial in tuning.trials}
+        numbers = sorted(value for value in tried if isinstance(value, float))
+        if len(numbers) == len(tried) >= 3 and float(chosen) in (numbers[0], numbers[-1]):
+            found.append(f"{name} {chosen}")
+    return found
+
+
 def validation_accuracy(outcome: Outcome) -> float:
     """Top-1 accuracy on the validation pictures at the run's alpha.
 
