@@ -46,6 +46,7 @@ from tether.tasks.outcome import (
     HEAD_FILE,
     RESULT,
     SCORES,
+    TIME,
     Outcome,
     digests,
     head_at,
@@ -262,7 +263,7 @@ def _run(
         },
         "validation": validation,
         "trained_parameters": sum(parameter.numel() for parameter in final.values()),
-        "peak_memory_bytes": _peak_memory(model.device),
+        "peak_memory_bytes": max(read_json(kept.path / TIME)["peak_memory_bytes"], _peak_memory(model.device)),
     }
 
     def keep() -> None:
@@ -327,7 +328,7 @@ def _train(
     )
     task.add(make_terms(recipe.regularizers, context))
     accumulation = Accumulation(parameters, **asdict(recipe.accumulation)) if recipe.accumulation else None
-    with _timed(kept), fast_last_block(model):
+    with _measured(kept, model.device), fast_last_block(model):
         fit(
             task,
             data,
@@ -403,21 +404,23 @@ def _take_over(trained: Path, kept: RunDirectory, recipe: Recipe) -> None:
     temporary = kept.checkpoints / f".{checkpoint.name}.tmp"
     shutil.copytree(checkpoint, temporary)
     temporary.rename(kept.checkpoints / checkpoint.name)
-    shutil.copy2(trained / "time.json", kept.path)
+    shutil.copy2(trained / TIME, kept.path)
     if (trained / PROBE).is_file():
         shutil.copy2(trained / PROBE, kept.path)
 
 
 @contextmanager
-def _timed(kept: RunDirectory) -> Iterator[None]:
-    """Add the time that is spent inside to the run's time of training, also when it is stopped."""
-    path, started = kept.path / "time.json", time.perf_counter()
+def _measured(kept: RunDirectory, device: torch.device) -> Iterator[None]:
+    """Add the time that is spent inside to the run's, also when it is stopped, and keep the peak of its memory."""
+    path, started = kept.path / TIME, time.perf_counter()
     try:
         yield
     finally:
         if is_main():
-            before = read_json(path)["training_seconds"] if path.exists() else 0.0
-            write_json(path, {"training_seconds": before + time.perf_counter() - started})
+            before = read_json(path) if path.exists() else {"training_seconds": 0.0, "peak_memory_bytes": 0}
+            seconds = before["training_seconds"] + time.perf_counter() - started
+            peak = max(before["peak_memory_bytes"], _peak_memory(device))
+            write_json(path, {"training_seconds": seconds, "peak_memory_bytes": peak})
 
 
 def _choose(

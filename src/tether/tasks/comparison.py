@@ -16,6 +16,7 @@ import torch
 from tether._distributed import world_size
 from tether._files import write_atomically
 from tether.data import load_benchmark, read_image
+from tether.data.alterations import alter
 from tether.data.records import Benchmark, Split
 from tether.errors import TetherError, near_misses
 from tether.evaluation.report import write_report, write_robustness_figure
@@ -168,7 +169,11 @@ def write(results: Results, folder: Path, data: Mapping[str, Split] | None = Non
     """
 
     def picture(domain: str, index: int):
-        return read_image(data[domain].examples[index].image) if data else None
+        if not data:
+            return None
+        split = data[domain]
+        image = split.examples[index].image
+        return alter(read_image(image), split.alteration, image.name)
 
     results.save(folder / "results.json")
     for name, make in (

@@ -17,6 +17,7 @@ from tether.evaluation import SplitScores, Sweep
 from tether.recipe import Recipe
 
 ADAPTER, HEAD_FILE, SCORES, RESULT = "adapter", "head.safetensors", "scores.safetensors", "result.json"
+TIME = "time.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ def read_outcome(path: Path, recipe: Recipe, benchmark: Benchmark) -> Outcome:
         recipe=recipe,
         benchmark=benchmark,
         test=load_sweep(path / SCORES, benchmark),
-        seconds=read_json(path / "time.json")["training_seconds"],
+        seconds=read_json(path / TIME)["training_seconds"],
         run=path,
         **{name: value for name, value in result.items() if name != "test"},
     )

@@ -8,8 +8,10 @@ from rich.table import Table
 
 from tether.evaluation.results import Results
 from tether.evaluation.scores import alpha_text
-from tether.evaluation.tables import bytes_text, count_text, percent, seconds_text
+from tether.evaluation.tables import bytes_text, count_text, percent, seconds_text, to_terminal
 from tether.tasks.outcome import Outcome
+
+_FEW = 6
 
 
 class EvaluationProgress:
@@ -39,8 +41,11 @@ class EvaluationProgress:
 
 
 def show_comparison(results: Results, console: Console | None = None) -> None:
-    """A row per domain and a column per method, so that it fits a narrow terminal."""
+    """A row per domain and a column per method, so that few methods fit a narrow terminal; else a row per method."""
     console = console or Console()
+    if len(results.methods) > _FEW:
+        console.print(to_terminal(results))
+        return
     table = Table("top-1 accuracy, %", *(method.name for method in results.methods), title=results.title)
     for kind in ("in-distribution", "shifted", "corruption"):
         for domain in results.of_kind(kind):
@@ -71,7 +76,11 @@ def show_run(outcome: Outcome, console: Console | None = None) -> None:
     table.title = f"top-1 accuracy of {outcome.recipe.name} on {outcome.benchmark.name}"
     for name, split in outcome.benchmark.tests.items():
         table.add_row(name, str(len(split)), *(f"{scores[name].top1:.1%}" for _, scores in columns))
-    shifted = [name for name in outcome.benchmark.tests if name != outcome.benchmark.in_distribution]
+    shifted = [
+        name
+        for name, split in outcome.benchmark.tests.items()
+        if name != outcome.benchmark.in_distribution and not split.alteration.startswith("corruption:")
+    ]
     if shifted:
         means = [_mean([scores[name].top1 for name in shifted]) for _, scores in columns]
         table.add_section()
