@@ -92,7 +92,7 @@ class PretrainingConfig:
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmup=200))
     training: FitConfig = field(
         default_factory=lambda: FitConfig(
-            steps=1475,
+            steps=4000,
             batch_size=256,
             drop_last=True,
             precision="bf16",
