@@ -98,8 +98,7 @@ a causal text transformer of width 192 with four blocks and its own byte-level B
 **Pre-training data**: {sum(entry["pictures"] for entry in emoji.values()):,} emoji of three vendors that `emoji-shift` does
 not use ({", ".join(f"{name} {entry['pictures']:,}" for name, entry in emoji.items())}) with CLDR names, keywords and class
 names, and {sum(entry["pictures"] for entry in icons.values()):,} icons of {len(icons)} general sets with their names; from the
-npm packages {versions}. No picture of `emoji-shift` was used, and no setting was chosen on it. The same *emoji* are in
-both, drawn by others: noto-v1 is an older version of noto, and emojione the coloured sibling of emojione-monotone.
+npm packages {versions}. No picture of `emoji-shift` was trained on. The same *emoji* are in both, drawn by others: noto-v1 is an older version of noto, and emojione the coloured sibling of emojione-monotone.
 
 ## Zero-shot accuracy on vendors it never saw
 
