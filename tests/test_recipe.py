@@ -63,7 +63,7 @@ def test_a_recipe_that_extends_another_says_only_what_differs(tmp_path):
     assert own.optimizer.lr == 1e-5 and own.schedule == base.schedule
     assert own.adapter.drop == 0.0 and own.adapter.scale == base.adapter.scale
     assert own.objective == recipes.InfoNCEConfig()
-    assert own.search == {"optimizer.lr": (1e-4, 3e-4)}
+    assert own.search == base.search | {"optimizer.lr": (1e-4, 3e-4)}
 
 
 def test_recipes_that_extend_each_other_are_refused(tmp_path):

@@ -31,12 +31,12 @@ class LiteStem(nn.Module):
         stages = list(network.blocks.children())
         self.lower = nn.Sequential(network.conv_stem, network.bn1, *stages[:_LOWER_STAGES])
         self.upper = nn.Sequential(*stages[_LOWER_STAGES : _LOWER_STAGES + _UPPER_STAGES])
-        self.to(memory_format=torch.channels_last)  # twice as fast on a CPU
 
     def forward(self, pixels: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
         """In fp32 also under autocast: depth-wise convolutions are no faster in bf16, their backward slower."""
         with torch.autocast(pixels.device.type, enabled=False):
-            return self.upper(self.lower(pixels))
+            # twice as fast on a CPU than channels first
+            return self.upper(self.lower(pixels.contiguous(memory_format=torch.channels_last)))
 
 
 @register_model
