@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 TETHER := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 $(VENV)/bin/tether
 PACKAGES := build/packages
 
-.PHONY: demo test test-slow test-gpu lint benchmarks setup packages data pictures stem pretrain typefaces
+.PHONY: demo test test-slow test-gpu lint benchmarks setup packages data pictures stem pretrain typefaces results
 
 demo: setup
 	$(TETHER) demo
@@ -64,6 +64,15 @@ build/typefaces/CARD.md: | setup
 
 pretrain: pictures stem
 	$(TETHER) pretrain build/pictures --stem build/stem.safetensors
+
+# The tables in results/; stopped, it goes on where it was, and further processes may join.
+METHODS := linear-probe full experiments/emoji-shift/wise-ft-ce.yaml flyp wise-ft r-adapter
+ABLATION := r-adapter $(wildcard experiments/emoji-shift/r-adapter-no-*.yaml) experiments/emoji-shift/r-adapter-info-nce.yaml
+results: setup
+	$(TETHER) compare $(METHODS) --seeds 0 1 2 --tune 3 --baselines linear-probe,full,flyp --workers 2 \
+		--set data.corruptions=mixture --out results/emoji-shift
+	$(TETHER) compare $(ABLATION) --seeds 0 1 2 --reference r-adapter --workers 2 \
+		--set data.corruptions=mixture --out results/r-adapter-ablation
 
 # Speed: FLOPs, saved activations, memory and pictures per second, side by side in one process.
 benchmarks: setup
