@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +46,61 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_existing(out: Path) -> None:
+    """See that a new folder overwrites nothing, before any work is done for it.
+
+    Raises:
+        TetherError: there is something at `out`.
+    """
+    if out.exists():
+        raise TetherError(f"{out} exists already, and nothing is overwritten. Name a folder that does not.")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Gives a folder to fill, which becomes `out` at the end; if anything fails, nothing is left behind.
+
+    Raises:
+        TetherError: the disk is full or the folder cannot be written.
+    """
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(out)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TetherError(f"Could not write {out}: {reason}. Nothing was left behind.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, whatever device and memory layout they have; those that share memory as copies.
+
+    Raises:
+        OSError: the file cannot be written; half of it may be there.
+    """
+    seen: set[int] = set()
+    plain = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    try:
+        save_file(plain, path)
+    except SafetensorError as error:  # the library's own type for a full disk
+        raise OSError(str(error)) from error
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, atomically; whatever device and memory layout they have."""
-    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    """`save_tensors`, atomically.
 
-    def write(temporary: Path) -> None:
-        try:
-            save_file(stored, temporary)
-        except SafetensorError as error:  # the library's own type for a full disk
-            raise OSError(str(error)) from error
-
-    write_atomically(path, write)
+    Raises:
+        TetherError: the disk is full or the folder cannot be written.
+    """
+    write_atomically(path, lambda temporary: save_tensors(temporary, tensors))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

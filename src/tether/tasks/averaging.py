@@ -3,14 +3,11 @@
 Wortsman et al., "Model soups" (ICML 2022, arXiv 2203.05482).
 """
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from tether._alpha import Alpha
+from tether._files import new_folder, refuse_existing
 from tether.adapters import RAdapterConfig, arithmetic
 from tether.adapters.files import Adapter
 from tether.ensembles.model_average import average, check_compatible
@@ -61,8 +58,7 @@ def average_models(sources: Sequence[str], out: Path) -> None:
         TetherError: `out` exists; the models differ in tensors, activation or pictures, or cannot be loaded or
             written.
     """
-    if out.exists():
-        raise TetherError(f"{out} exists already, and nothing is overwritten. Name a folder that does not.")
+    refuse_existing(out)
     if not sources:
         raise TetherError("There is nothing to average: no model was given.")
     base = folder_of(sources[0])
@@ -82,13 +78,5 @@ def average_models(sources: Sequence[str], out: Path) -> None:
             for name, tensor in total.items()
         }  # in float64 until the end, so that their order does not matter
     model.module.load_state_dict(total)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        save_folder(model, base, temporary)
-        temporary.rename(out)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise TetherError(f"Could not write {out}: {reason}. Nothing was left behind.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(out) as folder:
+        save_folder(model, base, folder)

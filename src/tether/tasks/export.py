@@ -1,15 +1,12 @@
 """An adapter merged into its base and saved as an ordinary model folder."""
 
-import os
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from tether._alpha import Alpha, alpha_of
-from tether._files import read_tensors
+from tether._files import new_folder, read_tensors, refuse_existing, save_tensors
 from tether.adapters import MergeReport
 from tether.adapters.files import apply, load_adapter
 from tether.errors import TetherError
@@ -35,8 +32,7 @@ def export(
     Raises:
         TetherError: `out` exists, the adapter belongs to another base, or the format cannot be written.
     """
-    if out.exists():
-        raise TetherError(f"{out} exists already, and nothing is overwritten. Name a folder that does not.")
+    refuse_existing(out)
     saved = load_adapter(adapter)
     tensors = read_tensors(head) if head else None
     base = folder_of(source)
@@ -45,19 +41,11 @@ def export(
     alpha = saved.alpha if alpha is None else alpha
     probe = torch.randn(2, 3, model.image.size, model.image.size, generator=torch.Generator().manual_seed(0))
     report = attached.merge(alpha, probe=lambda: model.encode_image(probe))
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        save_folder(model, base, temporary)
+    with new_folder(out) as folder:
+        save_folder(model, base, folder)
         if tensors:
             weight = head_at(tensors["weight"], tensors["zero_shot"], alpha_of(alpha, "text"))
-            save_file({"weight": weight}, temporary / HEAD_FILE)
-        temporary.rename(out)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise TetherError(f"Could not write {out}: {reason}. Nothing was left behind.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            save_tensors(folder / HEAD_FILE, {"weight": weight})
     return report
 
 
@@ -69,9 +57,7 @@ def save_folder(model: Model, base: Path, folder: Path) -> None:
     if model.family == "transformers":
         model.module.save_pretrained(folder)
         return
-    state = model.module.state_dict()
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    save_file(tensors, folder / "open_clip_model.safetensors")
+    save_tensors(folder / "open_clip_model.safetensors", model.module.state_dict())
 
 
 def folder_of(source: str) -> Path:

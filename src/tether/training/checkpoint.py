@@ -14,11 +14,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from tether._files import read_json, sha256_file, write_atomically, write_json
+from tether._files import read_json, sha256_file, write_json, write_tensors
 from tether.errors import TetherError
 
 _TENSORS, _STATE, _COMPLETE = "tensors.safetensors", "state.json", "complete.json"
@@ -40,7 +39,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     tensors, structure = flatten(state)
     try:
         temporary.mkdir(parents=True)
-        write_atomically(temporary / _TENSORS, lambda path: _write_tensors(tensors, path))
+        write_tensors(temporary / _TENSORS, tensors)
         write_json(temporary / _STATE, structure)
         hashes = {name: sha256_file(temporary / name) for name in (_TENSORS, _STATE)}
         write_json(temporary / _COMPLETE, {"step": step, "sha256": hashes})
@@ -149,21 +148,6 @@ def unflatten(structure: Any, tensors: dict[str, Tensor]) -> Any:
         case list():
             return [unflatten(item, tensors) for item in structure]
     return structure
-
-
-def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file; tensors that share memory are written as copies."""
-    seen: set[int] = set()
-    plain = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        plain[name] = tensor.clone() if storage in seen else tensor
-        seen.add(storage)
-    try:
-        save_file(plain, path)
-    except SafetensorError as error:  # the library's own type for a full disk
-        raise OSError(str(error)) from error
 
 
 def _folders(folder: Path) -> list[Path]:

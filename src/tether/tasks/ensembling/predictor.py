@@ -5,7 +5,6 @@ failure set, and of the tuned model what is not the base's: an adapter folder or
 directory is such a folder, and `export_predictor` copies one without the rest of the run.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,7 +18,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tether._alpha import tower_of
-from tether._files import read_json, sha256_file, write_json, write_tensors
+from tether._files import (
+    new_folder,
+    read_json,
+    refuse_existing,
+    sha256_file,
+    write_json,
+    write_tensors,
+)
 from tether.adapters.files import apply
 from tether.data.transforms import test_transform
 from tether.ensembles.output_space import OutputEnsemble
@@ -198,22 +204,12 @@ def export_predictor(run: Path, out: Path) -> None:
     Raises:
         TetherError: `out` exists, or the run has no such ensemble.
     """
-    if out.exists():
-        raise TetherError(f"{out} exists already, and nothing is overwritten. Name a folder that does not.")
+    refuse_existing(out)
     parts = _parts(run, _description(run))
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with new_folder(out) as folder:
         for part in parts:
             path = _inside(run, part)
-            (shutil.copytree if path.is_dir() else shutil.copy2)(path, temporary / part)
-        temporary.rename(out)
-    except OSError as error:
-        raise TetherError(
-            f"Could not write {out}: {error.strerror or error}. Nothing was left behind."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, folder / part)
 
 
 def _parts(folder: Path, description: dict[str, Any]) -> list[str]:
