@@ -132,6 +132,11 @@ class Split:
         """The pictures' places."""
         return {example.image for example in self.examples}
 
+    @property
+    def is_corruption(self) -> bool:
+        """Whether the pictures are corrupted: a test of its own, neither a natural shift nor a means to choose by."""
+        return self.alteration.startswith("corruption:")
+
     def canonical_classes(self, class_count: int) -> tuple[int, ...]:
         """For every class, the class it counts as in this split, or -1 where it does not compete.
 

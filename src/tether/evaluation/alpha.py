@@ -134,7 +134,7 @@ def _check_pictures(
                 f"Split {name!r} is not made of the pictures of {in_distribution!r}. Alpha may only be "
                 f"chosen by validation pictures and simulated shifts of them, never by other test data."
             )
-        if scores[name].split.alteration.startswith("corruption:"):
+        if scores[name].split.is_corruption:
             raise TetherError(
                 f"Split {name!r} is a corruption ({scores[name].split.alteration}), and corruptions are a "
                 f"test. Choose alpha by simulated shifts (tether.data.simulated_shifts)."

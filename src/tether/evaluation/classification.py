@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -47,9 +46,15 @@ def evaluate(
     Raises:
         TetherError: a split without pictures, a label beyond the classifier, or answers that are not numbers.
     """
-    plan = [(lambda: None, [classifier])]
+
+    def batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches_of(model, split, batch_size, workers, open_split)
+
+    def respond(pixels: Tensor, split: Split) -> list[Tensor]:
+        return [classifier(model.encode_image(pixels))]
+
     with evaluating(model):
-        return _answer(model, splits, plan, batch_size, workers, open_split, progress)[0]
+        return answer(splits, len(classifier.weight), batches, respond, progress)[0]
 
 
 def alpha_sweep(
@@ -96,64 +101,75 @@ def alpha_sweep(
                 classifiers[text] = classifier(text)
         images = list(dict.fromkeys(image for image, _ in towers))
         members = [[i for i, (image, _) in enumerate(towers) if image == one] for one in images]
-        plan = [
-            (partial(image_path.set, one), [classifiers[towers[i][1]] for i in group])
-            for one, group in zip(images, members, strict=True)
-        ]
+
+        def batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+            return batches_of(model, split, batch_size, workers, open_split)
+
+        def respond(pixels: Tensor, split: Split) -> Iterator[Tensor]:
+            for image, group in zip(images, members, strict=True):
+                image_path.set(image)
+                features = model.encode_image(pixels)
+                for i in group:
+                    yield classifiers[towers[i][1]](features)
+
+        classes = len(next(iter(classifiers.values())).weight)
         with shared_prefix(model.module, image_changes) as forget_useless:
-            answers = _answer(model, splits, plan, batch_size, workers, open_split, progress, forget_useless)
+            answers = answer(splits, classes, batches, respond, progress, forget_useless)
     order = {member: place for place, member in enumerate(itertools.chain(*members))}
     return Sweep(tuple(alphas), tuple(answers[order[i]] for i in range(len(towers))))
 
 
-def _answer(
-    model: Model,
+def answer(
     splits: Mapping[str, Split],
-    plan: Sequence[tuple[Callable[[], object], Sequence[Classifier]]],
-    batch_size: int,
-    workers: int,
-    open_split: Callable[[Split], Dataset] | None,
-    progress: Progress | None,
+    classes: int,
+    batches: Callable[[Split], Iterable[tuple[Tensor, Int[Tensor, " b"]]]],
+    respond: Callable[[Tensor, Split], Iterable[Float[Tensor, "b classes"]]],
+    progress: Progress | None = None,
     batch_done: Callable[[], None] = lambda: None,
 ) -> list[dict[str, SplitScores]]:
-    """One dict of scores per classifier of the plan: `prepare` the weights, encode, apply the classifiers."""
+    """Scores on each split of every classifier that `respond` asks, each picture read once.
+
+    Args:
+        batches: pixels and numbers of this process's pictures of a split, see `batches_of`.
+        respond: logits of a batch by one classifier after the other, always as many.
+        batch_done: called after each batch.
+
+    Raises:
+        TetherError: there is no split, or one without pictures.
+    """
     if not splits:
         raise TetherError("There is no split to evaluate.")
-    open_split = open_split or (lambda split: ImageDataset(split, test_transform(model.image)))
-    results: list[dict[str, SplitScores]] = [{} for _, group in plan for _ in group]
+    results: list[dict[str, SplitScores]] = []
     total, done = sum(map(len, splits.values())), 0
     for name, split in splits.items():
-        scorer = Scorer(split, plan[0][1][0].weight.shape[0])
-        loader = DataLoader(
-            Subset(open_split(split), share_of_process(len(split))), batch_size, num_workers=workers
-        )
-        parts: list[list[Tensor]] = [[] for _ in results]
-        seen = []
-        for batch in loader:
-            pixels = batch["pixels"].to(model.device)
-            outputs = []
-            for prepare, group in plan:
-                prepare()
-                features = model.encode_image(pixels)
-                outputs += [scorer(apply(features), batch["index"]) for apply in group]
-            for part, output in zip(parts, outputs, strict=True):
-                part.append(output)
+        scorer = Scorer(split, classes)
+        seen, rows = [], []
+        for pixels, index in batches(split):
+            rows.append(torch.stack([scorer(logits, index) for logits in respond(pixels, split)], 1))
             batch_done()
-            seen.append(batch["index"])
-            done += len(pixels) * _distributed.world_size()
+            seen.append(index)
+            done += len(index) * _distributed.world_size()
             if progress:
                 progress(name, min(done, total), total)
         index = _distributed.gather(torch.cat(seen))
-        for result, part in zip(results, parts, strict=True):
-            (rows,) = once_by_index(index, len(split), _distributed.gather(torch.cat(part).cpu()))
-            result[name] = SplitScores(
-                split=split,
-                predictions=rows[:, 0].long(),
-                ranks=rows[:, 1].long(),
-                confidences=rows[:, 2].contiguous(),
-                classes=scorer.classes,
-            )
+        (found,) = once_by_index(index, len(split), _distributed.gather(torch.cat(rows).cpu()))
+        results = results or [{} for _ in range(found.shape[1])]
+        for place, result in enumerate(results):
+            result[name] = scorer.scores(found[:, place])
     return results
+
+
+def batches_of(
+    model: Model,
+    split: Split,
+    batch_size: int,
+    workers: int = 0,
+    open_split: Callable[[Split], Dataset] | None = None,
+) -> Iterator[tuple[Float[Tensor, "b 3 h w"], Int[Tensor, " b"]]]:
+    """Pixels, where the model computes, and numbers of this process's pictures; shares are equally long."""
+    data = open_split(split) if open_split else ImageDataset(split, test_transform(model.image))
+    for batch in DataLoader(Subset(data, share_of_process(len(split))), batch_size, num_workers=workers):
+        yield batch["pixels"].to(model.device), batch["index"]
 
 
 class Scorer:
@@ -168,7 +184,7 @@ class Scorer:
                 f"Split {split.name!r} has class {highest}, but the classifier knows only classes 0 to "
                 f"{classes - 1}. Use the class names of the split's own benchmark."
             )
-        self.classes = classes
+        self.split, self.classes = split, classes
         self.labels = torch.tensor([example.label for example in split.examples])
         self.counts_as = torch.tensor(split.canonical_classes(classes))
         self.grouped = bool(split.groups)
@@ -185,6 +201,16 @@ class Scorer:
             probabilities = torch.zeros_like(probabilities).scatter_add(1, target, probabilities)
         confidences = probabilities.gather(1, counts_as[predictions][:, None]).squeeze(1)
         return torch.stack([predictions.double(), label_rank(logits, labels).double(), confidences], 1)
+
+    def scores(self, rows: Float[Tensor, "n 3"]) -> SplitScores:
+        """The scores of the split, from the rows of all its pictures in order."""
+        return SplitScores(
+            split=self.split,
+            predictions=rows[:, 0].long(),
+            ranks=rows[:, 1].long(),
+            confidences=rows[:, 2].contiguous(),
+            classes=self.classes,
+        )
 
 
 def share_of_process(n: int) -> Sequence[int]:

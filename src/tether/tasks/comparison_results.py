@@ -58,7 +58,7 @@ def make_results(
     benchmark = first[0].benchmark
     runs: dict[str, Runs] = {ZERO_SHOT: {0: _pool([one.test.at(0.0) for one in first])}}
     runs |= {one.recipe.name: one.runs() for one in trained}
-    corruptions = [n for n, split in benchmark.tests.items() if split.alteration.startswith("corruption:")]
+    corruptions = [n for n, split in benchmark.tests.items() if split.is_corruption]
     domains = describe_domains(runs[ZERO_SHOT][0], benchmark.in_distribution, corruptions)
     shifted = [domain.name for domain in domains if domain.kind == "shifted"]
     tested = [domain.name for domain in domains if domain.kind != "corruption" or len(corruptions) == 1]

@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
 from tether import _distributed
 from tether._files import read_tensors, write_tensors
 from tether.data.dataset import ImageDataset
 from tether.data.records import Split
-from tether.data.transforms import test_transform
 from tether.errors import TetherError
-from tether.evaluation.classification import share_of_process
+from tether.evaluation.classification import batches_of
 from tether.evaluation.classifier import Progress, evaluating
 from tether.evaluation.metrics import once_by_index
 from tether.models.model import Model
@@ -178,13 +177,12 @@ def _encoded(model: Model, split: Split, workers: int, progress: Progress | None
     """Each picture through the frozen image tower, once and unaugmented; processes share the work."""
     if not len(split):
         raise TetherError("A probe needs training pictures, and there are none.")
-    pictures = Subset(ImageDataset(split, test_transform(model.image)), share_of_process(len(split)))
     seen, parts, done = [], [], 0
     with evaluating(model):
-        for batch in DataLoader(pictures, 64, num_workers=workers):
-            parts.append(model.encode_image(batch["pixels"].to(model.device)).cpu())
-            seen.append(batch["index"])
-            done += len(batch["index"]) * _distributed.world_size()
+        for pixels, index in batches_of(model, split, 64, workers):
+            parts.append(model.encode_image(pixels).cpu())
+            seen.append(index)
+            done += len(index) * _distributed.world_size()
             if progress:
                 progress("features for the probe", min(done, len(split)), len(split))
     index, features = (_distributed.gather(torch.cat(own)) for own in (seen, parts))

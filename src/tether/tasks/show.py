@@ -79,7 +79,7 @@ def show_run(outcome: Outcome, console: Console | None = None) -> None:
     shifted = [
         name
         for name, split in outcome.benchmark.tests.items()
-        if name != outcome.benchmark.in_distribution and not split.alteration.startswith("corruption:")
+        if name != outcome.benchmark.in_distribution and not split.is_corruption
     ]
     if shifted:
         means = [_mean([scores[name].top1 for name in shifted]) for _, scores in columns]

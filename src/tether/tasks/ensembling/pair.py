@@ -9,19 +9,16 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
 from tether import _distributed
 from tether._alpha import tower_of
 from tether.adapters.attached import MARK
-from tether.data.dataset import ImageDataset
 from tether.data.records import Split
-from tether.data.transforms import test_transform
 from tether.ensembles.shared_copy import shared_copy
 from tether.ensembles.views import Views
 from tether.ensembles.weight_space import WeightPath
 from tether.errors import TetherError
-from tether.evaluation.classification import Scorer, share_of_process
+from tether.evaluation.classification import Scorer, answer, batches_of
 from tether.evaluation.classifier import Classifier, Progress, evaluating
 from tether.evaluation.metrics import once_by_index
 from tether.evaluation.scores import SplitScores
@@ -149,9 +146,7 @@ class Pair:
 
     def batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels and numbers of this process's pictures of a split, unaugmented; shares are equally long."""
-        data = Subset(ImageDataset(split, test_transform(self.zero_shot.image)), share_of_process(len(split)))
-        for batch in DataLoader(data, self.batch_size, num_workers=self.workers):
-            yield batch["pixels"].to(self.zero_shot.device), batch["index"]
+        return batches_of(self.zero_shot, split, self.batch_size, self.workers)
 
     def views(self, split: Split) -> Iterator[tuple[Views, Tensor]]:
         """What both models say of each batch, and the numbers of its pictures, of all processes together."""
@@ -181,25 +176,8 @@ class Pair:
         Raises:
             TetherError: as `tether.evaluation.evaluate`.
         """
-        results: list[dict[str, SplitScores]] = []
-        total, done = sum(map(len, splits.values())), 0
         with self.ready() as forget_useless:
-            for name, split in splits.items():
-                scorer = Scorer(split, self.classes)
-                seen, rows = [], []
-                for pixels, index in self.batches(split):
-                    logits = respond(pixels, split)
-                    forget_useless()
-                    rows.append(torch.stack([scorer(own, index) for own in logits], 1))
-                    seen.append(index)
-                    done += len(index) * _distributed.world_size()
-                    self._tell(name, done, total)
-                index = _distributed.gather(torch.cat(seen))
-                (found,) = once_by_index(index, len(split), _distributed.gather(torch.cat(rows).cpu()))
-                results = results or [{} for _ in range(found.shape[1])]
-                for place, result in enumerate(results):
-                    result[name] = _scores(split, found[:, place], self.classes)
-        return results
+            return answer(splits, self.classes, self.batches, respond, self.progress, forget_useless)
 
     def _tell(self, what: str, done: int, total: int) -> None:
         if self.progress:
@@ -208,8 +186,8 @@ class Pair:
 
 def score(split: Split, logits: Float[Tensor, "n classes"]) -> SplitScores:
     """Scores of logits that are there already, in the split's order."""
-    rows = Scorer(split, logits.shape[1])(logits, torch.arange(len(split)))
-    return _scores(split, rows.cpu(), logits.shape[1])
+    scorer = Scorer(split, logits.shape[1])
+    return scorer.scores(scorer(logits, torch.arange(len(split))).cpu())
 
 
 def competing(split: Split, classes: int) -> list[int]:
@@ -233,13 +211,3 @@ def as_logits(
 
 def _columns(views: Views) -> tuple[Tensor, Tensor, Tensor]:
     return views.zero_shot, views.tuned, views.features
-
-
-def _scores(split: Split, rows: Float[Tensor, "n 3"], classes: int) -> SplitScores:
-    return SplitScores(
-        split=split,
-        predictions=rows[:, 0].long(),
-        ranks=rows[:, 1].long(),
-        confidences=rows[:, 2].contiguous(),
-        classes=classes,
-    )
