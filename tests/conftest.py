@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -129,6 +130,29 @@ def _save_model(folder: Path, seed: int) -> None:
     vocabulary = {word: index for index, word in enumerate(words)}
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT)
     tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture
+def alone_and_shared(
+    tmp_path: Path,
+) -> Callable[[Path], tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]]:
+    """Start a script that calls `alone_and_together`; gives what one process found, and what each of two did."""
+
+    def start(script: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
+        from safetensors.torch import load_file
+
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        environment = {**os.environ, "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        found = [load_file(tmp_path / f"{name}.safetensors") for name in ("alone", "0", "1")]
+        return found[0], found[1:]
+
+    return start
 
 
 @pytest.fixture(scope="session")

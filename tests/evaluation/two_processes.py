@@ -3,15 +3,13 @@
 Usage: two_processes.py FOLDER. Each writes what it found to FOLDER/{0,1,alone}.safetensors.
 """
 
-import os
 import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from forked import alone_and_together
 from tiny import NAMES, TEMPLATES, tiny_delta, tiny_model, tiny_split
 
-from tether._distributed import joined
 from tether.data.records import Split
 from tether.evaluation import alpha_sweep, evaluate, zero_shot_classifier
 
@@ -31,19 +29,8 @@ def found(splits: dict[str, Split]) -> dict[str, torch.Tensor]:
 
 
 def main(folder: Path) -> None:
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     splits = {name: tiny_split(folder, name, n) for name, n in (("odd", 11), ("one", 1))}
-    save_file(found(splits), folder / "alone.safetensors")
-    children = []
-    for rank in (0, 1):
-        child = os.fork()
-        if child == 0:
-            os.environ.update(meeting, RANK=str(rank), LOCAL_RANK=str(rank))
-            with joined():
-                save_file(found(splits), folder / f"{rank}.safetensors")
-            os._exit(0)
-        children.append(child)
-    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+    alone_and_together(folder, lambda: found(splits))
 
 
 if __name__ == "__main__":

@@ -3,17 +3,15 @@
 Usage: two_processes_ensembling.py FOLDER. Each writes what it found to FOLDER/{0,1,alone}.safetensors.
 """
 
-import os
 import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
+from forked import alone_and_together
 from tiny import NAMES, TEMPLATES, tiny_delta, tiny_model, tiny_split
 
-from tether._distributed import joined
 from tether.data.dataset import ImageDataset
 from tether.data.records import Split
 from tether.data.transforms import test_transform
@@ -46,20 +44,9 @@ def found(splits: dict[str, Split]) -> dict[str, torch.Tensor]:
 
 
 def main(folder: Path) -> None:
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     sizes = {"training": 30, "validation": 15, "odd": 11, "one": 1}
     splits = {name: tiny_split(folder, name, n) for name, n in sizes.items()}
-    save_file(found(splits), folder / "alone.safetensors")
-    children = []
-    for rank in (0, 1):
-        child = os.fork()
-        if child == 0:
-            os.environ.update(meeting, RANK=str(rank), LOCAL_RANK=str(rank))
-            with joined():
-                save_file(found(splits), folder / f"{rank}.safetensors")
-            os._exit(0)
-        children.append(child)
-    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+    alone_and_together(folder, lambda: found(splits))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -72,9 +72,20 @@ class Classification:
     With a contrastive objective each picture gets a random template filled with its class's name; equal
     prompts of a batch are encoded once. With cross-entropy a head, initialised with the zero-shot classifier,
     stands for the text tower, which does not move.
+
+    Args:
+        attached: what is attached to the model; None where it is frozen.
+        zero_shot: the zero-shot classifier, for the head; a contrastive objective needs none.
     """
 
-    def __init__(self, model: Model, attached: Attached | None, recipe: Recipe, benchmark: Benchmark):
+    def __init__(
+        self,
+        model: Model,
+        attached: Attached | None,
+        recipe: Recipe,
+        benchmark: Benchmark,
+        zero_shot: Float[Tensor, "classes dim"] | None = None,
+    ):
         self.model, self._attached, self._objective = model, attached, recipe.objective
         self.separable = isinstance(recipe.objective, CrossEntropyConfig)
         self._scale = model.logit_scale
@@ -84,7 +95,6 @@ class Classification:
         self.head: nn.Parameter | None = None
         self._terms: Terms | None = None
         if self.separable:
-            zero_shot = class_embeddings(model, benchmark.class_names, benchmark.templates)
             self.head = nn.Parameter(zero_shot.clone())
         elif isinstance(recipe.objective, MPMNCEConfig):
             self._loss = MPMNCE(recipe.objective)
@@ -233,7 +243,7 @@ def _run(
     zero_shot = class_embeddings(model, benchmark.class_names, benchmark.templates)
     model.module.requires_grad_(False)
     attached = None if frozen else attach(model, recipe.adapter, seed=recipe.training.seed)
-    task = Classification(model, attached, recipe, benchmark)
+    task = Classification(model, attached, recipe, benchmark, zero_shot)
     final = _train(task, attached, zero_shot, recipe, benchmark, kept, show_progress)
     head = final.get(HEAD)
     state = {name: tensor for name, tensor in final.items() if name != HEAD}
@@ -250,8 +260,7 @@ def _run(
         return Classifier(weight=weight, scale=model.logit_scale)
 
     with attached.ordinary() if attached else nullcontext():
-        judge = _judge_path if recipe.ensemble is None else _judge_ensemble
-        alpha, reason, validation, tested, ensemble = judge(
+        alpha, reason, validation, tested, ensemble = _judge(
             recipe, benchmark, model, delta, classifier, test, progress
         )
     results = {
@@ -263,7 +272,9 @@ def _run(
         },
         "validation": validation,
         "trained_parameters": sum(parameter.numel() for parameter in final.values()),
-        "peak_memory_bytes": max(read_json(kept.path / TIME)["peak_memory_bytes"], _peak_memory(model.device)),
+        "peak_memory_bytes": max(
+            read_json(kept.path / TIME)["peak_memory_bytes"], _peak_memory(model.device)
+        ),
     }
 
     def keep() -> None:
@@ -348,7 +359,7 @@ Judgement = tuple[Alpha, str, list[dict[str, Any]], Sweep, Ensemble | None]
 """Alpha, why it was chosen, from what, the test scores along alpha, and the fitted ensemble if there is one."""
 
 
-def _judge_path(
+def _judge(
     recipe: Recipe,
     benchmark: Benchmark,
     model: Model,
@@ -357,7 +368,14 @@ def _judge_path(
     test: bool,
     progress: Callable[[str, int, int], None] | None,
 ) -> Judgement:
-    """Along the path of weights from the zero-shot model to the tuned one."""
+    """Along the path of weights from the zero-shot model to the tuned one, or with the recipe's ensemble."""
+    if recipe.ensemble:
+        pair = Pair.of(model, delta, classifier, progress=progress)
+        parts = {"train": benchmark.train, "validation": benchmark.validation}
+        ensemble = combine(recipe.ensemble, pair, **parts, seed=recipe.training.seed)
+        validation = [plain(point) for point in ensemble.choice.curve] if ensemble.choice else []
+        tested = ensemble.sweep(benchmark.tests) if test else Sweep((), ())
+        return ensemble.alpha, ensemble.reason, validation, tested, ensemble
 
     def sweep(splits: Mapping[str, Any], alphas: list[Alpha]) -> Sweep:
         return alpha_sweep(model, delta, splits, alphas, classifier, progress=progress)
@@ -366,24 +384,6 @@ def _judge_path(
     curve = recipe.alpha.grid if recipe.alpha.curve else ()
     alphas = _distinct([0.0, *curve, 1.0, alpha])
     return alpha, reason, validation, sweep(benchmark.tests, alphas) if test else Sweep((), ()), None
-
-
-def _judge_ensemble(
-    recipe: Recipe,
-    benchmark: Benchmark,
-    model: Model,
-    delta: Mapping[str, Tensor],
-    classifier: Callable[[float], Classifier],
-    test: bool,
-    progress: Callable[[str, int, int], None] | None,
-) -> Judgement:
-    """With the recipe's ensemble, fitted on training and validation pictures."""
-    pair = Pair.of(model, delta, classifier, progress=progress)
-    parts = {"train": benchmark.train, "validation": benchmark.validation}
-    ensemble = combine(recipe.ensemble, pair, **parts, seed=recipe.training.seed)
-    validation = [plain(point) for point in ensemble.choice.curve] if ensemble.choice else []
-    tested = ensemble.sweep(benchmark.tests) if test else Sweep((), ())
-    return ensemble.alpha, ensemble.reason, validation, tested, ensemble
 
 
 def training_part(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from tether._files import read_json, sha256_file, write_atomically
 from tether.data import read_image, test_transform
 from tether.data.emoji_classes import CLASS_NAMES
 from tether.data.emoji_shift import TEMPLATES, captioned, vendors
 from tether.evaluation import class_embeddings
+from tether.evaluation.metrics import top_k_accuracy
 from tether.evaluation.significance import wilson_interval
 from tether.models import Model, load
 
@@ -56,10 +55,10 @@ def zero_shot(model: Model, *, batch_size: int = 64) -> list[ZeroShot]:
                 vendor=vendor,
                 pictures=len(pictures),
                 names=len(names),
-                name_top1=_top(features @ by_name.T, name, 1),
-                name_top5=_top(features @ by_name.T, name, 5),
-                class_top1=_top(features @ by_class.T, label, 1),
-                class_top5=_top(features @ by_class.T, label, 5),
+                name_top1=top_k_accuracy(features @ by_name.T, name, 1),
+                name_top5=top_k_accuracy(features @ by_name.T, name, 5),
+                class_top1=top_k_accuracy(features @ by_class.T, label, 1),
+                class_top5=top_k_accuracy(features @ by_class.T, label, 5),
             )
         )
     return rows
@@ -112,10 +111,6 @@ Over all {rows[0].names:,} emoji names, and over the {len(CLASS_NAMES)} classes;
 
 {credits}.
 """
-
-
-def _top(scores: Float[Tensor, "n c"], target: Int[Tensor, " n"], k: int) -> float:
-    return (scores.topk(k, 1).indices == target[:, None]).any(1).float().mean().item()
 
 
 def _percent(share: float, count: int) -> str:
