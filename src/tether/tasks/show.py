@@ -8,7 +8,7 @@ from rich.table import Table
 
 from tether.evaluation.results import Results
 from tether.evaluation.scores import alpha_text
-from tether.evaluation.tables import bytes_text, count_text, percent, seconds_text, to_terminal
+from tether.evaluation.tables import bytes_text, count_text, percent, seconds_text
 from tether.tasks.outcome import Outcome
 
 _FEW = 6
@@ -41,10 +41,10 @@ class EvaluationProgress:
 
 
 def show_comparison(results: Results, console: Console | None = None) -> None:
-    """A row per domain and a column per method, so that few methods fit a narrow terminal; else a row per method."""
+    """A row per domain and a column per method; of many methods a row each, without the single shifts."""
     console = console or Console()
     if len(results.methods) > _FEW:
-        console.print(to_terminal(results))
+        console.print(_short_table(results))
         return
     table = Table("top-1 accuracy, %", *(method.name for method in results.methods), title=results.title)
     for kind in ("in-distribution", "shifted", "corruption"):
@@ -65,6 +65,27 @@ def show_comparison(results: Results, console: Console | None = None) -> None:
     ):
         table.add_row(what, *(cell or "–" for cell in cells))
     console.print(table)
+
+
+def _short_table(results: Results) -> Table:
+    """What fits a narrow terminal of however many methods; everything stands in the written tables."""
+    homes = results.of_kind("in-distribution")
+    table = Table("method", *(domain.name for domain in homes), "mean of shifted", "trained", "file", "time")
+    table.title = f"{results.title}: top-1 accuracy, %"
+    for method in results.methods:
+        own = [method.measures.get(domain.name) for domain in homes]
+        mean = results.mean_over(method, "shifted")
+        costs = (
+            count_text(method.trained_parameters),
+            bytes_text(method.file_bytes),
+            seconds_text(method.seconds),
+        )
+        accuracies = [
+            *("–" if one is None else percent(one.top1) for one in own),
+            percent(mean) if mean else "–",
+        ]
+        table.add_row(method.name, *accuracies, *(cell or "–" for cell in costs))
+    return table
 
 
 def show_run(outcome: Outcome, console: Console | None = None) -> None:
