@@ -87,6 +87,13 @@ def test_override_reads_values_as_yaml_and_leaves_the_original_alone():
     assert options == {"a": {"b": 1}, "c": 2}
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_another_method_starts_its_block_anew(order: int):
+    options = {"a": {"method": "old", "b": 1}, "c": {"method": "old", "b": 1}}
+    changed = override(options, ["a.method=new", "a.d=2", "c.method=old"][::order])
+    assert changed == {"a": {"method": "new", "d": 2}, "c": {"method": "old", "b": 1}}
+
+
 @pytest.mark.parametrize("wrong", ["a", "=1", "c.d=1", "a=[1"])
 def test_override_refuses_what_is_no_assignment(wrong):
     with pytest.raises(TetherError):

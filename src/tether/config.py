@@ -85,11 +85,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def override(options: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """`options` with assignments such as `optimizer.lr=1e-3` applied; values are read as YAML.
 
+    Another `method` for a block starts the block anew, whatever the order of the assignments.
+
     Raises:
         TetherError: an assignment without `=`, or into something that has no options of its own.
     """
     result = _copy(options)
-    for assignment in assignments:
+    for assignment in sorted(assignments, key=lambda text: not text.partition("=")[0].endswith(".method")):
         name, equals, text = assignment.partition("=")
         if not equals or not name:
             raise TetherError(f"Expected NAME=VALUE such as optimizer.lr=1e-3, found {assignment!r}.")
@@ -101,7 +103,10 @@ def override(options: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
             place = place[parent]
             if not isinstance(place, dict):
                 raise TetherError(f"{name}: {parent} has no options of its own, it is {place!r}.")
-        place[last] = _scalar(text)
+        value = _scalar(text)
+        if last == "method" and place.get("method") not in (None, value):
+            place.clear()
+        place[last] = value
     return result
 
 

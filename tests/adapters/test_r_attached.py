@@ -330,8 +330,9 @@ def test_ranks_per_tower_and_per_adapter():
 @pytest.mark.parametrize(
     ("site", "message"),
     [
-        (block_site(4, linear=None), "needs a linear to merge into"),
-        (block_site(4, tokens="BCHW"), "needs a linear to merge into"),
+        (block_site(4, linear=None), "to merge into, and the output of fc2"),
+        (block_site(4, tokens="BCHW"), "not an nn.Conv2d"),
+        (block_site(4, path="grouped", tokens="BCHW"), "in 2 groups of channels"),
         (block_site(4, path="own"), "forward of its own"),
         (block_site(4, path="fc2", fused=True), "not an nn.MultiheadAttention"),
     ],
@@ -343,6 +344,7 @@ def test_sites_that_cannot_be_merged_are_refused(site: Site, message):
 
     module = Block(4, 6)
     module.own = Own(4, 4)
+    module.grouped = nn.Conv2d(4, 4, 1, groups=2)
     with pytest.raises(TetherError, match=message):
         RAttached(module, RAdapterConfig(), sites=[site])
 

@@ -193,18 +193,20 @@ def check_layout(site: Site, output: Tensor) -> None:
 def check_merge(site: Site, module: nn.Module, run: Callable[[], object], before: Tensor) -> None:
     """W ← M W, b ← M b in the site's linear gives M times what the site gave before."""
     if site.linear is None:
-        assert site.tokens == "BCHW", "only 1×1 convolutions have no linear"
+        assert site.kind in ("block", "norm")
         return
     assert site.fused == (site.linear != site.path)
     linear = module.get_submodule(site.linear)
     mixing = torch.eye(site.width) + 0.1 * torch.randn(site.width, site.width)
     kept = {name: parameter.data for name, parameter in linear.named_parameters()}
     for parameter in linear.parameters():
-        parameter.data = mixing @ parameter.data
+        parameter.data = torch.einsum("ed,d...->e...", mixing, parameter.data)
     after = record(module, run, [site])[site.path]
     for name, parameter in linear.named_parameters():
         parameter.data = kept[name]
-    torch.testing.assert_close(after, before @ mixing.T, atol=1e-4, rtol=1e-4)
+    channels = site.tokens.index("C")
+    expected = (before.movedim(channels, -1) @ mixing.T).movedim(-1, channels)
+    torch.testing.assert_close(after, expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(after, before, atol=1e-3)
 
 

@@ -6,7 +6,8 @@ Kim, Jeong, Kim and Kwak, "Efficient and Versatile Robust Fine-Tuning of Zero-sh
     h = y + k · A y,    A = F (full rank)  or  A = U D (low rank),    k = α s / (1 − p)
 
 where y is the output of the attention's out-projection or of the MLP's second linear, before LayerScale and
-the residual sum. p is the probability of adapter drop (training only) and α the ensemble weight (when
+the residual sum; or, which is ours, of a convolution over all channels, of which every pixel is a token.
+p is the probability of adapter drop (training only) and α the ensemble weight (when
 merging). As y = W x + b is linear too, an adapter merges into (M W, M b) with M = I + k A: from the left,
 bias included.
 
@@ -105,9 +106,10 @@ def branch(y: Float[Tensor, "*batch d"], factors: Factors) -> Float[Tensor, "*ba
 
 def multiply(factors: Factors, matrix: Float[Tensor, "d *columns"]) -> Float[Tensor, "d *columns"]:
     """A · matrix, by way of the factors: never d × d × i work at low rank."""
+    columns = matrix.reshape(len(matrix), -1)  # one for a bias; channels × height × width for a kernel
     for factor in reversed(factors):
-        matrix = factor.to(matrix.dtype) @ matrix
-    return matrix
+        columns = factor.to(matrix.dtype) @ columns
+    return columns.view(matrix.shape)
 
 
 def product(factors: Factors, k: Float[Tensor, ""] | float) -> Float[Tensor, "d d"]:
@@ -230,6 +232,13 @@ class AdaptedLinear(nn.Linear):
 
     def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch d"]:
         return self.r_adapter.linear(x, self.weight, self.bias)
+
+
+class AdaptedConvolution(nn.Conv2d):
+    """A convolution followed by an adapter, which sees every pixel as a token."""
+
+    def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch d _ _"]:
+        return self.r_adapter(nn.Conv2d.forward(self, x).movedim(1, -1)).movedim(-1, 1)
 
 
 class AdaptedAttention(nn.MultiheadAttention):

@@ -12,11 +12,18 @@ from tether.adapters._drop import DropRows, DropTokens
 from tether.adapters._fold import break_even, fold_in, safe_to_fold, skip
 from tether.adapters._masks import keep, keep_rows, signed, stream
 from tether.adapters.attached import Attached, Probe
-from tether.adapters.r_adapter import AdaptedAttention, AdaptedLinear, RAdapter, RAdapterConfig, delta
+from tether.adapters.r_adapter import AdaptedAttention, AdaptedConvolution, AdaptedLinear, RAdapter, RAdapterConfig, delta
 from tether.adapters.states import PART, by_path, factors_of, full_rank
 from tether.errors import TetherError, near_misses
 from tether.models.site import Site
 from tether.models.sites import sites as find_sites
+
+
+ADAPTED = {
+    nn.MultiheadAttention: AdaptedAttention,
+    nn.Linear: AdaptedLinear,
+    nn.Conv2d: AdaptedConvolution,
+}
 
 
 class RAttached(Attached):
@@ -163,7 +170,9 @@ class RAttached(Attached):
         paths = [
             path
             for path, adapter in self._adapters.items()
-            if type(adapter) is RAdapter and not isinstance(adapter.drop, DropTokens)
+            if type(adapter) is RAdapter
+            and not isinstance(adapter.drop, DropTokens)
+            and not isinstance(self._owners[path], nn.Conv2d)
         ]
         safe = safe_to_fold([self._adapters[path] for path in paths])
         for path, is_safe in zip(paths, safe, strict=True):
@@ -179,7 +188,7 @@ class RAttached(Attached):
             adapter.to(_linear(owner).weight.device)
             adapter.train(owner.training)
             owner.r_adapter = adapter
-            owner.__class__ = AdaptedAttention if isinstance(owner, nn.MultiheadAttention) else AdaptedLinear
+            owner.__class__ = next(adapted for kind, adapted in ADAPTED.items() if isinstance(owner, kind))
 
     def _withdraw(self) -> None:
         for path, owner in self._owners.items():
@@ -212,7 +221,7 @@ class RAttached(Attached):
                 f"{near_misses(unexpected[0], missing) if unexpected and missing else '.'}"
             )
         for path, tensors in adapters.items():
-            width, found = _linear(self._owners[path]).out_features, factors_of(tensors)[0][0].shape[0]
+            width, found = len(_linear(self._owners[path]).weight), factors_of(tensors)[0][0].shape[0]
             if found != width:
                 raise TetherError(
                     f"The adapter at {path} is for width {found}, but this site has width {width}."
@@ -227,10 +236,10 @@ def adapter_path(site: Site) -> str:
     Raises:
         TetherError: no linear produces the output of the site.
     """
-    if site.linear is None or site.tokens == "BCHW":
+    if site.linear is None:
         raise TetherError(
-            f"An R-Adapter needs a linear to merge into, and the output of {site.path} ({site.kind}) comes "
-            f"from none. Choose sites of kind 'attention' or 'mlp'."
+            f"An R-Adapter needs a linear or a convolution over all channels to merge into, and the output of "
+            f"{site.path} ({site.kind}) comes from none. Choose sites of kind 'attention', 'mlp' or 'stem'."
         )
     return site.path if site.fused else site.linear
 
@@ -241,15 +250,20 @@ def check_site(site: Site, owner: nn.Module) -> None:
     Raises:
         TetherError: it is of another kind, or has an adapter already.
     """
-    kind = nn.MultiheadAttention if site.fused else nn.Linear
-    if isinstance(owner, AdaptedLinear | AdaptedAttention):
+    kind = nn.MultiheadAttention if site.fused else nn.Conv2d if site.tokens == "BCHW" else nn.Linear
+    if isinstance(owner, tuple(ADAPTED.values())):
         raise TetherError(f"{adapter_path(site)} has an adapter already; detach it first.")
     if not isinstance(owner, kind) or type(owner).forward is not kind.forward:
         raise TetherError(
             f"{adapter_path(site)} is a {type(owner).__name__} with a forward of its own, not an "
             f"nn.{kind.__name__}: an adapter after it could not be merged. Leave it out with `select`."
         )
+    if getattr(owner, "groups", 1) != 1:
+        raise TetherError(
+            f"{adapter_path(site)} is a convolution in {owner.groups} groups of channels: an adapter across them "
+            f"could not be merged. Leave it out with `select`."
+        )
 
 
-def _linear(owner: nn.Module) -> nn.Linear:
+def _linear(owner: nn.Module) -> nn.Linear | nn.Conv2d:
     return owner.out_proj if isinstance(owner, nn.MultiheadAttention) else owner

@@ -12,7 +12,7 @@ from torch import nn
 from tether.errors import TetherError, near_misses
 
 Tower = Literal["image", "text"]
-Kind = Literal["attention", "mlp", "block", "linear", "norm"]
+Kind = Literal["stem", "attention", "mlp", "block", "linear", "norm"]
 Layout = Literal["BNC", "NBC", "BHWC", "BCHW"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NORMS = re.compile("(Layer|Batch|Group|RMS|Rms)_?Norm")
@@ -27,14 +27,15 @@ class Site:
 
     `attention` is the output of an attention's out-projection and `mlp` that of an MLP's second linear, both
     before LayerScale, drop path and the residual sum; `block` is the output of a whole block; `linear` and
-    `norm` are the linears and norms inside the blocks.
+    `norm` are the linears and norms inside the blocks. `stem`, in front of the blocks of a hybrid ViT, is the
+    output of the last convolution of each of the stem's residual branches and of its projection to tokens.
     """
 
     path: str
     """The module whose output (a tensor, or the first item of a tuple) is the site."""
     tower: Tower
     depth: int
-    """Number of the block within its tower, from 0."""
+    """Number of the block within its tower, from 0; a stem counts as part of block 0."""
     kind: Kind
     width: int
     """Channels of the output."""
@@ -43,7 +44,8 @@ class Site:
     class_token: bool
     """Token 0 is a class token."""
     linear: str | None
-    """The linear whose weight and bias produce the output: where a linear adapter is merged."""
+    """The linear, or the convolution over all channels, whose weight and bias produce the output: where a linear
+    adapter is merged."""
     fused: bool
     """The linear is never called as a module; its owner reads the weight and bias itself."""
     windows: bool = False
@@ -183,7 +185,7 @@ def block_sites(
         full = f"{path}.{relative}" if relative else path
         in_window = windows and attention is not None and _inside(relative, attention[0].split(".")[0])
         layout = "BNC" if in_window else layouts.get(relative, tokens)
-        merges = linear is not None and isinstance(block.get_submodule(linear), nn.Linear)
+        merges = linear is not None and isinstance(block.get_submodule(linear), nn.Linear | nn.Conv2d)
         owner = f"{path}.{linear}" if merges else None
         return Site(full, tower, depth, kind, width, layout, class_token, owner, fused, in_window)
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from timm.layers import HybridEmbed
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
 from timm.models.convnext import ConvNeXt
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
@@ -17,6 +19,8 @@ def find(owner: nn.Module, prefix: str) -> Iterator[Site]:
     """The sites of `owner` if it is one of these models."""
     if isinstance(owner, VisionTransformer | Eva | NaFlexVit):
         class_token = owner.num_prefix_tokens > 0
+        if isinstance(owner.patch_embed, HybridEmbed):
+            yield from _stem(owner.patch_embed, f"{prefix}patch_embed")
         for depth, block in enumerate(owner.blocks):
             yield from block_sites(
                 block,
@@ -67,6 +71,19 @@ def _stages(stages: nn.Sequential, path: str) -> Iterator[tuple[str, nn.Module]]
     for s, stage in enumerate(stages):
         for b, block in enumerate(stage.blocks):
             yield f"{path}.{s}.blocks.{b}", block
+
+
+def _stem(embed: HybridEmbed, path: str) -> Iterator[Site]:
+    """The stem of a hybrid: what its residual branches add, and the projection that makes tokens of it."""
+    lasts = {InvertedResidual: "conv_pwl", DepthwiseSeparableConv: "conv_pw"}
+    found = [
+        f"{name}.{lasts[type(part)]}" for name, part in embed.named_modules() if type(part) in lasts
+    ]
+    for name in [*found, "proj"]:
+        convolution = embed.get_submodule(name)
+        if isinstance(convolution, nn.Conv2d):
+            width = convolution.out_channels
+            yield Site(f"{path}.{name}", "image", 0, "stem", width, "BCHW", False, f"{path}.{name}", False)
 
 
 def _uncalled(block: nn.Module) -> tuple[str, ...]:
