@@ -66,13 +66,19 @@ pretrain: pictures stem
 	$(TETHER) pretrain build/pictures --stem build/stem.safetensors
 
 # The tables in results/; stopped, it goes on where it was, and further processes may join.
-METHODS := linear-probe full experiments/emoji-shift/wise-ft-ce.yaml flyp wise-ft r-adapter
-ABLATION := r-adapter $(wildcard experiments/emoji-shift/r-adapter-no-*.yaml) experiments/emoji-shift/r-adapter-info-nce.yaml
+SHIFT := experiments/emoji-shift
+COMPARE := $(TETHER) compare --seeds 0 1 2 --workers 2 --set data.corruptions=mixture
+ORDINARY := linear-probe full $(SHIFT)/wise-ft-ce.yaml flyp wise-ft
+METHODS := $(addprefix $(SHIFT)/,$(addsuffix .yaml,lp-ft output-ensemble vrf fisher ftp tpgm spd spd-wise-ft digrap \
+	l2-sp mars-sp car-ft lipsum-ft star-ft function-space carot m2-mix m3-mix))
+COMBINATIONS := $(addprefix $(SHIFT)/r-adapter-,$(addsuffix .yaml,cross-entropy vrf spd spd-vrf car-ft m3-mix))
+ABLATION := $(addprefix $(SHIFT)/r-adapter-,$(addsuffix .yaml,no-drop no-accumulation no-rescaling no-margin \
+	no-smoothing without-stem))
 results: setup
-	$(TETHER) compare $(METHODS) --seeds 0 1 2 --tune 3 --baselines linear-probe,full,flyp --workers 2 \
-		--set data.corruptions=mixture --out results/emoji-shift
-	$(TETHER) compare $(ABLATION) --seeds 0 1 2 --reference r-adapter --workers 2 \
-		--set data.corruptions=mixture --out results/r-adapter-ablation
+	$(COMPARE) $(ORDINARY) r-adapter --tune 3 --baselines linear-probe,full,flyp --out results/emoji-shift
+	$(COMPARE) r-adapter $(ABLATION) --reference r-adapter --out results/r-adapter-ablation
+	$(COMPARE) $(ORDINARY) r-adapter $(METHODS) $(COMBINATIONS) --tune 3 --baselines linear-probe,full,flyp \
+		--out results/all-methods
 
 # Speed: FLOPs, saved activations, memory and pictures per second, side by side in one process.
 benchmarks: setup
