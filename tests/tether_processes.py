@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-import tether.tasks.classification
+import tether.tasks.fine_tuning
 from tether.cli import main
 
 # Once here, not in every life: what training, loading and evaluating import when they are first used.

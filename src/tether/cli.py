@@ -250,7 +250,7 @@ def _train(options: argparse.Namespace, device: Any) -> int:
     from tether import recipe as recipes
     from tether._files import read_json
     from tether.config import override
-    from tether.tasks import classification
+    from tether.tasks import fine_tuning
     from tether.tasks.show import show_run
 
     words = [*options.overrides, *([f"alpha.value={options.alpha}"] if options.alpha else [])]
@@ -274,7 +274,7 @@ def _train(options: argparse.Namespace, device: Any) -> int:
         options.resume = path  # where to go on, if it is stopped
         print(f"Run: {path}", file=sys.stderr)
 
-    outcome = classification.run(
+    outcome = fine_tuning.run(
         recipe,
         options.runs,
         resume=options.resume,

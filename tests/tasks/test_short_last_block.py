@@ -9,7 +9,7 @@ from tether import recipe as recipes
 from tether.adapters.files import load_adapter
 from tether.models import load
 from tether.models.last_block import ClassTokenBlock, EndTokenBlock
-from tether.tasks import classification
+from tether.tasks import fine_tuning
 
 SHORT = {ClassTokenBlock, EndTokenBlock}
 
@@ -31,14 +31,14 @@ def seen(monkeypatch):
         found["training"] = kinds(found["model"])
         return trained(*arguments, **options)
 
-    trained = classification.fit
-    monkeypatch.setattr(classification, "load", loaded)
-    monkeypatch.setattr(classification, "fit", fit)
+    trained = fine_tuning.fit
+    monkeypatch.setattr(fine_tuning, "load", loaded)
+    monkeypatch.setattr(fine_tuning, "fit", fit)
     return found
 
 
 def test_short_while_training_and_whole_again(tiny_recipe, tmp_path, seen):
-    classification.run(recipes.from_plain(tiny_recipe), tmp_path, show_progress=False)
+    fine_tuning.run(recipes.from_plain(tiny_recipe), tmp_path, show_progress=False)
     assert seen["training"] >= SHORT
     assert not kinds(seen["model"]) & SHORT
 
@@ -48,17 +48,17 @@ def test_whole_again_after_an_error(tiny_recipe, tmp_path, seen, monkeypatch):
         assert kinds(seen["model"]) >= SHORT
         raise RuntimeError("stop")
 
-    monkeypatch.setattr(classification, "fit", stop)
+    monkeypatch.setattr(fine_tuning, "fit", stop)
     with pytest.raises(RuntimeError, match="stop"):
-        classification.run(recipes.from_plain(tiny_recipe), tmp_path, show_progress=False)
+        fine_tuning.run(recipes.from_plain(tiny_recipe), tmp_path, show_progress=False)
     assert not kinds(seen["model"]) & SHORT
 
 
 def test_the_same_is_learnt(tiny_recipe, tmp_path, seen, monkeypatch):
     options = recipes.from_plain(tiny_recipe | {"optimizer": {"lr": 1e-3}})
-    short = classification.run(options, tmp_path / "short", show_progress=False)
-    monkeypatch.setattr(classification, "fast_last_block", lambda model: nullcontext())
-    whole = classification.run(options, tmp_path / "whole", show_progress=False)
+    short = fine_tuning.run(options, tmp_path / "short", show_progress=False)
+    monkeypatch.setattr(fine_tuning, "fast_last_block", lambda model: nullcontext())
+    whole = fine_tuning.run(options, tmp_path / "whole", show_progress=False)
     assert not seen["training"] & SHORT
     expected = load_adapter(whole.run / "adapter").state
     found = load_adapter(short.run / "adapter").state

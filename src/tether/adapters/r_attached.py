@@ -12,12 +12,18 @@ from tether.adapters._drop import DropRows, DropTokens
 from tether.adapters._fold import break_even, fold_in, safe_to_fold, skip
 from tether.adapters._masks import keep, keep_rows, signed, stream
 from tether.adapters.attached import Attached, Probe
-from tether.adapters.r_adapter import AdaptedAttention, AdaptedConvolution, AdaptedLinear, RAdapter, RAdapterConfig, delta
+from tether.adapters.r_adapter import (
+    AdaptedAttention,
+    AdaptedConvolution,
+    AdaptedLinear,
+    RAdapter,
+    RAdapterConfig,
+    delta,
+)
 from tether.adapters.states import PART, by_path, factors_of, full_rank
 from tether.errors import TetherError, near_misses
 from tether.models.site import Site
 from tether.models.sites import sites as find_sites
-
 
 ADAPTED = {
     nn.MultiheadAttention: AdaptedAttention,

@@ -76,9 +76,7 @@ def _stages(stages: nn.Sequential, path: str) -> Iterator[tuple[str, nn.Module]]
 def _stem(embed: HybridEmbed, path: str) -> Iterator[Site]:
     """The stem of a hybrid: what its residual branches add, and the projection that makes tokens of it."""
     lasts = {InvertedResidual: "conv_pwl", DepthwiseSeparableConv: "conv_pw"}
-    found = [
-        f"{name}.{lasts[type(part)]}" for name, part in embed.named_modules() if type(part) in lasts
-    ]
+    found = [f"{name}.{lasts[type(part)]}" for name, part in embed.named_modules() if type(part) in lasts]
     for name in [*found, "proj"]:
         convolution = embed.get_submodule(name)
         if isinstance(convolution, nn.Conv2d):

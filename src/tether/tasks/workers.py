@@ -30,8 +30,9 @@ from tether._files import read_json
 from tether.data import load_benchmark
 from tether.errors import TetherError
 from tether.recipe import Recipe, to_plain
-from tether.tasks.classification import run, training_part
+from tether.tasks.fine_tuning import run
 from tether.tasks.outcome import RESULT, Outcome, digests, is_finished, read_outcome
+from tether.tasks.training_files import training_part
 from tether.training.checkpoint import latest_checkpoint
 
 SHORTEST_WAIT, LONGEST_WAIT = 0.25, 10.0

@@ -1,4 +1,4 @@
-"""Whole runs of the classification task on a tiny model: what they report is what they saved."""
+"""Whole runs of fine-tuning for classification on a tiny model: what they report is what they saved."""
 
 import json
 from dataclasses import replace
@@ -14,8 +14,8 @@ from tether.data import load_benchmark
 from tether.errors import TetherError
 from tether.evaluation import Classifier, class_embeddings, evaluate, zero_shot_classifier
 from tether.models import load
-from tether.tasks import classification
-from tether.tasks.classification import run
+from tether.tasks import fine_tuning
+from tether.tasks.fine_tuning import run
 from tether.tasks.outcome import HEAD_FILE, head_at, load_sweep
 from tether.training import read_metrics
 
@@ -127,7 +127,7 @@ def bases(monkeypatch):
         seen.append((model, {name: t.clone() for name, t in model.module.state_dict().items()}))
         return model
 
-    monkeypatch.setattr(classification, "load", spy)
+    monkeypatch.setattr(fine_tuning, "load", spy)
     return seen
 
 
@@ -229,7 +229,7 @@ def test_alpha_is_chosen_without_a_look_at_any_test_picture(tiny_recipe, tmp_pat
 def test_a_finished_run_is_read_and_not_repeated(tiny_recipe, tmp_path, bases, monkeypatch):
     outcome = quiet(tiny_recipe, tmp_path)
     kept = {path: path.read_bytes() for path in outcome.run.rglob("*.safetensors")}
-    monkeypatch.setattr(classification, "fit", None)
+    monkeypatch.setattr(fine_tuning, "fit", None)
     again = quiet(tiny_recipe, tmp_path, resume=outcome.run)
     assert answers(again.test.at(1.0)) == answers(outcome.test.at(1.0))
     assert (again.seconds, again.alpha, again.file_bytes) == (

@@ -1,0 +1,241 @@
+"""Robust fine-tuning for classification: train on one domain, choose alpha honestly, judge on every domain.
+
+`run` is the whole job: data → adapter → training → alpha from validation and simulated shifts → test → files.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tether._distributed import from_main, is_main
+from tether._files import read_json, write_json
+from tether.adapters import Attached, attach
+from tether.adapters.files import save_adapter
+from tether.config import plain
+from tether.data import ImageDataset, load_benchmark, test_transform, train_transform
+from tether.data.records import Benchmark
+from tether.ensembles.accumulation import Accumulation
+from tether.errors import TetherError
+from tether.evaluation import Classifier, class_embeddings
+from tether.models import Model, load
+from tether.models.last_block import fast_last_block
+from tether.optimizers.from_config import create
+from tether.optimizers.schedule import Schedule
+from tether.optimizers.tpgm import TPGM
+from tether.recipe import FrozenConfig, Recipe, to_plain
+from tether.tasks.classification import HEAD, Classification
+from tether.tasks.ensembling import needs_validation
+from tether.tasks.judging import Progress, judge
+from tether.tasks.outcome import (
+    ADAPTER,
+    HEAD_FILE,
+    RESULT,
+    SCORES,
+    TIME,
+    Outcome,
+    digests,
+    head_at,
+    is_finished,
+    read_outcome,
+    save_head,
+    save_sweep,
+)
+from tether.tasks.probe import probed_head
+from tether.tasks.terms import make_terms
+from tether.tasks.terms.step import TermContext
+from tether.tasks.training_files import PROBE, measured, peak_memory, take_over
+from tether.training import RunDirectory, fit
+
+
+def run(
+    recipe: Recipe,
+    root: Path = Path("runs"),
+    *,
+    resume: Path | None = None,
+    trained: Path | None = None,
+    device: torch.device | str = "cpu",
+    started: Callable[[Path], None] | None = None,
+    progress: Progress | None = None,
+    show_progress: bool = True,
+    test: bool = True,
+) -> Outcome:
+    """Train as the recipe says, choose alpha, evaluate every test split, and keep it all in a run directory.
+
+    A run that is finished is only read. Under `torchrun` every process calls this and gets the same outcome.
+
+    Args:
+        root: where the run gets its own directory.
+        resume: a run of the same recipe that was stopped or killed; it goes on from its last checkpoint.
+        trained: a run that differs from this one only in what comes after training; its weights are taken
+            instead of training the same ones again.
+        device: where the model computes.
+        started: told the run's directory before training begins.
+        progress: told what is being evaluated, and how far it is.
+        test: whether the test splits are looked at; a search for settings must not.
+
+    Raises:
+        TetherError: the recipe does not fit the data or model, or anything the parts raise.
+    """
+    model = load(recipe.model, device=device)
+    benchmark = load_benchmark(recipe.data)
+    if not len(benchmark.train):
+        raise TetherError(f"{benchmark.name} has no training pictures; it can only be evaluated.")
+    if recipe.alpha.value == "auto" and not len(benchmark.validation):
+        raise TetherError(
+            "alpha.value=auto needs validation pictures; this data set has none. Give a number."
+        )
+    if recipe.ensemble and needs_validation(recipe.ensemble) and not len(benchmark.validation):
+        raise TetherError("This ensemble is fitted on validation pictures; this data set has none.")
+    directory = RunDirectory.open(resume) if resume else RunDirectory.create(root, recipe.name)
+    with directory as kept:
+        may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
+        kept.record("config", to_plain(recipe), may_change=may_change)
+        kept.record("splits", digests(benchmark))
+        if trained:
+            from_main(lambda: take_over(trained, kept, recipe))
+        if started and is_main():
+            started(kept.path)
+        if not from_main(lambda: is_finished(kept.path, test)):
+            _run(recipe, model, benchmark, kept, progress if is_main() else None, show_progress, test)
+        return read_outcome(kept.path, recipe, benchmark)
+
+
+def _run(
+    recipe: Recipe,
+    model: Model,
+    benchmark: Benchmark,
+    kept: RunDirectory,
+    progress: Progress | None,
+    show_progress: bool,
+    test: bool,
+) -> None:
+    torch.manual_seed(recipe.training.seed)
+    frozen = isinstance(recipe.adapter, FrozenConfig)
+    zero_shot = class_embeddings(model, benchmark.class_names, benchmark.templates)
+    model.module.requires_grad_(False)
+    attached = None if frozen else attach(model, recipe.adapter, seed=recipe.training.seed)
+    task = Classification(model, attached, recipe, benchmark, zero_shot)
+    final = _train(task, attached, zero_shot, recipe, benchmark, kept, show_progress)
+    head = final.get(HEAD)
+    state = {name: tensor for name, tensor in final.items() if name != HEAD}
+    delta: dict[str, Tensor] = {}
+    if attached:
+        attached.eval_mode()
+        state = {**attached.state_dict(), **state}  # a tower that played no part is as it was
+        delta = attached.delta(state)
+
+    def classifier(alpha: float) -> Classifier:
+        if head is not None:
+            return Classifier(weight=head_at(head.detach(), zero_shot, alpha), scale=model.logit_scale)
+        weight = class_embeddings(model, benchmark.class_names, benchmark.templates)
+        return Classifier(weight=weight, scale=model.logit_scale)
+
+    with attached.ordinary() if attached else nullcontext():
+        judged = judge(recipe, benchmark, model, delta, classifier, test=test, progress=progress)
+    results = {
+        "alpha": plain(judged.alpha),
+        "alpha_reason": judged.reason,
+        "test": {
+            json.dumps(plain(alpha)): {name: scores.numbers() for name, scores in by_split.items()}
+            for alpha, by_split in zip(judged.tested.alphas, judged.tested.scores, strict=True)
+        },
+        "validation": judged.validation,
+        "trained_parameters": sum(parameter.numel() for parameter in final.values()),
+        "peak_memory_bytes": max(read_json(kept.path / TIME)["peak_memory_bytes"], peak_memory(model.device)),
+    }
+
+    def keep() -> None:
+        if head is not None:
+            save_head(kept.path / HEAD_FILE, head, zero_shot)
+        if attached:
+            shutil.rmtree(kept.path / ADAPTER, ignore_errors=True)  # of a part that was killed while it saved
+            use_at = 1.0 if judged.ensemble else judged.alpha  # an ensemble combines the two ends itself
+            extra = {"head": head is not None}
+            save_adapter(kept.path / ADAPTER, attached, state=state, alpha=use_at, extra=extra)
+        paths = [kept.path / HEAD_FILE, kept.path / ADAPTER]
+        if judged.ensemble:
+            with attached.ordinary() if attached else nullcontext():
+                paths += judged.ensemble.save(
+                    kept.path, benchmark.class_names, adapter=ADAPTER if attached else None
+                )
+        save_sweep(kept.path / SCORES, judged.tested)
+        files = {file for path in paths for file in (path, *path.rglob("*")) if file.is_file()}
+        results["file_bytes"] = sum(file.stat().st_size for file in files)
+        write_json(kept.path / RESULT, results)  # last: now the run is finished
+
+    from_main(keep)
+    if attached:
+        attached.detach()
+
+
+def _train(
+    task: Classification,
+    attached: Attached | None,
+    zero_shot: Tensor,
+    recipe: Recipe,
+    benchmark: Benchmark,
+    kept: RunDirectory,
+    show_progress: bool,
+) -> dict[str, Tensor]:
+    """The trained values by name, accumulated where the recipe says so."""
+    model, seed = task.model, recipe.training.seed
+    augmentation = train_transform(model.image, **asdict(recipe.augmentation))
+    data = ImageDataset(benchmark.train, augmentation, seed=seed, cache_bytes=2**29)
+    if recipe.probe:
+        options = {"smoothing": recipe.objective.smoothing, "seed": seed, "show_progress": show_progress}
+        task.head.data = probed_head(
+            kept.path / PROBE, recipe.probe, model, data, task.head.detach(), **options
+        )
+    parameters = task.named_parameters()
+    optimizer = _optimizer(recipe, parameters)
+    held_out = None
+    if isinstance(optimizer, TPGM):
+        held_out = ImageDataset(benchmark.validation, test_transform(model.image), seed=seed)
+    steps = recipe.training.total_steps(len(data))
+    context = TermContext(
+        model=model,
+        attached=attached,
+        parameters=parameters,
+        class_names=benchmark.class_names,
+        templates=benchmark.templates,
+        seed=seed,
+        steps=steps,
+        steps_per_epoch=recipe.training.steps_per_epoch(len(data)),
+        head=task.head,
+        zero_shot=zero_shot,
+    )
+    task.add(make_terms(recipe.regularizers, context))
+    accumulation = Accumulation(parameters, **asdict(recipe.accumulation)) if recipe.accumulation else None
+    with measured(kept, model.device), fast_last_block(model):
+        fit(
+            task,
+            data,
+            optimizer,
+            recipe.training,
+            schedule=Schedule.of(optimizer, recipe.schedule, steps),
+            accumulation=accumulation,
+            held_out=held_out,
+            radii=recipe.radii,
+            run=kept,
+            show_progress=show_progress,
+        )
+    return accumulation.average() if accumulation else task.trained()
+
+
+def _optimizer(recipe: Recipe, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+    """The recipe's. A robust one stays near where training began, or near zero for low-rank factors, of which one
+    is random at the start."""
+    factors = {name: None for name in parameters if name.endswith((".up", ".down"))}
+    return create(
+        recipe.optimizer,
+        parameters,
+        head=HEAD if HEAD in parameters else None,
+        anchors=factors or "start",
+    )
