@@ -173,6 +173,16 @@ def test_rank_saves_the_smallest_that_will_do(trained, capsys):
     assert main(["merge", "small", "merged", "--model", read_json(trained / "config.json")["model"]]) == 0
 
 
+def test_rank_of_an_adapter_with_a_head_measures_what_the_run_measured(recipe, tmp_path, capsys):
+    assert main(["train", recipe, "objective={method: cross_entropy}", "training.epochs=1"]) == 0
+    run = tmp_path / "runs" / "tiny-001"
+    capsys.readouterr()
+    assert main(["rank", str(run / "adapter"), "--out", "small", "--ranks", "1", "--tolerance", "1"]) == 0
+    whole = next(line for line in capsys.readouterr().out.splitlines() if "(whole)" in line)
+    (measured,) = read_json(run / "result.json")["validation"]
+    assert f"{measured['in_distribution']:.1%}" in whole
+
+
 def test_the_average_of_an_adapter_and_itself_merges_into_the_same_model(trained, tiny_recipe):
     adapter = str(trained / "adapter")
     assert main(["average", adapter, adapter, "--out", "mean"]) == 0

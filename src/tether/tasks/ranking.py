@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tether._files import read_tensors
 from tether.adapters.files import apply, load_adapter, save_adapter
 from tether.adapters.rank import RankResult, smallest_within
 from tether.adapters.states import config_for
