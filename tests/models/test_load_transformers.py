@@ -1,4 +1,5 @@
 import json
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,30 @@ def test_siglip_computes_what_was_saved(kind: str, save_transformers) -> None:
                 spatial_shapes=torch.full((2, 2), 4),
             ).pooler_output
         assert torch.equal(model.encode_image(PIXELS), F.normalize(image, dim=-1))
+
+
+def test_the_first_siglip_as_the_hub_has_it_with_a_sentencepiece_model(save_transformers) -> None:
+    from sentencepiece import SentencePieceTrainer
+
+    folder, _ = save_transformers("siglip")
+    (folder / "tokenizer.json").unlink()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["a photo of a dog", "two small cats with a big hat", "the quick brown fox jumps over the lazy zebra"] * 20),
+        model_writer=(written := BytesIO()),
+        vocab_size=34,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (folder / "spiece.model").write_bytes(written.getvalue())
+    special = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
+    settings = {"tokenizer_class": "SiglipTokenizer", "do_lower_case": True, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokens = load(folder).tokenize(["A Photo of: a dog!", "a photo of a dog"])
+    assert torch.equal(tokens[0], tokens[1]), "lower case, no punctuation, as it was trained"
+    assert tokens.shape == (2, 24) and int(tokens[0, -1]) == 1
 
 
 def test_siglip_text_is_never_cut_off(save_transformers) -> None:
