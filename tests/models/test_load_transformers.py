@@ -68,8 +68,13 @@ def test_the_first_siglip_as_the_hub_has_it_with_a_sentencepiece_model(save_tran
 
     folder, _ = save_transformers("siglip")
     (folder / "tokenizer.json").unlink()
+    texts = [
+        "a photo of a dog",
+        "two small cats with a big hat",
+        "the quick brown fox jumps over the lazy zebra",
+    ]
     SentencePieceTrainer.train(
-        sentence_iterator=iter(["a photo of a dog", "two small cats with a big hat", "the quick brown fox jumps over the lazy zebra"] * 20),
+        sentence_iterator=iter(texts * 20),
         model_writer=(written := BytesIO()),
         vocab_size=34,
         pad_id=0,
