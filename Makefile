@@ -71,7 +71,7 @@ COMPARE := $(TETHER) compare --seeds 0 1 2 --workers 2 --set data.corruptions=mi
 ORDINARY := linear-probe full $(SHIFT)/wise-ft-ce.yaml flyp wise-ft
 METHODS := $(addprefix $(SHIFT)/,$(addsuffix .yaml,lp-ft output-ensemble vrf fisher ftp tpgm spd spd-wise-ft digrap \
 	l2-sp mars-sp car-ft lipsum-ft star-ft function-space carot m2-mix m3-mix))
-COMBINATIONS := $(addprefix $(SHIFT)/r-adapter-,$(addsuffix .yaml,cross-entropy vrf spd spd-vrf car-ft m3-mix))
+COMBINATIONS := $(addprefix $(SHIFT)/r-adapter-,$(addsuffix .yaml,cross-entropy vrf spd spd-vrf))
 ABLATION := $(addprefix $(SHIFT)/r-adapter-,$(addsuffix .yaml,no-drop no-accumulation no-rescaling no-margin \
 	no-smoothing without-stem))
 results: setup
