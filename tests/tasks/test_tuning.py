@@ -249,3 +249,19 @@ def test_what_settings_were_chosen_on_is_no_test_in_another_fold(tiny_recipe):
         assert split.identities & seen and not honest[name].identities & seen
         assert honest[name].identities == split.identities - seen
         assert honest[name].examples[: len(first[name])] == first[name].examples
+
+
+def test_radii_that_are_learned_on_the_validation_pictures_are_told(tiny_recipe, tmp_path):
+    tpgm = {"name": "tpgm", "optimizer": {"method": "tpgm"}, "objective": {"method": "cross_entropy"}}
+    given = from_plain({**tiny_recipe, **tpgm, "alpha": {"value": 1.0}, "search": SEARCH})
+    chosen = replace(given, name="chosen", alpha=replace(given.alpha, value="auto"))
+    other = from_plain({**tiny_recipe, "name": "other"})
+
+    def told(*recipes, tune=0):
+        return comparison._radii_notes(comparison.Plan(recipes=recipes, root=tmp_path, tune=tune))
+
+    assert told(given, other) == []
+    (note,) = told(given, chosen, other)
+    assert note.startswith("chosen: ")
+    (note,) = told(given, chosen, other, tune=2)
+    assert note.startswith("tpgm, chosen: ")

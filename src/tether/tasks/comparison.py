@@ -22,6 +22,7 @@ from tether.errors import TetherError, near_misses
 from tether.evaluation.report import write_report, write_robustness_figure
 from tether.evaluation.results import Results, Tuning
 from tether.evaluation.tables import differences_csv, to_csv, to_markdown
+from tether.optimizers.tpgm import TPGMConfig
 from tether.recipe import Recipe, from_plain, names, read, to_plain
 from tether.tasks import tuning
 from tether.tasks.comparison_results import ZERO_SHOT, Trained, joined, make_results, without
@@ -156,7 +157,7 @@ def compare(
         baselines=baselines,
         settings={"model": recipes[0].model, "command": command, "seeds": ", ".join(map(str, seeds))},
         versions={name: str(version) for name, version in environment().get("packages", {}).items()},
-        notes=_tuning_notes(plan, trained),
+        notes=[*_tuning_notes(plan, trained), *_radii_notes(plan)],
     )
 
 
@@ -299,6 +300,21 @@ def _benchmark(recipe: Recipe, fold: int) -> Benchmark:
 def _tuned_on(recipe: Recipe, fold: int | None) -> set[str]:
     """Identities on whose pictures settings were chosen; other folds have them in their tests."""
     return set() if fold is None else _benchmark(recipe, fold).validation.identities
+
+
+def _radii_notes(plan: Plan) -> list[str]:
+    """That TPGM trains on the validation pictures, where these also choose something else."""
+    names = [
+        recipe.name
+        for recipe in plan.recipes
+        if isinstance(recipe.optimizer, TPGMConfig) and (plan.tune or recipe.alpha.value == "auto")
+    ]
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)}: the radii are learned on the same validation pictures by which settings and alpha are "
+        f"chosen, so that choice flatters strong training."
+    ]
 
 
 def _tuning_notes(plan: Plan, trained: Sequence[Trained]) -> list[str]:
