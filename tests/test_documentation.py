@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from tether import cli, recipe
+from tether import recipe
+from tether.cli.parser import parse
 
 ROOT = Path(__file__).parents[1]
 START = ROOT / "docs" / "README.md"
@@ -109,7 +110,7 @@ def test_the_commands_are_understood(page):
             words = shlex.split(line, comments=True)
             if words[:1] != ["tether"]:
                 continue
-            options = cli._parse(words[1:])
+            options = parse(words[1:])
             if options.name_of_command == "train" and options.recipe in recipe.names():
                 recipe.read(options.recipe, options.overrides)
 

@@ -1,0 +1,68 @@
+"""The command line: it parses, calls, and prints; everything else is in the library."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+
+from tether.cli.parser import parse
+from tether.errors import TetherError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors a user can mend are one paragraph and exit code 2."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    number = int(os.environ.get("RANK", 0)) if options.joins else 0
+    name = f"tether (process {number})" if number else "tether"
+    _set_threads(options)
+    from tether.training import Interrupted
+
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if number else nullcontext():
+            return _run(options) or 0
+    except TetherError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:  # training has said after which step
+        _say_how_to_go_on(options, name)
+        return int(stop.code)
+    except KeyboardInterrupt:
+        print(f"{name}: Stopped by Ctrl-C.", file=sys.stderr)
+        _say_how_to_go_on(options, name)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        print(f"{name}: {error.strerror or error}{place}.", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int | None:
+    if not options.joins:
+        return options.command(options)
+    from tether._distributed import joined
+
+    with joined() as device:
+        return options.command(options, device)
+
+
+def _say_how_to_go_on(options: argparse.Namespace, name: str) -> None:
+    if getattr(options, "resume", None):
+        command = f"tether {options.name_of_command} --resume {options.resume}"
+        print(f"{name}: To go on: {command}", file=sys.stderr)
+    elif options.name_of_command in ("compare", "demo"):
+        print(f"{name}: To go on, give the same command again; what is finished is kept.", file=sys.stderr)
+
+
+def _set_threads(options: argparse.Namespace) -> None:
+    """As many as asked for, by option or OMP_NUM_THREADS (which torch reads itself); else one per core."""
+    if options.threads is None and "OMP_NUM_THREADS" in os.environ:
+        return
+    threads = options.threads or os.cpu_count() or 1
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)

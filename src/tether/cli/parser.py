@@ -1,0 +1,231 @@
+"""Which commands there are and what options they take."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tether.cli import commands
+from tether.errors import near_misses
+
+EXAMPLES = """\
+examples:
+  tether demo                                         everything at once, on built-in data
+  tether recipes                                      what can be trained
+  tether train r-adapter                              train, choose alpha, evaluate
+  tether train r-adapter model=MODEL data.method=folder data.train=PICTURES
+  tether train --resume runs/r-adapter-001            go on after Ctrl-C, a kill, or a mended error
+  tether merge runs/r-adapter-001/adapter OUT         an ordinary model, without cost at inference
+  torchrun --nproc-per-node 2 -m tether.cli train r-adapter
+
+exit codes: 0 done, 2 something you can mend, 130 stopped by Ctrl-C
+"""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Options; words such as `optimizer.lr=1e-3` may stand anywhere, which argparse alone does not allow."""
+    parser, subparsers = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    command = subparsers[options.name_of_command]
+    for word in rest:
+        if word.startswith("-"):
+            known = [name for action in command._actions for name in action.option_strings]
+            name = word.partition("=")[0]
+            command.error(f"there is no option {name}{near_misses(name, known)}")
+        if "overrides" not in options or "=" not in word:
+            command.error(f"{word!r} is one word too many")
+        options.overrides.append(word)
+    return options
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    from importlib.metadata import version
+
+    parser = argparse.ArgumentParser(
+        prog="tether",
+        description="Fine-tune vision-language models without losing their robustness.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"tether {version('tether')}")
+    parser.add_argument(
+        "--threads", type=_count, help="CPU threads (default: OMP_NUM_THREADS, else one per core)"
+    )
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="name_of_command")
+
+    def add(name: str, run: Any, text: str, *, joins: bool = False) -> argparse.ArgumentParser:
+        """A command; one that `joins` may run under torchrun, and is given its device."""
+        command = subparsers.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+        )
+        command.set_defaults(command=run, joins=joins)
+        return command
+
+    train = add(
+        "train", commands.train, "fine-tune as a recipe says, choose alpha, evaluate every domain", joins=True
+    )
+    train.add_argument("recipe", nargs="?", help="name of a recipe that comes with tether, or a YAML file")
+    _add_overrides(
+        train, "options of the recipe, such as optimizer.lr=1e-3 (`tether recipes NAME` prints them)"
+    )
+    train.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="where the run gets its directory (%(default)s)"
+    )
+    train.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with a run that was stopped or killed"
+    )
+    train.add_argument("--alpha", help="auto, a number, or {image: a, text: b}: short for alpha.value=…")
+
+    recipes = add(
+        "recipes",
+        commands.recipes,
+        "list the recipes that come with tether, or print one with all its options",
+    )
+    recipes.add_argument("name", nargs="?", help="a recipe's name, or a YAML file")
+
+    compare = add("compare", commands.compare, "several recipes × seeds: one table, one report", joins=True)
+    compare.add_argument(
+        "recipes", nargs="+", help="names, YAML files, or folders of these, of the same model and data"
+    )
+    compare.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run for each (0)")
+    compare.add_argument(
+        "--folds", type=int, nargs="+", default=[0], help="folds of the built-in data, pooled (0)"
+    )
+    compare.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs/compare"),
+        help="where runs are made, or found finished (%(default)s)",
+    )
+    compare.add_argument("--out", type=Path, required=True, help="folder for the table and the report")
+    compare.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="override in every recipe"
+    )
+    compare.add_argument(
+        "--tune",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="first choose each method's settings, named by its recipe's `search`, by at most N trials that "
+        "see validation pictures only",
+    )
+    compare.add_argument("--tune-seed", type=int, default=0, help="seed of the trials (%(default)s)")
+    compare.add_argument(
+        "--tune-fold", type=int, default=0, help="fold on whose validation pictures (%(default)s)"
+    )
+    compare.add_argument(
+        "--baselines",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,NAME,NAME",
+        help="ordinary models, through which the line of effective robustness is drawn",
+    )
+    compare.add_argument(
+        "--reference",
+        default="",
+        metavar="NAME",
+        help="what the others are tested against (full, or zero-shot)",
+    )
+    compare.add_argument(
+        "--workers",
+        type=_count,
+        default=1,
+        help="processes of this machine that share the runs; the same command given elsewhere joins (%(default)s)",
+    )
+
+    zero_shot = add("zero-shot", commands.zero_shot, "accuracy of a model without any training", joins=True)
+    zero_shot.add_argument("--model", default="builtin", help="anything tether.load takes (%(default)s)")
+    _add_overrides(zero_shot, "options of the data, such as data.method=folder data.train=PICTURES")
+
+    merge = add("merge", commands.merge, "put an adapter into its base and save an ordinary model")
+    merge.add_argument("adapter", type=Path, help="folder of the adapter")
+    merge.add_argument("out", type=Path, help="folder for the merged model; must not exist")
+    merge.add_argument(
+        "--model", help="the base (default: that of the run the adapter lies in, else builtin)"
+    )
+    merge.add_argument(
+        "--alpha", type=_alpha, help="ensemble weight (default: the one the adapter was saved with)"
+    )
+    merge.add_argument(
+        "--head", type=Path, metavar="FILE", help="a run's head.safetensors, to go with the model"
+    )
+
+    rank = add(
+        "rank",
+        commands.rank,
+        "save a trained R-Adapter at the smallest rank that is as good on validation pictures",
+    )
+    rank.add_argument("adapter", type=Path, help="folder of the adapter, best in its run")
+    rank.add_argument(
+        "--out", type=Path, required=True, help="folder for the smaller adapter; must not exist"
+    )
+    rank.add_argument(
+        "--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="those to try (1 2 4 … 64)"
+    )
+    rank.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.005,
+        help="accuracy that may be lost, as a fraction (%(default)s)",
+    )
+    rank.add_argument("--model", help="the base (default: that of the run the adapter lies in, else builtin)")
+    _add_overrides(rank, "options of the data (default: those of the run the adapter lies in, else built-in)")
+
+    average = add("average", commands.average, "the exact mean of adapters on one base, or of whole models")
+    average.add_argument("folders", type=Path, nargs="+", help="folders of adapters, or of models")
+    average.add_argument("--out", type=Path, required=True, help="folder for the mean; must not exist")
+    average.add_argument(
+        "--alpha", type=_alpha, help="ensemble weight of the mean (default: theirs, where all agree)"
+    )
+
+    export = add(
+        "export", commands.export, "copy a run's ensemble of answers (output, VRF) to a folder that predicts"
+    )
+    export.add_argument("run", type=Path, help="a finished run whose recipe has such an ensemble")
+    export.add_argument("out", type=Path, help="new folder")
+
+    pretrain = add(
+        "pretrain",
+        commands.pretrain,
+        "train a pair of towers from captioned pictures: how `builtin` was made",
+    )
+    pretrain.add_argument("pictures", type=Path, help="folder with pictures.zip and pictures.json")
+    pretrain.add_argument("--stem", type=Path, required=True, help="safetensors of the convolutional stem")
+    pretrain.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="where the run gets its directory (runs)"
+    )
+    pretrain.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with a run that was stopped or killed"
+    )
+    _add_overrides(pretrain, "options, such as training.steps=500")
+
+    demo = add("demo", commands.demo, "the main job on the built-in model and data, in minutes", joins=True)
+    demo.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="where runs are made, or found finished (runs)"
+    )
+    return parser, subparsers.choices
+
+
+def _add_overrides(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help=text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text!r}")
+    return int(text)
+
+
+def _alpha(text: str) -> Any:
+    """A number, or `{image: a, text: b}`."""
+    from tether.config import override
+
+    try:
+        value = override({}, [f"alpha={text}"])["alpha"]
+        if isinstance(value, dict) and set(value) == {"image", "text"}:
+            return {tower: float(part) for tower, part in value.items()}
+        return float(value)
+    except (TypeError, ValueError):  # TetherError is a ValueError
+        pass
+    raise argparse.ArgumentTypeError(f"expected a number, or {{image: a, text: b}}, found {text!r}")
