@@ -73,7 +73,7 @@ METHODS := $(addprefix $(SHIFT)/,$(addsuffix .yaml,lp-ft output-ensemble vrf fis
 	l2-sp mars-sp car-ft lipsum-ft star-ft function-space carot m2-mix m3-mix))
 COMBINATIONS := $(addprefix $(SHIFT)/r-adapter-,$(addsuffix .yaml,cross-entropy vrf spd spd-vrf))
 ABLATION := $(addprefix $(SHIFT)/r-adapter-,$(addsuffix .yaml,no-drop no-accumulation no-rescaling no-margin \
-	no-smoothing without-stem))
+	no-smoothing without-stem cross-entropy)) full $(SHIFT)/full-without-stem.yaml flyp
 results: setup
 	$(COMPARE) $(ORDINARY) r-adapter --tune 3 --baselines linear-probe,full,flyp --out results/emoji-shift
 	$(COMPARE) r-adapter $(ABLATION) --reference r-adapter --out results/r-adapter-ablation
