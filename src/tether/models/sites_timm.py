@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from timm.layers import HybridEmbed
-from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv, EdgeResidual, InvertedResidual
 from timm.models.convnext import ConvNeXt
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
@@ -13,6 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tether.models.site import Site, block_sites, is_linear
+
+LASTS = {DepthwiseSeparableConv: "conv_pw", InvertedResidual: "conv_pwl", EdgeResidual: "conv_pwl"}
+"""The last convolution of each of EfficientNet's blocks."""
 
 
 def find(owner: nn.Module, prefix: str) -> Iterator[Site]:
@@ -74,12 +77,11 @@ def _stages(stages: nn.Sequential, path: str) -> Iterator[tuple[str, nn.Module]]
 
 
 def _stem(embed: HybridEmbed, path: str) -> Iterator[Site]:
-    """The stem of a hybrid: what its residual branches add, and the projection that makes tokens of it."""
-    lasts = {InvertedResidual: "conv_pwl", DepthwiseSeparableConv: "conv_pw"}
-    found = [f"{name}.{lasts[type(part)]}" for name, part in embed.named_modules() if type(part) in lasts]
+    """The stem of a hybrid: what EfficientNet's blocks give or add, and the projection that makes tokens of it."""
+    found = [f"{name}.{LASTS[type(part)]}" for name, part in embed.named_modules() if type(part) in LASTS]
     for name in [*found, "proj"]:
         convolution = embed.get_submodule(name)
-        if isinstance(convolution, nn.Conv2d):
+        if isinstance(convolution, nn.Conv2d) and convolution.groups == 1:
             width = convolution.out_channels
             yield Site(f"{path}.{name}", "image", 0, "stem", width, "BCHW", False, f"{path}.{name}", False)
 
