@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 TETHER := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 $(VENV)/bin/tether
 PACKAGES := build/packages
 
-.PHONY: demo test test-slow test-gpu lint benchmarks setup packages data pictures stem pretrain typefaces results
+.PHONY: demo test test-slow test-gpu lint benchmarks setup packages data pictures stem pretrain typefaces results results-typefaces
 
 demo: setup
 	$(TETHER) demo
@@ -79,6 +79,14 @@ results: setup
 	$(COMPARE) r-adapter $(ABLATION) --reference r-adapter --out results/r-adapter-ablation
 	$(COMPARE) $(ORDINARY) r-adapter $(METHODS) $(COMBINATIONS) --tune 3 --baselines linear-probe,full,flyp \
 		--out results/all-methods
+
+# The same on a very different data set: letters and digits, trained on text faces, tested on others.
+TYPEFACES := {method: manifest, path: build/typefaces/typefaces.csv, root: build/typefaces/pictures.zip, \
+	templates: characters, corruptions: mixture}
+results-typefaces: typefaces
+	$(TETHER) compare $(ORDINARY) r-adapter $(SHIFT)/r-adapter-cross-entropy.yaml $(SHIFT)/spd.yaml --seeds 0 1 2 \
+		--tune 3 --workers 2 --baselines linear-probe,full,flyp --set 'data=$(TYPEFACES)' --set training.epochs=2 \
+		--out results/typefaces
 
 # Speed: FLOPs, saved activations, memory and pictures per second, side by side in one process.
 benchmarks: setup
