@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -22,9 +23,10 @@ from tether.adapters import FullConfig, RAdapter, RAdapterConfig, attach
 from tether.adapters._fold import _schatten
 from tether.data.prompts import fill
 from tether.data.records import Benchmark
-from tether.models import Model
+from tether.models import Model, Select, sites
 from tether.models.last_block import fast_last_block
 from tether.models.load_open_clip import wrap
+from tether.models.site import Kind
 from tether.objectives.info_nce import info_nce
 from tether.objectives.mpm_nce import MPMNCEConfig, mpm_nce
 from tether.recipe import Recipe
@@ -35,6 +37,7 @@ Batch = Mapping[str, Tensor]
 Making = Callable[[], AbstractContextManager]
 """A context that weights are made in: `nullcontext`, or one of `shapes_only`."""
 
+BLOCKS: tuple[Kind, ...] = ("attention", "mlp")
 INITIAL_LOGIT_SCALE = 2.6593
 LORA_RANK = 8
 """Peft's own default."""
@@ -150,9 +153,14 @@ def naive(model: Model, benchmark: Benchmark, making: Making) -> Trainer:
     return Trainer(model=model, parameters=parameters, loss=loss, note="adapters applied one by one")
 
 
-def ours(model: Model, benchmark: Benchmark, making: Making) -> Trainer:
+def ours(model: Model, benchmark: Benchmark, making: Making, kinds: tuple[Kind, ...] = BLOCKS) -> Trainer:
     """The library as it runs by default."""
-    recipe = Recipe(name="speed", objective=MPMNCEConfig(), training=FitConfig(batch_size=64, epochs=1))
+    recipe = Recipe(
+        name="speed",
+        adapter=RAdapterConfig(select=Select(kinds=kinds)),
+        objective=MPMNCEConfig(),
+        training=FitConfig(batch_size=64, epochs=1),
+    )
     with making():
         attached = attach(model, recipe.adapter)
     fast = fast_last_block(model)
@@ -177,7 +185,14 @@ METHODS: dict[str, Callable[[Model, Benchmark, Making], Trainer]] = {
     "PEFT LoRA": lora,
     "naive R-Adapter": naive,
     "ours": ours,
+    "ours, stem too": partial(ours, kinds=(*BLOCKS, "stem")),
 }
+
+
+def methods_for(model: Model) -> dict[str, Callable[[Model, Benchmark, Making], Trainer]]:
+    """Those that differ on this model: without a stem, adapters in it are no method of their own."""
+    has_stem = any(site.kind == "stem" for site in sites(model.module, Select(kinds=(*BLOCKS, "stem"))))
+    return {name: start for name, start in METHODS.items() if has_stem or "stem" not in name}
 
 
 def _prompts(model: Model, benchmark: Benchmark) -> Callable[[Batch], tuple[Tensor, Tensor]]:

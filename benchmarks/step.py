@@ -20,11 +20,11 @@ from torch import Tensor
 from benchmarks._count import Cost, cost
 from benchmarks._inference import merged_against_base, readings_of_a_sweep
 from benchmarks._methods import (
-    METHODS,
     Batch,
     Making,
     Trainer,
     known_to_be_safe,
+    methods_for,
     random_batch,
     shapes_only,
     vit_b_16,
@@ -44,7 +44,7 @@ def compare(
     trainers: dict[str, Trainer] = {}
     steps: dict[str, Step] = {}
     costs: dict[str, Cost] = {}
-    for method, start in METHODS.items():
+    for method, start in methods_for(make(making)).items():
         model = make(making)
         with making():
             pixels = torch.randn(pairs, 3, model.image.size, model.image.size)
@@ -54,7 +54,7 @@ def compare(
             costs[method] = cost(step.forward, step.finish, step.known)
         trainers[method], steps[method] = trainer, step
         print(f"{name}, {pairs} pairs: {method} counted", file=sys.stderr, flush=True)
-    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    seconds: dict[str, list[float]] = {method: [] for method in trainers}
     for _ in range(repeats if real else 0):
         for method, step in steps.items():
             started = perf_counter()

@@ -1,4 +1,4 @@
-"""The four methods on a tiny model: each takes its step, and ours is the cheapest."""
+"""The methods on a tiny model: each takes its step, and ours is the cheapest."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_side_by_side_on_shapes_alone(monkeypatch) -> None:
     monkeypatch.setattr("benchmarks._methods.get_model_config", lambda name: small)
     rows = compare("tiny", vit_b_16, load_benchmark(EmojiShiftConfig()), 8, real=False, repeats=0)
     by = {row.method: row for row in rows}
-    assert list(by) == list(METHODS)
+    assert list(by) == [name for name in METHODS if "stem" not in name]  # this model has none
     assert by["ours"].gflops_per_pair < by["naive R-Adapter"].gflops_per_pair
     assert by["ours"].gflops_per_pair < by["full fine-tuning"].gflops_per_pair
     assert by["ours"].saved_mib_per_pair < by["full fine-tuning"].saved_mib_per_pair
