@@ -69,9 +69,9 @@ pretrain: pictures stem
 SHIFT := experiments/emoji-shift
 COMPARE := $(TETHER) compare --seeds 0 1 2 --workers 2 --set data.corruptions=mixture
 ORDINARY := linear-probe full $(SHIFT)/wise-ft-ce.yaml flyp wise-ft
-METHODS := $(addprefix $(SHIFT)/,$(addsuffix .yaml,lp-ft output-ensemble vrf fisher ftp tpgm spd spd-wise-ft digrap \
+METHODS := $(addprefix $(SHIFT)/,$(addsuffix .yaml,lp-ft output-ensemble vrf fisher ftp tpgm spd spd-wise-ft spd-vrf digrap \
 	l2-sp mars-sp car-ft lipsum-ft star-ft function-space carot m2-mix m3-mix))
-COMBINATIONS := $(addprefix $(SHIFT)/r-adapter-,$(addsuffix .yaml,cross-entropy vrf spd spd-vrf))
+COMBINATIONS := $(addprefix $(SHIFT)/r-adapter-,$(addsuffix .yaml,cross-entropy cross-entropy-vrf vrf spd spd-vrf))
 ABLATION := $(addprefix $(SHIFT)/r-adapter-,$(addsuffix .yaml,no-drop no-accumulation no-rescaling no-margin \
 	no-smoothing without-stem cross-entropy)) full $(SHIFT)/full-without-stem.yaml flyp
 results: setup
