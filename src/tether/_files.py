@@ -88,8 +88,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         storage = tensor.untyped_storage().data_ptr()
         plain[name] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
+    path.touch()
+    mode = path.stat().st_mode  # as any new file has it; safetensors would leave it to its owner alone
     try:
         save_file(plain, path)
+        path.chmod(mode)
     except SafetensorError as error:  # the library's own type for a full disk
         raise OSError(str(error)) from error
 

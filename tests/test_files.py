@@ -1,0 +1,37 @@
+"""Files that are written whole or not at all, and that others may read as any other file."""
+
+import pytest
+import torch
+
+from tether._files import read_tensors, write_tensors
+from tether.errors import TetherError
+
+
+def test_tensors_come_back_whatever_memory_they_shared_and_however_it_lay(tmp_path):
+    whole = torch.arange(6.0).view(2, 3)
+    given = {"whole": whole, "part": whole[0], "turned": whole.T}
+    write_tensors(tmp_path / "a.safetensors", given)
+    read = read_tensors(tmp_path / "a.safetensors")
+    assert read.keys() == given.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in given.items())
+
+
+def test_tensors_may_be_read_by_whoever_may_read_any_new_file(tmp_path):
+    write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
+    (tmp_path / "b").touch()
+    modes = [(tmp_path / name).stat().st_mode for name in ("a.safetensors", "b")]
+    assert modes[0] == modes[1]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"a": torch.ones(1)})
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tether._files.save_file", full)
+    with pytest.raises(TetherError, match="No space left"):
+        write_tensors(path, {"a": torch.zeros(1)})
+    assert torch.equal(read_tensors(path)["a"], torch.ones(1))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
