@@ -1,6 +1,8 @@
 """Load open_clip models: an architecture with a tag or weights, or a folder with open_clip_config.json."""
 
+import json
 from copy import deepcopy
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tether.models.activation import Activation, describe_activation
 from tether.models.hub import DESCRIPTIONS, fetch
 from tether.models.model import ImageSpec, Model
 from tether.models.open_clip_text import end_id, ends_matter_only, text_features, text_tower
+from tether.models.saving import copy_description
 from tether.models.text import end_positions
 from tether.models.tokenizers import check_tokenizer, words_of
 from tether.models.weights import put_weights, read_weights
@@ -60,7 +63,13 @@ def load_folder(folder: Path, source: str, activation: Activation | None = None)
     own = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     if not named and (folder / "tokenizer.json").is_file():
         _refuse_unused_tokenizer(folder)
-    return _assemble(config, preprocess, file, source, folder if named and own else None)
+    model = _assemble(config, preprocess, file, source, folder if named and own else None)
+
+    def describe(new: Path) -> None:
+        copy_description(folder, new)
+        _write_config(described, new)  # with the activation, where it was given by hand
+
+    return replace(model, describe=describe)
 
 
 def _refuse_unused_tokenizer(folder: Path) -> None:
@@ -120,7 +129,20 @@ def load_architecture(name: str, source: str, activation: Activation | None = No
         file = _download(tag, source)
     if quick is not None:
         config["quick_gelu"] = quick
-    return _assemble(config, preprocess, file, source, None)
+    model = _assemble(config, preprocess, file, source, None)
+
+    def describe(new: Path) -> None:
+        pictures = asdict(model.image)
+        pictures["resize_mode"] = pictures.pop("resize")
+        _write_config({"model_cfg": config, "preprocess_cfg": pictures}, new)
+        if not isinstance(model.tokenizer, SimpleTokenizer):  # that one comes with open_clip
+            model.tokenizer.tokenizer.save_pretrained(new)
+
+    return replace(model, describe=describe)
+
+
+def _write_config(described: dict[str, Any], folder: Path) -> None:
+    (folder / "open_clip_config.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
 
 
 def _activation_of_file(architecture: str, source: str, activation: Activation | None) -> bool | None:

@@ -14,6 +14,7 @@ from tether._files import read_json
 from tether.errors import TetherError, near_misses
 from tether.models.activation import Activation, describe_activation
 from tether.models.model import ImageSpec, Model
+from tether.models.saving import copy_description
 from tether.models.text import end_positions, truncate
 from tether.models.tokenizers import check_tokenizer, words_of
 from tether.models.weights import complain
@@ -64,6 +65,7 @@ def load_folder(folder: Path, source: str, activation: Activation | None = None)
         tokenizer=tokenizer,
         image_features=_patch_features if kind == "siglip2" else _image_features,
         text_features=_clip_text_features if kind == "clip" else _text_features,
+        describe=partial(copy_description, folder),
     )
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tether._files import new_folder, refuse_existing
 from tether.errors import TetherError
 from tether.models.fingerprint import fingerprint
 
@@ -56,6 +58,8 @@ class Model:
     tokenizer: Callable[[list[str]], Tensor] = field(repr=False)
     image_features: Callable[[nn.Module, Tensor], Tensor] = field(repr=False)
     text_features: Callable[[nn.Module, Tensor, int], Tensor] = field(repr=False)
+    describe: Callable[[Path], None] | None = field(default=None, repr=False)
+    """Writes into a folder what its library reads beside the weights; None where the model was made in memory."""
 
     @property
     def device(self) -> torch.device:
@@ -127,6 +131,21 @@ class Model:
         if not texts:
             return torch.empty(0, self.context_length, dtype=torch.long)
         return self.tokenizer(list(texts)).long()
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model, with its weights as they are now, as a folder of its library.
+
+        Args:
+            folder: new; nothing is overwritten.
+
+        Raises:
+            TetherError: there is something already, the disk is full, or the model was made in memory.
+        """
+        from tether.models.saving import save_into
+
+        refuse_existing(Path(folder))
+        with new_folder(Path(folder)) as new:
+            save_into(self, new)
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights as they are now, of activation, image specification and context length."""

@@ -13,7 +13,7 @@ from tether.adapters.files import Adapter
 from tether.ensembles.model_average import average, check_compatible
 from tether.errors import TetherError
 from tether.models import load
-from tether.tasks.export import folder_of, save_folder
+from tether.models.saving import save_into
 
 
 def average_adapters(adapters: Sequence[Adapter], alpha: Alpha | None = None) -> Adapter:
@@ -61,7 +61,6 @@ def average_models(sources: Sequence[str], out: Path) -> None:
     refuse_existing(out)
     if not sources:
         raise TetherError("There is nothing to average: no model was given.")
-    base = folder_of(sources[0])
     model = load(sources[0])
     total = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     for number, source in enumerate(sources[1:], start=1):
@@ -79,4 +78,4 @@ def average_models(sources: Sequence[str], out: Path) -> None:
         }  # in float64 until the end, so that their order does not matter
     model.module.load_state_dict(total)
     with new_folder(out) as folder:
-        save_folder(model, base, folder)
+        save_into(model, folder)
