@@ -84,6 +84,7 @@ def _iterate(loader: DataLoader) -> Iterator[Any]:
 def _outlive_signals(_worker: int) -> None:
     """Leave signals that reach the whole process group to the main process, which still wants batches."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # whatever the main process does at an alarm
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
 
 
