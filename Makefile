@@ -69,15 +69,17 @@ pretrain: pictures stem
 SHIFT := experiments/emoji-shift
 COMPARE := $(TETHER) compare --seeds 0 1 2 --workers 2 --set data.corruptions=mixture
 ORDINARY := linear-probe full $(SHIFT)/wise-ft-ce.yaml flyp wise-ft
-METHODS := $(addprefix $(SHIFT)/,$(addsuffix .yaml,lp-ft output-ensemble vrf fisher ftp tpgm spd spd-wise-ft spd-vrf digrap \
-	l2-sp mars-sp car-ft lipsum-ft star-ft function-space carot m2-mix m3-mix))
-COMBINATIONS := $(addprefix $(SHIFT)/r-adapter-,$(addsuffix .yaml,cross-entropy cross-entropy-vrf vrf spd spd-vrf))
+OPTIMIZERS := $(addprefix $(SHIFT)/,$(addsuffix .yaml,ftp tpgm spd digrap l2-sp mars-sp))
+ENSEMBLES := $(addprefix $(SHIFT)/,$(addsuffix .yaml,output-ensemble vrf fisher lp-ft))
+REGULARIZERS := $(addprefix $(SHIFT)/,$(addsuffix .yaml,car-ft lipsum-ft star-ft function-space carot m2-mix m3-mix))
+COMBINATIONS := $(addprefix $(SHIFT)/,$(addsuffix .yaml,spd-wise-ft spd-vrf r-adapter-cross-entropy \
+	r-adapter-cross-entropy-vrf r-adapter-vrf r-adapter-spd r-adapter-spd-vrf))
 ABLATION := $(addprefix $(SHIFT)/r-adapter-,$(addsuffix .yaml,no-drop no-accumulation no-rescaling no-margin \
 	no-smoothing without-stem cross-entropy)) full $(SHIFT)/full-without-stem.yaml flyp
 results: setup
 	$(COMPARE) $(ORDINARY) r-adapter --tune 3 --baselines linear-probe,full,flyp --out results/emoji-shift
 	$(COMPARE) r-adapter $(ABLATION) --reference r-adapter --out results/r-adapter-ablation
-	$(COMPARE) $(ORDINARY) r-adapter $(METHODS) $(COMBINATIONS) --tune 3 --baselines linear-probe,full,flyp \
+	$(COMPARE) $(ORDINARY) r-adapter $(OPTIMIZERS) $(ENSEMBLES) $(REGULARIZERS) $(COMBINATIONS) --tune 3 --baselines linear-probe,full,flyp \
 		--out results/all-methods
 
 # The same on a very different data set: letters and digits, trained on text faces, tested on others.
