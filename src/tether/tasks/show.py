@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from tether.evaluation.results import Results
 from tether.evaluation.scores import alpha_text
@@ -70,7 +70,15 @@ def show_comparison(results: Results, console: Console | None = None) -> None:
 def _short_table(results: Results) -> Table:
     """What fits a narrow terminal of however many methods; everything stands in the written tables."""
     homes = results.of_kind("in-distribution")
-    table = Table("method", *(domain.name for domain in homes), "mean of shifted", "trained", "file", "time")
+    longest = max(len(method.name) for method in results.methods)
+    table = Table(
+        Column("method", min_width=longest, no_wrap=True),
+        *(domain.name for domain in homes),
+        "mean of shifted",
+        "trained",
+        "file",
+        "time",
+    )
     table.title = f"{results.title}: top-1 accuracy, %"
     for method in results.methods:
         own = [method.measures.get(domain.name) for domain in homes]
