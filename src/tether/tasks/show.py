@@ -70,15 +70,9 @@ def show_comparison(results: Results, console: Console | None = None) -> None:
 def _short_table(results: Results) -> Table:
     """What fits a narrow terminal of however many methods; everything stands in the written tables."""
     homes = results.of_kind("in-distribution")
-    longest = max(len(method.name) for method in results.methods)
-    table = Table(
-        Column("method", min_width=longest, no_wrap=True),
-        *(domain.name for domain in homes),
-        "mean of shifted",
-        "trained",
-        "file",
-        "time",
-    )
+    name = Column("method", min_width=max(len(method.name) for method in results.methods), no_wrap=True)
+    costs = ("trained", "file", "time")
+    table = Table(name, *(domain.name for domain in homes), "mean of shifted", *costs)
     table.title = f"{results.title}: top-1 accuracy, %"
     for method in results.methods:
         own = [method.measures.get(domain.name) for domain in homes]
