@@ -93,4 +93,4 @@ results-typefaces: typefaces
 # Speed: FLOPs, saved activations, memory and pictures per second, side by side in one process.
 benchmarks: setup
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 $(PYTHON) -m benchmarks.step
-	$(PYTHON) benchmarks/optimizers.py
+	$(PYTHON) benchmarks/optimizers.py --csv results/optimizers.csv
