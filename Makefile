@@ -67,7 +67,9 @@ pretrain: pictures stem
 
 # The tables in results/; stopped, it goes on where it was, and further processes may join.
 SHIFT := experiments/emoji-shift
-COMPARE := $(TETHER) compare --seeds 0 1 2 --workers 2 --set data.corruptions=mixture
+COMPARE := $(TETHER) compare --seeds 0 1 2 --workers 2
+ON_SHIFT := $(COMPARE) --set data.corruptions=mixture
+TUNED := --tune 3 --baselines linear-probe,full,flyp
 ORDINARY := linear-probe full $(SHIFT)/wise-ft-ce.yaml flyp wise-ft
 OPTIMIZERS := $(addprefix $(SHIFT)/,$(addsuffix .yaml,ftp tpgm spd digrap l2-sp mars-sp))
 ENSEMBLES := $(addprefix $(SHIFT)/,$(addsuffix .yaml,output-ensemble vrf fisher lp-ft))
@@ -77,18 +79,17 @@ COMBINATIONS := $(addprefix $(SHIFT)/,$(addsuffix .yaml,spd-wise-ft spd-vrf r-ad
 ABLATION := $(addprefix $(SHIFT)/r-adapter-,$(addsuffix .yaml,no-drop no-accumulation no-rescaling no-margin \
 	no-smoothing without-stem cross-entropy)) full $(SHIFT)/full-without-stem.yaml flyp
 results: setup
-	$(COMPARE) $(ORDINARY) r-adapter --tune 3 --baselines linear-probe,full,flyp --out results/emoji-shift
-	$(COMPARE) r-adapter $(ABLATION) --reference r-adapter --out results/r-adapter-ablation
-	$(COMPARE) $(ORDINARY) r-adapter $(OPTIMIZERS) $(ENSEMBLES) $(REGULARIZERS) $(COMBINATIONS) --tune 3 --baselines linear-probe,full,flyp \
+	$(ON_SHIFT) $(ORDINARY) r-adapter $(TUNED) --out results/emoji-shift
+	$(ON_SHIFT) r-adapter $(ABLATION) --reference r-adapter --out results/r-adapter-ablation
+	$(ON_SHIFT) $(ORDINARY) r-adapter $(OPTIMIZERS) $(ENSEMBLES) $(REGULARIZERS) $(COMBINATIONS) $(TUNED) \
 		--out results/all-methods
 
 # The same on a very different data set: letters and digits, trained on text faces, tested on others.
 TYPEFACES := {method: manifest, path: build/typefaces/typefaces.csv, root: build/typefaces/pictures.zip, \
 	templates: characters, corruptions: mixture}
 results-typefaces: typefaces
-	$(TETHER) compare $(ORDINARY) r-adapter $(SHIFT)/r-adapter-cross-entropy.yaml $(SHIFT)/spd.yaml --seeds 0 1 2 \
-		--tune 3 --workers 2 --baselines linear-probe,full,flyp --set 'data=$(TYPEFACES)' --set training.epochs=2 \
-		--out results/typefaces
+	$(COMPARE) $(ORDINARY) r-adapter $(SHIFT)/r-adapter-cross-entropy.yaml $(SHIFT)/spd.yaml $(TUNED) \
+		--set 'data=$(TYPEFACES)' --set training.epochs=2 --out results/typefaces
 
 # Speed: FLOPs, saved activations, memory and pictures per second, side by side in one process.
 benchmarks: setup

@@ -37,7 +37,7 @@ Batch = Mapping[str, Tensor]
 Making = Callable[[], AbstractContextManager]
 """A context that weights are made in: `nullcontext`, or one of `shapes_only`."""
 
-BLOCKS: tuple[Kind, ...] = ("attention", "mlp")
+BLOCKS = Select().kinds
 INITIAL_LOGIT_SCALE = 2.6593
 LORA_RANK = 8
 """Peft's own default."""

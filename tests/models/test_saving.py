@@ -1,5 +1,6 @@
 """Wherever a model came from, it is saved as a folder that loads as the same model."""
 
+import json
 from pathlib import Path
 
 import open_clip
@@ -62,8 +63,6 @@ def test_an_architecture_with_a_weights_file_keeps_its_activation(architectures,
 
 def test_a_folder_whose_activation_was_given_by_hand(save_open_clip, tmp_path: Path) -> None:
     folder, _ = save_open_clip()
-    import json
-
     described = json.loads((folder / "open_clip_config.json").read_text())
     described["model_cfg"].pop("quick_gelu", None)
     (folder / "open_clip_config.json").write_text(json.dumps(described))

@@ -24,6 +24,7 @@ from tether.data.records import Benchmark
 from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
 from tether.evaluation import Classifier, class_embeddings
+from tether.evaluation.classifier import Progress
 from tether.models import Model, load
 from tether.models.last_block import fast_last_block
 from tether.optimizers.from_config import create
@@ -32,7 +33,7 @@ from tether.optimizers.tpgm import TPGM
 from tether.recipe import FrozenConfig, Recipe, to_plain
 from tether.tasks.classification import HEAD, Classification
 from tether.tasks.ensembling import needs_validation
-from tether.tasks.judging import Progress, judge
+from tether.tasks.judging import judge
 from tether.tasks.outcome import (
     ADAPTER,
     HEAD_FILE,

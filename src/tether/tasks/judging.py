@@ -12,11 +12,10 @@ from tether.data import simulated_shifts
 from tether.data.records import Benchmark
 from tether.evaluation import Classifier, Sweep, alpha_sweep
 from tether.evaluation.alpha import choose_alpha
+from tether.evaluation.classifier import Progress
 from tether.models import Model
 from tether.recipe import Recipe
 from tether.tasks.ensembling import Ensemble, Pair, combine
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tether._files import read_tensors
+from tether._files import read_tensors, refuse_existing
 from tether.adapters.files import apply, load_adapter, save_adapter
 from tether.adapters.rank import RankResult, smallest_within
 from tether.adapters.states import config_for
@@ -45,8 +45,7 @@ def shrink(
     Raises:
         TetherError: there are no validation pictures, it is no R-Adapter, or it belongs to another base.
     """
-    if out.exists():
-        raise TetherError(f"{out} exists already, and nothing is overwritten. Name a folder that does not.")
+    refuse_existing(out)
     if not len(benchmark.validation):
         raise TetherError(f"{benchmark.name} has no validation pictures to choose a rank by.")
     saved = load_adapter(adapter)

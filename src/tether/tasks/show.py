@@ -71,8 +71,8 @@ def _short_table(results: Results) -> Table:
     """What fits a narrow terminal of however many methods; everything stands in the written tables."""
     homes = results.of_kind("in-distribution")
     name = Column("method", min_width=max(len(method.name) for method in results.methods), no_wrap=True)
-    costs = ("trained", "file", "time")
-    table = Table(name, *(domain.name for domain in homes), "mean of shifted", *costs)
+    domains = (domain.name for domain in homes)
+    table = Table(name, *domains, "mean of shifted", "trained", "file", "time")
     table.title = f"{results.title}: top-1 accuracy, %"
     for method in results.methods:
         own = [method.measures.get(domain.name) for domain in homes]
