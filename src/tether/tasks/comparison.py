@@ -19,6 +19,7 @@ from tether.data import load_benchmark, read_image
 from tether.data.alterations import alter
 from tether.data.records import Benchmark, Split
 from tether.errors import TetherError, near_misses
+from tether.evaluation.classifier import Progress
 from tether.evaluation.report import write_report, write_robustness_figure
 from tether.evaluation.results import Results, Tuning
 from tether.evaluation.tables import differences_csv, to_csv, to_markdown
@@ -97,7 +98,7 @@ def compare(
     command: str = "",
     highlighted: str = "",
     device: torch.device | str = "cpu",
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     announce: Callable[[str], None] = lambda line: None,
     show_progress: bool = True,
 ) -> Results:

@@ -1,6 +1,5 @@
 """The main job in minutes: zero-shot, full fine-tuning and R-Adapter on the built-in model and data."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,6 +7,7 @@ from rich.console import Console
 
 from tether import recipe as recipes
 from tether._distributed import from_main
+from tether.evaluation.classifier import Progress
 from tether.evaluation.tables import bytes_text
 from tether.tasks import comparison
 from tether.tasks.show import show_comparison
@@ -17,7 +17,7 @@ RECIPES = ("full", "r-adapter")
 
 def demo(
     root: Path,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
     console: Console | None = None,
     *,
     device: torch.device | str = "cpu",

@@ -1,6 +1,6 @@
 """The smallest rank of a trained R-Adapter that does as well on the validation pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tether.data import ImageDataset, test_transform
 from tether.data.records import Benchmark
 from tether.errors import TetherError
 from tether.evaluation import Classifier, alpha_sweep, class_embeddings
+from tether.evaluation.classifier import Progress
 from tether.models import Model
 from tether.tasks.outcome import head_at
 
@@ -29,7 +30,7 @@ def shrink(
     ranks: Sequence[int] = RANKS,
     tolerance: float = 0.005,
     head: Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[RankResult]:
     """Measure an R-Adapter at several ranks on the validation split, and save the smallest that will do.
 

@@ -29,6 +29,7 @@ from tether._distributed import from_main, is_main
 from tether._files import read_json
 from tether.data import load_benchmark
 from tether.errors import TetherError
+from tether.evaluation.classifier import Progress
 from tether.recipe import Recipe, to_plain
 from tether.tasks.fine_tuning import run
 from tether.tasks.outcome import RESULT, Outcome, digests, is_finished, read_outcome
@@ -72,7 +73,7 @@ def finish(
     root: Path,
     *,
     device: torch.device | str = "cpu",
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     announce: Callable[[str], None] = lambda line: None,
     show_progress: bool = True,
 ) -> list[Outcome | None]:
@@ -203,7 +204,7 @@ def _make(
     job: Job,
     root: Path,
     device: torch.device | str,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
     show_progress: bool,
 ) -> None:
     """Do the run, whose claim is ours."""
