@@ -88,7 +88,7 @@ results: setup
 TYPEFACES := {method: manifest, path: build/typefaces/typefaces.csv, root: build/typefaces/pictures.zip, \
 	templates: characters, corruptions: mixture}
 results-typefaces: typefaces
-	$(COMPARE) $(ORDINARY) r-adapter $(SHIFT)/r-adapter-cross-entropy.yaml $(SHIFT)/spd.yaml $(TUNED) \
+	$(COMPARE) $(ORDINARY) r-adapter $(addprefix $(SHIFT)/,spd.yaml vrf.yaml r-adapter-cross-entropy-vrf.yaml) $(TUNED) \
 		--set 'data=$(TYPEFACES)' --set training.epochs=2 --out results/typefaces
 
 # Speed: FLOPs, saved activations, memory and pictures per second, side by side in one process.

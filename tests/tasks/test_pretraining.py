@@ -14,14 +14,8 @@ import tether
 from tether.data.pretraining import CaptionedPictures, PairDataset, augment, view_offsets
 from tether.errors import TetherError
 from tether.optimizers.schedule import ScheduleConfig
-from tether.tasks.pretraining import (
-    ArchitectureConfig,
-    PretrainingConfig,
-    multi_positive_loss,
-    multi_positive_targets,
-    pretrain,
-    train_tokenizer,
-)
+from tether.tasks.pretraining import PretrainingConfig, multi_positive_loss, multi_positive_targets, pretrain
+from tether.tasks.towers import ArchitectureConfig, train_tokenizer
 from tether.training import FitConfig
 
 WORDS = tuple("cat dog bird fish tree house car boat sun moon star leaf rock hand foot eye".split())

@@ -14,8 +14,9 @@ from tether._files import read_json
 from tether.errors import TetherError
 from tether.recipe import from_plain
 from tether.tasks import workers
+from tether.tasks.claims import claim
 from tether.tasks.comparison import compare
-from tether.tasks.workers import Job, claim, finish, own_device
+from tether.tasks.workers import Job, finish, own_device
 from tether.training.run_directory import read_metrics
 
 DIES = """
@@ -30,14 +31,6 @@ def log_then_die(self, kind, step, values):
         os.kill(os.getpid(), signal.SIGKILL)
 RunDirectory.log = log_then_die
 main(sys.argv[1:])
-"""
-HOLDS = """
-import sys
-from pathlib import Path
-from tether.tasks.workers import claim
-with claim(Path(sys.argv[1]), "run") as mine:
-    print(mine, flush=True)
-    sys.stdin.read()
 """
 
 
@@ -60,43 +53,6 @@ def start(code, *words):
 
 def directories(root):
     return sorted(path.name for path in root.iterdir() if path.is_dir())
-
-
-def test_a_claim_is_one_process_s_and_ends_with_it(tmp_path):
-    path = tmp_path / ".x.claim"
-    with start(HOLDS, path) as other:
-        assert other.stdout.readline() == "True\n"
-        with claim(path, "run") as mine:
-            assert not mine
-        assert read_json(path)["pid"] == other.pid
-        other.kill()
-        other.wait()
-        with claim(path, "run") as mine:
-            assert mine and read_json(path)["pid"] == os.getpid()
-    assert not path.exists()
-
-
-def test_a_claim_that_its_holder_removed_meanwhile_is_claimed_anew(tmp_path, monkeypatch):
-    path, lockf, calls = tmp_path / ".x.claim", workers.fcntl.lockf, []
-
-    def lock_late(file, how):
-        if not calls:
-            path.unlink()  # its holder finished between our opening and our locking
-        calls.append(how)
-        lockf(file, how)
-
-    monkeypatch.setattr(workers.fcntl, "lockf", lock_late)
-    with claim(path) as mine:
-        assert mine and path.exists() and len(calls) == 2
-
-
-def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
-    def none(file, how):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(workers.fcntl, "lockf", none)
-    with pytest.raises(TetherError, match="no file locks"), claim(tmp_path / ".x.claim"):
-        pass
 
 
 def test_a_second_process_skips_what_another_holds_waits_and_takes_it_over(options, tmp_path):

@@ -87,7 +87,7 @@ def robustness_figure(results: Results, *, names: bool = False) -> str | None:
                 Line2D([], [], color=looks[method.name][0], marker=looks[method.name][1], linestyle="")
                 for method, *_ in placed
             ]
-            labels = [_short(method.name) for method, *_ in placed]
+            labels = [_short(method.name, 40) for method, *_ in placed]
             if results.baseline_line():
                 marks += [Line2D([], [], color=INK, alpha=0.6, marker="x")]
                 labels += ["ordinary models, 95 % interval"]

@@ -4,24 +4,20 @@ Nobody hands out work. Whoever has the same list of runs and the same folder joi
 another one that sees the folder: `tether compare …` started twice, `--workers 4`, or on a SLURM cluster
 `srun --ntasks 16 --gpus-per-task 1 tether compare …`.
 
-Whoever works on a run holds the claim to its training: a POSIX record lock on the file `.HASH.claim` beside the
-runs' directories. The kernel gives it back when its process ends, however that happens, and over NFS as well, so a
-run whose process was killed is free at once, and the next process goes on from its last checkpoint. Runs that
-differ only in what follows training share a claim: the second one takes the weights of the first.
+Whoever works on a run holds the claim to its training (`tether.tasks.claims`): the file `.HASH.claim` beside the
+runs' directories. A run whose process was killed is free at once, and the next process goes on from its last
+checkpoint. Runs that differ only in what follows training share a claim: the second one takes the weights of the first.
 """
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -31,6 +27,7 @@ from tether.data import load_benchmark
 from tether.errors import TetherError
 from tether.evaluation.classifier import Progress
 from tether.recipe import Recipe, to_plain
+from tether.tasks.claims import claim
 from tether.tasks.fine_tuning import run
 from tether.tasks.outcome import RESULT, Outcome, digests, is_finished, read_outcome
 from tether.tasks.training_files import training_part
@@ -116,26 +113,6 @@ def finish(
             _wait(pause)
             pause = min(2 * pause, LONGEST_WAIT)
     return [done[place] for place in range(len(jobs))]
-
-
-@contextmanager
-def claim(path: Path, run: str = "") -> Iterator[bool]:
-    """Whether this process alone may work on what `path` stands for; False where a living one has it already.
-
-    Args:
-        run: name of the run that it is for.
-
-    Raises:
-        TetherError: the file system has no locks.
-    """
-    held: list[TextIO] = []
-    mine = from_main(lambda: _acquire(path, run, held))
-    try:
-        yield mine
-    finally:
-        for file in held:
-            path.unlink(missing_ok=True)  # before the lock goes: see `_acquire`
-            file.close()
 
 
 @contextmanager
@@ -256,54 +233,6 @@ def _read(job: Job, path: Path) -> Outcome:
     if read_json(path / "splits.json") != digests(benchmark):
         raise TetherError(f"{path} was trained on other pictures than are there now. Choose another --runs.")
     return read_outcome(path, replace(job.recipe, search={}), benchmark)
-
-
-def _acquire(path: Path, run: str, held: list[TextIO]) -> bool:
-    """Lock `path`, if nobody has it, and leave our name there; the open file goes to `held`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (it stays open as long as the claim)
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.close()
-            return False
-        except OSError as error:
-            file.close()
-            raise TetherError(
-                f"The file system of {path.parent} has no file locks ({error.strerror}), by which processes agree "
-                f"who does what. Choose another --runs."
-            ) from error
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
-        file.close()  # its last holder removed it between our opening and locking
-    held.append(file)
-    _free_run_of(_parse(file), path.parent)
-    file.truncate(0)
-    file.write(json.dumps({"run": run, "host": socket.gethostname(), "pid": os.getpid()}))
-    file.flush()
-    return True
-
-
-def _free_run_of(holder: dict[str, Any], root: Path) -> None:
-    """Remove the lock that a claim's former holder left in its run's directory: without its claim, it is gone.
-
-    The lock alone cannot tell, where its process was on another machine.
-    """
-    for lock in root.glob(f"{holder['run']}-*/lock") if holder.get("run") else ():
-        with open(lock, encoding="utf-8") as file:
-            found = _parse(file)
-        if all(found.get(key) == holder.get(key) for key in ("host", "pid")):
-            lock.unlink()
-
-
-def _parse(file: TextIO) -> dict[str, Any]:
-    """The holder that a file names; nothing if nobody, or one that died while writing its name."""
-    file.seek(0)
-    try:
-        return dict(json.loads(file.read()))
-    except ValueError:
-        return {}
 
 
 def _wait(seconds: float) -> None:
