@@ -10,7 +10,8 @@ from tether._files import read_json
 from tether.cli import main
 from tether.evaluation import Results
 from tether.recipe import from_plain
-from tether.tasks.comparison import compare, read_recipes
+from tether.tasks.comparison import compare
+from tether.tasks.plan import read_recipes
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from tether.evaluation import Sweep
 from tether.recipe import from_plain
 from tether.tasks import comparison
 from tether.tasks.outcome import Outcome
+from tether.tasks.plan import Plan, benchmark_of
 from tether.tasks.tuning import at_the_end, choose, points, size
 from tether.training.run_directory import read_metrics
 
@@ -243,8 +244,8 @@ def test_what_settings_were_chosen_on_is_no_test_in_another_fold(tiny_recipe):
     recipe = from_plain(options)
     tests = comparison.pooled_tests(recipe, (0, 1))
     honest = comparison.pooled_tests(recipe, (0, 1), tuned_on=0)
-    seen = comparison._benchmark(recipe, 0).validation.identities
-    first = comparison._benchmark(recipe, 0).tests
+    seen = benchmark_of(recipe, 0).validation.identities
+    first = benchmark_of(recipe, 0).tests
     for name, split in tests.items():
         assert split.identities & seen and not honest[name].identities & seen
         assert honest[name].identities == split.identities - seen
@@ -258,7 +259,7 @@ def test_radii_that_are_learned_on_the_validation_pictures_are_told(tiny_recipe,
     other = from_plain({**tiny_recipe, "name": "other"})
 
     def told(*recipes, tune=0):
-        return comparison._radii_notes(comparison.Plan(recipes=recipes, root=tmp_path, tune=tune))
+        return comparison._radii_notes(Plan(recipes=recipes, root=tmp_path, tune=tune))
 
     assert told(given, other) == []
     (note,) = told(given, chosen, other)

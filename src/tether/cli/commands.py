@@ -65,9 +65,10 @@ def compare(options: argparse.Namespace, device: Any) -> int:
 
     from tether._distributed import from_main
     from tether.tasks import comparison
+    from tether.tasks.plan import read_recipes
     from tether.tasks.show import show_comparison
 
-    chosen = comparison.read_recipes(options.recipes, options.set)
+    chosen = read_recipes(options.recipes, options.set)
     words = [*options.recipes, "--seeds", *map(str, options.seeds), "--folds", *map(str, options.folds)]
     words += [word for assignment in options.set for word in ("--set", assignment)]
     if options.tune:

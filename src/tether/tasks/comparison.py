@@ -5,9 +5,7 @@ that was killed goes on where it was, what is finished is not done again, and se
 work (`tether.tasks.workers`). Methods can be tuned first, on validation pictures (`tether.tasks.tuning`).
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,71 +13,24 @@ import torch
 
 from tether._distributed import world_size
 from tether._files import write_atomically
-from tether.data import load_benchmark, read_image
+from tether.data import read_image
 from tether.data.alterations import alter
-from tether.data.records import Benchmark, Split
+from tether.data.records import Split
 from tether.errors import TetherError, near_misses
 from tether.evaluation.classifier import Progress
 from tether.evaluation.report import write_report, write_robustness_figure
 from tether.evaluation.results import Results, Tuning
 from tether.evaluation.tables import differences_csv, to_csv, to_markdown
 from tether.optimizers.tpgm import TPGMConfig
-from tether.recipe import Recipe, from_plain, names, read, to_plain
+from tether.recipe import Recipe
 from tether.tasks import tuning
 from tether.tasks.comparison_results import ZERO_SHOT, Trained, joined, make_results, without
+from tether.tasks.plan import Plan, benchmark_of, identities_tuned_on, variant
 from tether.tasks.workers import Job, finish, local_workers, own_device
 from tether.training.environment import environment
 
 REFERENCE = "full"
 """The recipe that all others are tested against, where it is there and no other is named."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is compared: all that a process must know to tell which runs are wanted; see `compare`."""
-
-    recipes: Sequence[Recipe]
-    root: Path
-    seeds: Sequence[int] = (0,)
-    folds: Sequence[int] = (0,)
-    tune: int = 0
-    tune_seed: int = 0
-    tune_fold: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse, before anything is trained, what could not be put into one table."""
-        names = [recipe.name for recipe in self.recipes]
-        for what, values in (("recipe", names), ("seed", self.seeds), ("fold", self.folds)):
-            if not values:
-                raise TetherError(f"A comparison needs at least one {what}.")
-            if twice := [value for value, count in Counter(values).items() if count > 1]:
-                raise TetherError(f"The {what} {twice[0]!r} is given twice; each needs its own name.")
-        if ZERO_SHOT in names:
-            raise TetherError(f"No recipe may be called {ZERO_SHOT!r}: that row is always there.")
-        first = self.recipes[0]
-        for recipe in self.recipes:
-            for part in ("model", "data"):
-                own, others = getattr(recipe, part), getattr(first, part)
-                if own != others:
-                    raise TetherError(
-                        f"Recipes of one comparison share model and data, and {part} is {others} in "
-                        f"{first.name} but {own} in {recipe.name}."
-                    )
-        if {*self.folds, self.tune_fold} != {0} and not hasattr(first.data, "fold"):
-            raise TetherError("Only the built-in data has folds; leave them out.")
-        if self.tune < 0:
-            raise TetherError(f"The number of trials per method is 0 or more, found {self.tune}.")
-        if self.tune and not any(recipe.search for recipe in self.recipes):
-            raise TetherError(
-                "There is nothing to tune: no recipe has a search block, such as "
-                "search: {optimizer.lr: [1e-5, 1e-4]}."
-            )
-        self.points()
-
-    def points(self) -> dict[str, list[tuning.Point]]:
-        """What is to be tried, by the name of the recipe; nothing of recipes without a search."""
-        tuned = [recipe for recipe in self.recipes if recipe.search] if self.tune else []
-        return {recipe.name: tuning.points(recipe, self.tune) for recipe in tuned}
 
 
 def compare(
@@ -148,7 +99,7 @@ def compare(
         trained = _train(
             plan, device=device, progress=progress, announce=announce, show_progress=show_progress
         )
-    data_set = _benchmark(recipes[0], folds[0]).name
+    data_set = benchmark_of(recipes[0], folds[0]).name
     return make_results(
         trained,
         title=title,
@@ -191,42 +142,14 @@ def write(results: Results, folder: Path, data: Mapping[str, Split] | None = Non
     write_report(results, folder / "report.html", picture)
 
 
-def read_recipes(sources: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[Recipe]:
-    """Recipes by name, by path, or all of a folder, with the same overrides applied to each.
-
-    Of a folder come its YAML files in the order of their names, without those that begin with "_": these are
-    there for others to extend.
-
-    Raises:
-        TetherError: one is not there or not right, an override does not fit it, or a folder has none.
-    """
-    found: list[str | Path] = []
-    for source in sources:
-        if str(source) in names() or not Path(source).is_dir():
-            found.append(source)
-            continue
-        inside = [path for path in sorted(Path(source).iterdir()) if path.suffix in (".yaml", ".yml")]
-        inside = [path for path in inside if not path.name.startswith("_")]
-        if not inside:
-            raise TetherError(f"There is no recipe in the folder {source}: expected files that end in .yaml.")
-        found += inside
-    recipes = []
-    for source in found:
-        try:
-            recipes.append(read(source, list(overrides)))
-        except TetherError as error:
-            raise TetherError(f"{source}: {error}") from error
-    return recipes
-
-
 def pooled_tests(recipe: Recipe, folds: Sequence[int], *, tuned_on: int | None = None) -> dict[str, Split]:
     """The test splits of all folds as one per domain, in the order of `compare`'s answers.
 
     Args:
         tuned_on: the fold on whose validation pictures settings were chosen.
     """
-    left_out = _tuned_on(recipe, tuned_on)
-    benchmarks = [_benchmark(recipe, fold) for fold in folds]
+    left_out = identities_tuned_on(recipe, tuned_on)
+    benchmarks = [benchmark_of(recipe, fold) for fold in folds]
     return {
         name: joined([benchmark.tests[name] for benchmark in benchmarks], left_out)
         for name in benchmarks[0].tests
@@ -249,7 +172,7 @@ def _train(plan: Plan, *, announce: Callable[[str], None], **options: Any) -> li
     tried = plan.points()
     trials = [
         Job(
-            recipe=_variant(point.recipe, plan.tune_seed, plan.tune_fold),
+            recipe=variant(point.recipe, plan.tune_seed, plan.tune_fold),
             label=f"tuning {name}: {', '.join(' '.join(word) for word in point.words.items())}",
             test=False,
             may_diverge=True,
@@ -266,14 +189,14 @@ def _train(plan: Plan, *, announce: Callable[[str], None], **options: Any) -> li
         )
     jobs = [
         Job(
-            recipe=_variant(recipe, seed, fold),
+            recipe=variant(recipe, seed, fold),
             label=f"{recipe.name}, seed {seed}, fold {fold}",
         )
         for recipe, _ in chosen
         for seed in plan.seeds
         for fold in plan.folds
     ]
-    left_out = _tuned_on(plan.recipes[0], plan.tune_fold if plan.tune else None)
+    left_out = identities_tuned_on(plan.recipes[0], plan.tune_fold if plan.tune else None)
     outcomes = (without(one, left_out) for one in finish(jobs, plan.root, announce=announce, **options))
     return [
         Trained(
@@ -283,24 +206,6 @@ def _train(plan: Plan, *, announce: Callable[[str], None], **options: Any) -> li
         )
         for recipe, found in chosen
     ]
-
-
-def _variant(recipe: Recipe, seed: int, fold: int) -> Recipe:
-    """A recipe as one run has it."""
-    options = {**to_plain(recipe), "search": {}}
-    options["training"]["seed"] = seed
-    if "fold" in options["data"]:
-        options["data"]["fold"] = fold
-    return from_plain(options)
-
-
-def _benchmark(recipe: Recipe, fold: int) -> Benchmark:
-    return load_benchmark(_variant(recipe, 0, fold).data)
-
-
-def _tuned_on(recipe: Recipe, fold: int | None) -> set[str]:
-    """Identities on whose pictures settings were chosen; other folds have them in their tests."""
-    return set() if fold is None else _benchmark(recipe, fold).validation.identities
 
 
 def _radii_notes(plan: Plan) -> list[str]:
