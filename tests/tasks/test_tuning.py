@@ -71,6 +71,22 @@ def test_a_larger_grid_is_drawn_from_by_chance_without_repetition(recipe):
     assert min(decays) < 30 and max(decays) > 70  # not the first twenty of the grid
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_draw_has_each_value_of_every_option_equally_often(recipe, seed):
+    """Three trials of three learning rates and two drops: every learning rate once, neither drop left out."""
+    drawn = [point.values for point in points(recipe, 3, seed=seed)]
+    assert sorted(values["optimizer.lr"] for values in drawn) == [1e-5, 3e-5, 1e-4]
+    assert {values["adapter.drop"] for values in drawn} == {0.0, 0.2}
+
+
+def test_the_seed_of_the_trials_also_draws_them(recipe, tmp_path):
+    draws = {
+        tuple(map(str, Plan(recipes=[recipe], root=tmp_path, tune=3, tune_seed=seed).points()["tiny"]))
+        for seed in range(8)
+    }
+    assert len(draws) > 1
+
+
 @pytest.mark.parametrize(
     ("search", "told"),
     [

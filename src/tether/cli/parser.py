@@ -110,7 +110,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         help="first choose each method's settings, named by its recipe's `search`, by at most N trials that "
         "see validation pictures only",
     )
-    compare.add_argument("--tune-seed", type=int, default=0, help="seed of the trials (%(default)s)")
+    compare.add_argument(
+        "--tune-seed",
+        type=int,
+        default=0,
+        help="seed of the trials and of which settings they try (%(default)s)",
+    )
     compare.add_argument(
         "--tune-fold", type=int, default=0, help="fold on whose validation pictures (%(default)s)"
     )

@@ -58,7 +58,7 @@ class Plan:
     def points(self) -> dict[str, list[tuning.Point]]:
         """What is to be tried, by the name of the recipe; nothing of recipes without a search."""
         tuned = [recipe for recipe in self.recipes if recipe.search] if self.tune else []
-        return {recipe.name: tuning.points(recipe, self.tune) for recipe in tuned}
+        return {recipe.name: tuning.points(recipe, self.tune, seed=self.tune_seed) for recipe in tuned}
 
 
 def read_recipes(sources: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[Recipe]:

@@ -5,7 +5,9 @@ A recipe says what may be varied:
     search: {optimizer.lr: [1e-5, 3e-5, 1e-4], regularizers.0.weight: [0.1, 1.0]}
 
 Every combination is a point. Where all points fit the budget all are tried, otherwise as many as the budget
-allows, drawn by chance (seeded, none twice). A trial is an ordinary run that never looks at a test picture.
+allows, drawn by chance (seeded, none twice) so that each option's values come equally often, those of the option
+named first above all: three trials of three learning rates and two strengths see every learning rate. A trial is an
+ordinary run that never looks at a test picture.
 
 The rule: the point with the highest top-1 accuracy on in-distribution validation pictures, at the alpha of its
 run. Of equally good ones the smaller learning rate wins, then the point named earlier. No slack beyond that: one
@@ -15,6 +17,7 @@ standard error" would choose the weakest training for every method before the da
 
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,8 +65,9 @@ def points(recipe: Recipe, budget: int, *, seed: int = 0) -> list[Point]:
     if budget < 1:
         raise TetherError(f"A search needs a budget of at least one trial, found {budget}.")
     total = size(recipe)
+    sizes = [len(own) for own in values.values()]
     chance = random.Random(f"{seed} {recipe.name}")
-    places = range(total) if total <= budget else sorted(chance.sample(range(total), budget))
+    places = range(total) if total <= budget else _spread(sizes, budget, chance)
     return [_point(recipe, values, place) for place in places]
 
 
@@ -149,13 +153,32 @@ def _number(value: Any) -> Any:
         return value
 
 
+def _spread(sizes: Sequence[int], count: int, chance: random.Random) -> list[int]:
+    """Numbers of `count` points by chance, each next one of the values that came least often so far."""
+    left = chance.sample(range(math.prod(sizes)), min(math.prod(sizes), 100 * count))
+    drawn: list[int] = []
+    came: Counter[tuple[int, int]] = Counter()
+    while len(drawn) < count:
+        rarest = min(left, key=lambda place: [came[cell] for cell in enumerate(_indices(place, sizes))])
+        came.update(enumerate(_indices(rarest, sizes)))
+        left.remove(rarest)
+        drawn.append(rarest)
+    return sorted(drawn)
+
+
+def _indices(place: int, sizes: Sequence[int]) -> list[int]:
+    """Which value of each option point number `place` has, the last option varying fastest."""
+    found = []
+    for length in reversed(sizes):
+        place, which = divmod(place, length)
+        found.append(which)
+    return found[::-1]
+
+
 def _point(recipe: Recipe, values: Mapping[str, Sequence[Any]], place: int) -> Point:
-    """Point number `place` of all combinations, the last option varying fastest."""
-    own: dict[str, Any] = {}
-    for name in reversed(values):
-        place, which = divmod(place, len(values[name]))
-        own[name] = values[name][which]
-    own = {name: own[name] for name in values}
+    """Point number `place` of all combinations."""
+    indices = _indices(place, [len(own) for own in values.values()])
+    own = {name: values[name][which] for name, which in zip(values, indices, strict=True)}
     options = {**to_plain(recipe), "search": {}}
     try:
         for name, value in own.items():
