@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -191,6 +193,20 @@ def test_the_average_of_an_adapter_and_itself_merges_into_the_same_model(trained
     one, two = load("one").module.state_dict(), load("two").module.state_dict()
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-6)
+
+
+def test_an_adapter_of_a_run_is_read_where_nothing_else_was_imported(trained):
+    code = f"import tether; print(tether.load_adapter({str(trained / 'adapter')!r}).config.drop)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) >= 0
+
+
+@pytest.mark.parametrize("method", ["bias_only", "norm_only", "last_blocks"])
+def test_every_adapter_can_be_named_in_a_recipe(recipe, tmp_path, method):
+    words = [f"adapter={{method: {method}}}", "objective={method: cross_entropy}", "training.epochs=1"]
+    assert main(["train", recipe, *words]) == 0
+    assert load_adapter(tmp_path / "runs" / "tiny-001" / "adapter").state
 
 
 @pytest.mark.parametrize(

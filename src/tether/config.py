@@ -56,7 +56,7 @@ def plain(value: Any) -> Any:
     """The reverse of `build`: dataclasses as dicts (with their `method`), tuples as lists, paths as strings."""
     if dataclasses.is_dataclass(value):
         fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        method = _method_of(type(value))
+        method = method_of(type(value))
         return {"method": method, **fields} if method else fields
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
@@ -121,28 +121,26 @@ def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return result
 
 
-_METHODS: dict[str, type] = {}
-
-
 def method(name: str):
-    """Class decorator: the `method` by which recipes name a config class."""
+    """Class decorator: the `method` by which recipes and files name a config class."""
 
     def mark(cls: type) -> type:
-        _METHODS[name] = cls
+        cls.__tether_method__ = name
         return cls
 
     return mark
 
 
-def _method_of(cls: type) -> str | None:
-    return next((name for name, known in _METHODS.items() if known is cls), None)
+def method_of(cls: type) -> str | None:
+    """The name that `method` gave a config class itself, not one that it inherits; None without one."""
+    return vars(cls).get("__tether_method__")
 
 
 def _union(choices: tuple, value: Any, where: str) -> Any:
     if value is None and type(None) in choices:
         return None
     rest = [choice for choice in choices if choice is not type(None)]
-    configs = {_method_of(choice): choice for choice in rest if dataclasses.is_dataclass(choice)}
+    configs = {method_of(choice): choice for choice in rest if dataclasses.is_dataclass(choice)}
     if isinstance(value, Mapping) and configs:
         if len(configs) == 1 and "method" not in value:
             return _dataclass(next(iter(configs.values())), value, where)
@@ -164,9 +162,7 @@ def _union(choices: tuple, value: Any, where: str) -> Any:
 def _dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise TetherError(f"{where or kind.__name__} takes options by name, found {value!r}.")
-    value = {
-        name: item for name, item in value.items() if not (name == "method" and _method_of(kind) == item)
-    }
+    value = {name: item for name, item in value.items() if not (name == "method" and method_of(kind) == item)}
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     for name in value:

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tether._alpha import TOWERS
+from tether.adapters.bias_only import BiasOnlyConfig
 from tether.adapters.full import FullConfig
+from tether.adapters.last_blocks import LastBlocksConfig
+from tether.adapters.norm_only import NormOnlyConfig
 from tether.adapters.r_adapter import RAdapterConfig
 from tether.config import build, merged, method, override, plain, read_yaml
 from tether.data.emoji_shift import EmojiShiftConfig
@@ -23,17 +26,6 @@ from tether.tasks.probe import ProbeConfig, no_head
 from tether.tasks.terms import RegularizerConfig
 from tether.training.config import FitConfig
 from tether.training.radii import RadiiConfig
-
-for _name, _config in (
-    ("r_adapter", RAdapterConfig),
-    ("full", FullConfig),
-    ("mpm_nce", MPMNCEConfig),
-    ("emoji_shift", EmojiShiftConfig),
-    ("folder", FolderConfig),
-    ("manifest", ManifestConfig),
-    ("imagenet", ImageNetConfig),
-):
-    method(_name)(_config)
 
 
 @method("frozen")
@@ -97,7 +89,7 @@ class AlphaConfig:
             raise TetherError("alpha.grid needs at least one number, none of them twice.")
 
 
-Adapter = RAdapterConfig | FullConfig | FrozenConfig
+Adapter = RAdapterConfig | FullConfig | BiasOnlyConfig | NormOnlyConfig | LastBlocksConfig | FrozenConfig
 Objective = MPMNCEConfig | InfoNCEConfig | CrossEntropyConfig
 Data = EmojiShiftConfig | FolderConfig | ManifestConfig | ImageNetConfig
 

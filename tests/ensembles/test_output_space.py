@@ -130,3 +130,11 @@ def test_the_rules_are_those_that_choose_alpha():
 def test_impossible_settings_are_refused_when_made(wrong):
     with pytest.raises(TetherError):
         OutputConfig(**wrong)
+
+
+def test_a_temperature_is_not_fitted_on_what_is_no_number():
+    logits = torch.tensor([[1.0, float("nan")], [0.0, 1.0]])
+    with pytest.raises(TetherError, match="NaN"):
+        calibrate(logits, torch.tensor([0, 1]))
+    absent = torch.tensor([[1.0, 0.5, -math.inf], [0.0, 1.0, -math.inf]])
+    assert math.isfinite(calibrate(absent, torch.tensor([0, 0])).temperature)

@@ -206,3 +206,11 @@ def test_missing_samples_are_explained(empty):
 def test_impossible_settings_are_refused_when_made(wrong):
     with pytest.raises(TetherError):
         VRFConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [(float("nan"), 0.6), (float("inf"), 0.6), (1.0, float("inf")), (1.0, 0.0)]
+)
+def test_a_and_b_that_are_no_numbers_are_refused(a, b):
+    with pytest.raises(TetherError, match="finite"):
+        VRFConfig(a=a, b=b)

@@ -75,3 +75,11 @@ def test_order_does_not_matter(order):
 def test_one_row_is_refused(metric):
     with pytest.raises(TetherError, match="at least 2"):
         metric(torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_identical_pairs_have_a_finite_gradient(power):
+    x = F.normalize(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), dim=-1).requires_grad_()
+    other = x.detach().roll(1, 0)
+    alignment(x, torch.cat([x.detach()[:2], other[2:]]), power).backward()
+    assert x.grad.isfinite().all() and x.grad[2:].abs().sum() > 0 and x.grad[:2].abs().sum() == 0

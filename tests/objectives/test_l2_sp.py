@@ -89,3 +89,12 @@ def test_saved_anchors_that_do_not_fit_are_refused():
             penalty.load_state_dict(state)
     with pytest.raises(TetherError, match="0 or more"):
         L2SPPenaltyConfig(weight=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "now", "start"), [(torch.bfloat16, 1.0078, 300.0), (torch.float16, 300.0, -65504.0)]
+)
+def test_the_difference_is_taken_in_float32(dtype, now, start):
+    pair = (torch.tensor([now]).to(dtype), torch.tensor([start]).to(dtype))
+    wide = (pair[0].double() - pair[1].double()).square().sum() / 2
+    assert float(l2_sp([pair], [], 1.0, 0.0)) == pytest.approx(float(wide), rel=1e-6)

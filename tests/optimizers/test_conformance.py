@@ -142,6 +142,26 @@ def test_low_precision_keeps_what_it_learns_in_float32(method):
 
 
 @methods
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("base", ["adamw", "sgd"])
+@pytest.mark.parametrize("foreach", [True, False])
+def test_a_row_without_gradient_stays_finite_in_half_precision(method, dtype, base, foreach):
+    if base == "adamw" and dtype == torch.float16:
+        eps = {"eps": 1e-4}  # torch's own default is 0 in float16
+    else:
+        eps = {}
+    param = torch.nn.Parameter(torch.linspace(-1, 1, 20).reshape(4, 5).to(dtype))
+    optimizer = make(method, base, {"w": param}, foreach=foreach, **eps)
+    for step in range(6):
+        param.grad = torch.linspace(-1, 2, 20).reshape(4, 5).to(dtype) * (-1) ** step
+        param.grad[2] = 0
+        optimizer.step()
+        if hasattr(optimizer, "project"):
+            optimizer.project()
+        assert param.isfinite().all(), step
+
+
+@methods
 def test_loading_shares_no_memory(method):
     params = parameters()
     first = make(method, "adamw", params)

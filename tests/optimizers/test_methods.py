@@ -278,3 +278,18 @@ class TestTPGM:
         whole = projected("l2")
         assert torch.allclose(whole, -0.1 * G1 / 2, rtol=1e-5, atol=0)  # one ratio for all rows
         assert not torch.allclose(projected("mars"), whole, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("norm", ["mars", "l2"])
+def test_a_tensor_without_gradient_at_first_gets_its_radius_when_it_moves(norm):
+    """As R-Adapter's scale, whose gradient is zero as long as its matrix is."""
+    param = torch.nn.Parameter(torch.ones(3, 4, dtype=torch.float64))
+    optimizer = TPGM([("w", param)], lr=0.1, norm=norm)
+    for gradient in (0.0, 1.0):
+        param.grad = torch.full_like(param, gradient)
+        optimizer.step()
+        optimizer.radius_step(lambda: (param - 2).square().sum())
+        if not gradient:
+            assert torch.equal(param, torch.ones_like(param)) and optimizer.state[param]["radius"] < 0
+    moved = (param - 1).abs().sum(1) if norm == "mars" else (param - 1).norm()
+    assert optimizer.state[param]["radius"] > 1e-3 and (moved > 1e-3).all()

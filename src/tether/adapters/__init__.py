@@ -4,7 +4,7 @@ from tether.adapters.arithmetic import add, average, combine
 from tether.adapters.attach import METHODS, attach
 from tether.adapters.attached import Attached, MergeReport
 from tether.adapters.bias_only import BiasOnlyAttached, BiasOnlyConfig
-from tether.adapters.files import Adapter, apply, load_adapter, method_of, save_adapter
+from tether.adapters.files import Adapter, apply, load_adapter, save_adapter
 from tether.adapters.full import FullAttached, FullConfig
 from tether.adapters.last_blocks import LastBlocksAttached, LastBlocksConfig
 from tether.adapters.norm_only import NormOnlyAttached, NormOnlyConfig
@@ -40,7 +40,6 @@ __all__ = [
     "full_rank",
     "load_adapter",
     "matrices",
-    "method_of",
     "save_adapter",
     "size_in_bytes",
     "smallest_within",

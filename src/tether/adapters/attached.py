@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -59,9 +59,6 @@ class Attached(ABC):
     Raises:
         TetherError: something is attached to the module already.
     """
-
-    method: ClassVar[str]
-    """Name in files and recipes."""
 
     def __init__(self, model: Any, config: Any) -> None:
         self.module: nn.Module = model if isinstance(model, nn.Module) else model.module

@@ -2,11 +2,12 @@
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar
 
 from tether.adapters.base_weights import LOGIT, BaseWeightsAttached
+from tether.config import method
 
 
+@method("bias_only")
 @dataclass(frozen=True, kw_only=True)
 class BiasOnlyConfig:
     """Only biases are trained (BitFit; Ben Zaken, Ravfogel and Goldberg, ACL 2022)."""
@@ -14,8 +15,6 @@ class BiasOnlyConfig:
 
 class BiasOnlyAttached(BaseWeightsAttached):
     """Biases are trained."""
-
-    method: ClassVar[str] = "bias_only"
 
     def _chosen(self) -> list[str]:
         return [

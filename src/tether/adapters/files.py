@@ -24,7 +24,7 @@ from tether._files import read_json, sha256_file, write_json, write_tensors
 from tether.adapters.attach import METHODS, attach
 from tether.adapters.attached import Attached
 from tether.adapters.states import config_for
-from tether.config import build, plain
+from tether.config import build, method_of, plain
 from tether.errors import TetherError, near_misses
 
 FORMAT = "tether-adapter"
@@ -101,7 +101,7 @@ def save_adapter(
     description: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "method": method_of(adapter.config),
+        "method": method_of(type(adapter.config)),
         "config": plain(adapter.config),
         "base": {"fingerprint": adapter.fingerprint},
         "alpha": adapter.alpha if alpha is None else alpha,
@@ -194,24 +194,13 @@ def apply(model: Any, path: str | Path | Adapter, *, seed: int = 0) -> Attached:
     return attached
 
 
-def method_of(config: Any) -> str:
-    """The name of a config's method in files.
-
-    Raises:
-        TetherError: there is no such method.
-    """
-    if type(config) not in METHODS:
-        raise TetherError(f"{type(config).__name__} is not the config of a method.")
-    return METHODS[type(config)].method
-
-
-def _config(method: str, options: Mapping[str, Any]) -> Any:
-    classes = {attached.method: config for config, attached in METHODS.items()}
-    if method not in classes:
+def _config(name: str, options: Mapping[str, Any]) -> Any:
+    classes = {method_of(config): config for config in METHODS}
+    if name not in classes:
         raise TetherError(
-            f"The adapter is of the unknown method {method!r}{near_misses(str(method), list(classes))}"
+            f"The adapter is of the unknown method {name!r}{near_misses(str(name), list(classes))}"
         )
-    return build(classes[method], options, "config")
+    return build(classes[name], options, "config")
 
 
 def _store(name: str, tensor: Tensor, precision: torch.dtype) -> Tensor:

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar
 
 from tether.adapters.base_weights import LOGIT, BaseWeightsAttached
+from tether.config import method
 from tether.errors import TetherError, near_misses
 
 
+@method("full")
 @dataclass(frozen=True, kw_only=True)
 class FullConfig:
     """Full fine-tuning: every parameter is trained.
@@ -33,8 +34,6 @@ class FullConfig:
 
 class FullAttached(BaseWeightsAttached):
     """Everything is trained, save what `FullConfig` excludes."""
-
-    method: ClassVar[str] = "full"
 
     def _chosen(self) -> list[str]:
         names = [name for name, _ in self.module.named_parameters()]

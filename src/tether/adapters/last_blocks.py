@@ -1,14 +1,15 @@
 """Only the last blocks of each tower move."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from tether.adapters.base_weights import BaseWeightsAttached
+from tether.config import method
 from tether.errors import TetherError
 from tether.models.site import Select
 from tether.models.sites import sites as find_sites
 
 
+@method("last_blocks")
 @dataclass(frozen=True, kw_only=True)
 class LastBlocksConfig:
     """Only the last blocks of each tower are trained.
@@ -29,8 +30,6 @@ class LastBlocksConfig:
 
 class LastBlocksAttached(BaseWeightsAttached):
     """The last blocks of each tower are trained."""
-
-    method: ClassVar[str] = "last_blocks"
 
     def _chosen(self) -> list[str]:
         select = Select(kinds=("block",), depths=(-self.config.blocks, -1))

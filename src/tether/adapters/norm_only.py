@@ -1,12 +1,13 @@
 """Only normalisation layers move."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from tether.adapters.base_weights import BaseWeightsAttached
+from tether.config import method
 from tether.models.site import NORMS
 
 
+@method("norm_only")
 @dataclass(frozen=True, kw_only=True)
 class NormOnlyConfig:
     """Only the weights and biases of normalisation layers are trained."""
@@ -14,8 +15,6 @@ class NormOnlyConfig:
 
 class NormOnlyAttached(BaseWeightsAttached):
     """Normalisation layers are trained."""
-
-    method: ClassVar[str] = "norm_only"
 
     def _chosen(self) -> list[str]:
         return [

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tether.adapters._drop import KeepAll
+from tether.config import method
 from tether.errors import TetherError, near_misses
 from tether.models.site import Select
 
@@ -34,6 +35,7 @@ Rank = int | None
 TENSORS = ("weight", "up", "down", "scale")
 
 
+@method("r_adapter")
 @dataclass(frozen=True, kw_only=True)
 class RAdapterConfig:
     """What an R-Adapter is; the defaults are those of the paper's full-data recipe.

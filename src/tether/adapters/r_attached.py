@@ -1,7 +1,7 @@
 """R-Adapters at the sites of a model: placing, dropping, folding, merging."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -52,8 +52,6 @@ class RAttached(Attached):
         TetherError: something is attached already, a site has no linear to merge into, or the ranks name an
             adapter that does not exist.
     """
-
-    method: ClassVar[str] = "r_adapter"
 
     def __init__(
         self, model: Any, config: RAdapterConfig, *, seed: int = 0, sites: Sequence[Site] | None = None

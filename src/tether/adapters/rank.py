@@ -52,7 +52,8 @@ class Factored:
         return {path: values for path, (_, values, _) in self._parts.items()}
 
     def at_rank(self, rank: int) -> State:
-        """The best approximation with at most `rank` directions per adapter.
+        """The best approximation with `rank` directions per adapter, and the adapter itself where 2 · rank ≥ d: factors
+        would be no smaller than its matrix.
 
         Raises:
             TetherError: the rank is below 1.
@@ -72,7 +73,7 @@ class Factored:
         return self._cut({path: _rank_for(values, energy) for path, values in self.singular_values.items()})
 
     def _cut(self, ranks: Mapping[str, int]) -> State:
-        """Factors, or the full matrix where 2 r ≥ d and factors would be no smaller."""
+        """Factors, or the whole matrix where 2 r ≥ d and factors would be no smaller."""
         state = {}
         for path, (left, values, right) in self._parts.items():
             rank = ranks[path]

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from tether._files import read_json
+from tether.config import method
 from tether.data.corrupted_tests import CorruptedTests, check_choice
 from tether.data.records import Benchmark, Example, ImageRef, Split
 from tether.errors import TetherError
@@ -26,6 +27,7 @@ TEMPLATES = (
 VALIDATION_SHARE = 0.2
 
 
+@method("emoji_shift")
 @dataclass(frozen=True, kw_only=True)
 class EmojiShiftConfig:
     """Which third of the emoji is tested: `fold` 0, 1 or 2.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tether.config import method
 from tether.data.corrupted_tests import CorruptedTests, check_choice
 from tether.data.prompts import templates
 from tether.data.reading import list_pictures
@@ -14,6 +15,7 @@ from tether.data.splitting import split_by_identity
 from tether.errors import TetherError, near_misses
 
 
+@method("folder")
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
     """Where the pictures are. Every root holds one folder per class with its pictures, at any depth.

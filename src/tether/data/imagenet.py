@@ -20,6 +20,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from tether.config import method
 from tether.data.corrupted_tests import CorruptedTests, check_choice
 from tether.data.folder import class_folders, completeness
 from tether.data.objectnet import read_objectnet
@@ -32,6 +33,7 @@ from tether.errors import TetherError
 TRAIN_COUNT = 1_281_167
 
 
+@method("imagenet")
 @dataclass(frozen=True, kw_only=True)
 class ImageNetConfig:
     """Roots of the sets that are there.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tether.config import method
 from tether.data.corrupted_tests import CorruptedTests, check_choice
 from tether.data.folder import read_class_names
 from tether.data.prompts import templates
@@ -26,6 +27,7 @@ _SPLITS = {
 }
 
 
+@method("manifest")
 @dataclass(frozen=True, kw_only=True)
 class ManifestConfig:
     """A table with the columns `path` and `label`, and, where they are known, `caption`, `domain`, `split`,

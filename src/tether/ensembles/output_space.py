@@ -115,11 +115,15 @@ def calibrate(
     mistake), the nearer bound is the answer and `confidence` shows the gap.
 
     Raises:
-        TetherError: no samples.
+        TetherError: no samples, or logits that are no numbers (−∞ stands for a class that is not there).
     """
     if not len(logits):
         raise TetherError("A temperature is fitted on labelled validation data; there is none.")
     wide = logits.double()
+    if not bool(wide.softmax(-1).isfinite().all()):
+        raise TetherError(
+            "Some logits are NaN or infinite, and no temperature fits them; has training diverged?"
+        )
     accuracy = float((wide.argmax(-1) == labels).double().mean())
 
     def confidence(log_temperature: float) -> float:

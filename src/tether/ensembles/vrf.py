@@ -55,8 +55,13 @@ class VRFConfig:
             raise TetherError(
                 f"The share of failures to look at must be above 0 and at most 1; it is {self.share}."
             )
-        if (self.a is None) != (self.b is None) or (self.b is not None and not self.b > 0):
-            raise TetherError(f"Give both a and b, b above 0, or neither; found a={self.a}, b={self.b}.")
+        given = self.a is not None and self.b is not None
+        if (self.a is None) != (self.b is None) or (
+            given and not (math.isfinite(self.a) and math.isfinite(self.b) and self.b > 0)
+        ):
+            raise TetherError(
+                f"Give both a and b, finite and b above 0, or neither; found a={self.a}, b={self.b}."
+            )
 
 
 def is_failure(views: Views, labels: Int[Tensor, "batch"]) -> Bool[Tensor, "batch"]:

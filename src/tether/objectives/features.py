@@ -24,8 +24,10 @@ _BLOCK = 1024
 def alignment(
     x: Float[Tensor, "pairs dim"], y: Float[Tensor, "pairs dim"], power: float = 2.0
 ) -> Float[Tensor, ""]:
-    """Mean over pairs of ‖x_i − y_i‖^power; 0 is perfect."""
-    return (x - y).square().sum(-1).pow(power / 2).mean()
+    """Mean over pairs of ‖x_i − y_i‖^power; 0 is perfect. Identical pairs have gradient 0, whatever the power."""
+    squared = (x - y).square().sum(-1)
+    apart = squared > 0
+    return torch.where(apart, torch.where(apart, squared, 1.0).pow(power / 2), 0.0).mean()
 
 
 @full_precision

@@ -37,15 +37,15 @@ def l2_sp(
     An anchor θ⁰ of None stands for zero, as it should be for the factors of a low-rank update.
     """
     terms = [
-        alpha / 2 * _squared_norm(now if start is None else now - start.detach()) for now, start in pairs
+        alpha / 2 * (_wide(now) if start is None else _wide(now) - _wide(start.detach())).square().sum()
+        for now, start in pairs
     ]
-    terms += [beta / 2 * _squared_norm(tensor) for tensor in new]
+    terms += [beta / 2 * _wide(tensor).square().sum() for tensor in new]
     return torch.stack([term.to(terms[0].device) for term in terms]).sum() if terms else torch.zeros(())
 
 
-def _squared_norm(difference: Tensor) -> Tensor:
-    wide = difference.float() if difference.dtype in (torch.float16, torch.bfloat16) else difference
-    return wide.square().sum()
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 class L2SPPenalty:

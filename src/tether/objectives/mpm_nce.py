@@ -23,11 +23,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tether._distributed import gather, gather_with_grad
+from tether.config import method
 from tether.errors import TetherError
 from tether.objectives._pairs import paired
 from tether.objectives._precision import full_precision
 
 
+@method("mpm_nce")
 @dataclass(frozen=True, kw_only=True)
 class MPMNCEConfig:
     """Options of MPM-NCE; the defaults are the paper's for classification.
@@ -53,12 +55,14 @@ class MPMNCEConfig:
             raise TetherError(f"temperature must be greater than 0 or None, found {self.temperature}.")
 
 
-def soft_labels(labels: Int[Tensor, " batch"], smoothing: float) -> Float[Tensor, "batch batch"]:
-    """The target distribution ỹ of every anchor (row), in fp32; where nothing is negative, ε counts as 0."""
+def soft_labels(
+    labels: Int[Tensor, " batch"], smoothing: float, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "batch batch"]:
+    """The target distribution ỹ of every anchor (row); where nothing is negative, ε counts as 0."""
     positive = labels[:, None] == labels[None, :]
-    positives = positive.sum(1, keepdim=True).float()
+    positives = positive.sum(1, keepdim=True).to(dtype)
     negatives = len(labels) - positives
-    spread = smoothing * (negatives > 0)
+    spread = smoothing * (negatives > 0).to(dtype)
     return torch.where(positive, (1 - spread) / positives, spread / negatives.clamp(min=1))
 
 
@@ -88,8 +92,8 @@ def mpm_nce(
     """
     similarity = image @ paired(text, index, len(image)).T
     negative = labels[:, None] != labels[None, :]
-    logits = scale * (similarity + margin * negative)
-    target = soft_labels(labels, smoothing)
+    logits = scale * (similarity + margin * negative.to(similarity.dtype))
+    target = soft_labels(labels, smoothing, logits.dtype)
     by_image = -(target * logits.log_softmax(1)).sum(1).mean()
     by_text = -(target * logits.T.log_softmax(1)).sum(1).mean()
     return (by_image + by_text) / 2

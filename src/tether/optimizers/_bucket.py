@@ -37,11 +37,16 @@ def scalar_dtype(tensor: Tensor) -> torch.dtype:
 
 def column(per_row: Tensor, like: Tensor) -> Tensor:
     """A vector with an entry per row, shaped and typed to multiply `like` row by row."""
-    return (
-        per_row.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
-        if like.ndim
-        else per_row.to(like.dtype).view(())
-    )
+    values = narrowed(per_row, like.dtype)
+    return values.view(-1, *[1] * (like.ndim - 1)) if like.ndim else values.view(())
+
+
+def narrowed(factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Factors in the type of what they multiply; what float16 cannot hold is its largest number, as ∞ · 0 is NaN."""
+    if dtype == torch.float16:
+        limit = torch.finfo(dtype).max
+        factors = factors.clamp(-limit, limit)
+    return factors.to(dtype)
 
 
 @dataclass

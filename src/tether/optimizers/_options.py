@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import inf
 from typing import Any, Literal
 
 from tether.errors import TetherError
@@ -71,8 +72,10 @@ def check_shared(options: Mapping[str, Any]) -> None:
     choose(options, "base", *OF_BASE)
     for name in ("lr", "eps", "momentum", "dampening", "weight_decay"):
         value = options.get(name, 0.0)
-        require(isinstance(value, float | int) and value >= 0, name, value, "a number of at least 0")
-    betas = options.get("betas", ())
-    require(all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
+        require(isinstance(value, float | int) and 0 <= value < inf, name, value, "a number of at least 0")
+    if "betas" in options:
+        betas = options["betas"]
+        pair = isinstance(betas, list | tuple) and len(betas) == 2
+        require(pair and all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
     if options.get("nesterov") and (not options["momentum"] or options.get("dampening")):
         raise TetherError("nesterov needs a momentum above 0 and no dampening.")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tether.config import method
 from tether.optimizers._anchored import AnchoredOptimizer
-from tether.optimizers._bucket import Bucket, column, scalar_dtype
+from tether.optimizers._bucket import Bucket, column, narrowed, scalar_dtype
 from tether.optimizers._checks import choose, require
 from tether.optimizers._learned import BiasCorrection, adam_move, counted
 from tether.optimizers._options import AnchoredConfig
@@ -94,23 +94,23 @@ def digrap_plain(bucket: Bucket) -> None:
     (param,), (grad,), (state,), group = bucket.params, bucket.grads, bucket.states, bucket.group
     anchor = torch.zeros_like(param) if bucket.anchors is None else bucket.anchors[0]
     (step,) = bucket.clock() + 1
-    by_row = group["normalization"] == "rows" and param.ndim >= 2
+    by_row, wide = group["normalization"] == "rows" and param.ndim >= 2, scalar_dtype(param)
 
     def unit(x: Tensor) -> Tensor:
-        rows = x.flatten(1) if by_row else x.reshape(1, -1)
+        rows = x.to(wide).flatten(1) if by_row else x.to(wide).reshape(1, -1)
         return (rows / rows.norm(dim=1, keepdim=True).clamp(min=_TINY)).reshape(x.shape)
 
     g, c = bucket.sign * grad, param - anchor
     if step > 1:
-        h = (unit(g) * state["direction"]).sum()
+        h = (unit(g) * state["direction"]).sum(dtype=wide)
         move = adam_move(
             h, state["omega_exp_avg"], state["omega_exp_avg_sq"], counted(step, group["bias_correction"])
         )
         state["omega"].sub_(group["mu"] * move).clamp_(0, group["kappa"])
-    dot, square = (g * c).sum(), (c * c).sum()
-    state["direction"].copy_(unit(dot / (square + 1e-8) * c))
+    dot, square = (g.to(wide) * c.to(wide)).sum(), c.to(wide).square().sum()
+    state["direction"].copy_(unit(dot / (square + 1e-8) * c.to(wide)))
     if (dot < 0) if group["condition"] == "conflict" else (dot > 0):
-        g = g - state["omega"] * dot / square * c
+        g = (g - state["omega"] * dot / square * c).to(param.dtype)
     bucket.base_step([bucket.sign * g], weight_decay=0.0)
 
 
@@ -141,10 +141,10 @@ def digrap_foreach(bucket: Bucket) -> None:
     else:
         share = (share / (share.abs() * square.sqrt()).clamp_(min=_TINY)).unbind()
     for kept, displacement, factor in zip(direction, c, share, strict=True):
-        torch.mul(displacement, column(factor, kept) if rows else factor.to(kept.dtype), out=kept)
+        torch.mul(displacement, column(factor, kept) if rows else narrowed(factor, kept.dtype), out=kept)
 
     applies = dot < 0 if group["condition"] == "conflict" else dot > 0
-    removed = (bucket.sign * torch.where(applies, omega * dot / square, 0.0)).to(c[0].dtype)
+    removed = narrowed(bucket.sign * torch.where(applies, omega * dot / square, 0.0), c[0].dtype)
     for grad, displacement, factor in zip(bucket.grads, c, removed.unbind(), strict=True):
         torch.addcmul(grad, displacement, factor, value=-1, out=displacement)
     bucket.base_step(c, weight_decay=0.0)

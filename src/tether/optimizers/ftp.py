@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tether.config import method
 from tether.optimizers._anchored import AnchoredOptimizer
-from tether.optimizers._bucket import Bucket, column
+from tether.optimizers._bucket import Bucket, column, scalar_dtype
 from tether.optimizers._checks import choose, require
 from tether.optimizers._learned import BiasCorrection, adam_move, counted
 from tether.optimizers._options import AnchoredConfig
@@ -92,13 +92,13 @@ def ftp_plain(bucket: Bucket) -> None:
     (step,) = bucket.clock() + 1
 
     def norms(c: Tensor) -> Tensor:
-        return (c.reshape(1, -1) if c.ndim < 2 else c.flatten(1)).abs().sum(1) + _FLOOR
+        return (c.reshape(1, -1) if c.ndim < 2 else c.flatten(1)).abs().sum(1, dtype=scalar_dtype(c)) + _FLOOR
 
     radius = state["radius"]
     if step == 1 and group["first_radius"] == "start":
         radius = norms(param - anchor).max()
     if step > 1:
-        h = bucket.sign * (grad * state["direction"]).sum()
+        h = bucket.sign * (grad * state["direction"]).sum(dtype=scalar_dtype(param))
         if h > 0:
             h = group["k"] * h
         move = adam_move(
@@ -111,7 +111,7 @@ def ftp_plain(bucket: Bucket) -> None:
     radius = radius.clamp(min=_FLOOR).minimum(n.max())
     param.copy_(anchor + column((radius / n).clamp(max=1), c) * c)
     state["radius"].copy_(radius)
-    state["direction"].copy_(c / column(n, c))
+    state["direction"].copy_(c * column(1 / n, c))
 
 
 def ftp_foreach(bucket: Bucket) -> None:
@@ -146,4 +146,4 @@ def ftp_foreach(bucket: Bucket) -> None:
     ratios = (bucket.per_row(radius, rows) / n).clamp_(max=1)
     bucket.move(direction, ratios.split(sizes))
     for c, norm in zip(direction, n.split(sizes), strict=True):
-        c.div_(column(norm, c))
+        c.mul_(column(1 / norm, c))

@@ -176,9 +176,11 @@ def project(bucket: Bucket) -> None:
     """θ ← Π(γ) in place, after γ was set (at first use) and clipped."""
     c, rows = _displaced(bucket)
     radius = bucket.scalars("radius")
+    largest = bucket.largest(rows)
+    still = (radius == _UNSET) & (largest == 0)  # stepped, but with no gradient so far
     radius = torch.where(radius == _UNSET, bucket.smallest(rows) / 2, radius)
-    radius = radius.clamp_(min=_FLOOR).minimum(bucket.largest(rows))
-    bucket.store("radius", radius)
+    radius = radius.clamp_(min=_FLOOR).minimum(largest)
+    bucket.store("radius", torch.where(still, _UNSET, radius))
     ratios = (bucket.per_row(radius, rows) / (torch.cat(rows) + _FLOOR)).clamp_(max=1)
     bucket.move(c, ratios.split([len(row) for row in rows]))
 
@@ -196,10 +198,11 @@ def learn_radii(bucket: Bucket) -> None:
     for displacement, factor in zip(c, slope.split(sizes), strict=True):
         displacement.mul_(column(factor, displacement))
     h = bucket.total(bucket.dots(bucket.grads, c))
-    updates = bucket.scalars("radius_updates") + 1
+    there = radius != _UNSET
+    updates = bucket.scalars("radius_updates") + there
     exp_avg, exp_avg_sq = bucket.scalars("radius_exp_avg"), bucket.scalars("radius_exp_avg_sq")
-    radius -= bucket.group["radius_lr"] * adam_move(h, exp_avg, exp_avg_sq, updates)
-    bucket.store("radius", radius)
+    move = adam_move(h, exp_avg, exp_avg_sq, updates.clamp(min=1))
+    bucket.store("radius", torch.where(there, radius - bucket.group["radius_lr"] * move, radius))
     bucket.store("radius_updates", updates)
     bucket.store("radius_exp_avg", exp_avg)
     bucket.store("radius_exp_avg_sq", exp_avg_sq)
