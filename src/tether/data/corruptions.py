@@ -147,7 +147,7 @@ def _library():
     except ImportError as error:
         raise TetherError(
             f"Corruptions need the package imagecorruptions-imaug ({error}): pip install "
-            "'tether[corruptions]'. On a machine without a display, also: pip install "
+            "'.[corruptions]'. On a machine without a display, also: pip install "
             "opencv-python-headless. Data sets do without corrupted tests with corruptions: none."
         ) from error
     return imagecorruptions

@@ -55,7 +55,7 @@ def _read_parquet(path: Path) -> tuple[list[str], Rows]:
         import pyarrow.parquet
     except ImportError as error:
         raise TetherError(
-            "Parquet tables need the package pyarrow: pip install 'tether[parquet]'."
+            "Parquet tables need the package pyarrow: pip install '.[parquet]'."
         ) from error
     try:
         table = pyarrow.parquet.read_table(path)
