@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tether._alpha import TOWERS
 from tether.adapters.bias_only import BiasOnlyConfig
@@ -17,6 +17,7 @@ from tether.data.emoji_shift import EmojiShiftConfig
 from tether.data.folder import FolderConfig
 from tether.data.imagenet import ImageNetConfig
 from tether.data.manifest import ManifestConfig
+from tether.ensembles.accumulation import Correction
 from tether.errors import TetherError, near_misses
 from tether.objectives.mpm_nce import MPMNCEConfig
 from tether.optimizers.from_config import AdamWConfig, OptimizerConfig
@@ -47,13 +48,19 @@ class CrossEntropyConfig:
 
     smoothing: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise TetherError(
+                f"objective.smoothing is a share of at least 0 and less than 1, found {self.smoothing}."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class AccumulationConfig:
     """A running average of what is trained, used for everything after training."""
 
     momentum: float = 0.999
-    correction: str = "none"
+    correction: Correction = "none"
     """"none" as published; "run_length" divides by 1 − mᵗ, "warmup" uses min(m, (1 + t) / (10 + t))."""
 
 
@@ -72,7 +79,7 @@ class AlphaConfig:
 
     value: float | dict[str, float] | str = 0.5
     grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    rule: str = "bounded loss"
+    rule: Literal["bounded loss", "in distribution", "mean"] = "bounded loss"
     per_tower: bool = False
     curve: bool = True
     """Whether the test pictures are answered at every alpha of the grid, for the report; if not, at 0, 1 and the

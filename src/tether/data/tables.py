@@ -54,9 +54,7 @@ def _read_parquet(path: Path) -> tuple[list[str], Rows]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise TetherError(
-            "Parquet tables need the package pyarrow: pip install '.[parquet]'."
-        ) from error
+        raise TetherError("Parquet tables need the package pyarrow: pip install '.[parquet]'.") from error
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
