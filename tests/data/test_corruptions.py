@@ -59,7 +59,7 @@ def test_what_is_refused(smooth, monkeypatch):
     with pytest.raises(TetherError, match="48 × 31"):
         corrupt(smooth.crop((0, 0, 48, 31)), "fog", 1)
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
-    with pytest.raises(TetherError, match=r"tether\[corruptions\]"):
+    with pytest.raises(TetherError, match=r"\.\[corruptions\]"):
         corrupt(smooth, "fog", 1)
 
 

@@ -136,7 +136,7 @@ def test_parquet_with_lists_of_captions(pictures):
 def test_parquet_without_pyarrow(pictures, monkeypatch):
     (pictures / "t.parquet").touch()
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(TetherError, match=r"tether\[parquet\]"):
+    with pytest.raises(TetherError, match=r"\.\[parquet\]"):
         load(str(pictures / "t.parquet"))
 
 

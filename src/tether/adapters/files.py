@@ -97,11 +97,16 @@ def save_adapter(
         adapter = Adapter(config, state, attached.fingerprint(), raw=own if keep_raw else None)
     else:
         adapter = attached
+    method = method_of(type(adapter.config))
+    if method is None:
+        raise TetherError(
+            f"{type(adapter.config).__name__} has no name for files; mark it with @method of tether.config."
+        )
     parts = {NAME: adapter.state} | ({} if adapter.raw is None else {RAW: adapter.raw})
     description: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "method": method_of(type(adapter.config)),
+        "method": method,
         "config": plain(adapter.config),
         "base": {"fingerprint": adapter.fingerprint},
         "alpha": adapter.alpha if alpha is None else alpha,

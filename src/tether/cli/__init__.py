@@ -58,10 +58,11 @@ def _say_how_to_go_on(options: argparse.Namespace, name: str) -> None:
 
 
 def _set_threads(options: argparse.Namespace) -> None:
-    """As many as asked for, by option or OMP_NUM_THREADS (which torch reads itself); else one per core."""
+    """As many as asked for, by option or OMP_NUM_THREADS (which torch reads itself); else one per core that is ours."""
     if options.threads is None and "OMP_NUM_THREADS" in os.environ:
         return
-    threads = options.threads or os.cpu_count() or 1
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = options.threads or ours or 1
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 

@@ -158,9 +158,12 @@ def pooled_tests(recipe: Recipe, folds: Sequence[int], *, tuned_on: int | None =
 
 def _work(plan: Plan, device: torch.device | str, number: int) -> None:
     """What a further process of this machine does: the same, silently."""
+    own = own_device(device, number)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)  # else every process has a context and its random stream on the first GPU
     _train(
         plan,
-        device=own_device(device, number),
+        device=own,
         progress=None,
         announce=lambda line: None,
         show_progress=False,

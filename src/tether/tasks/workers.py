@@ -12,6 +12,7 @@ checkpoint. Runs that differ only in what follows training share a claim: the se
 import hashlib
 import json
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -154,10 +155,12 @@ def own_device(device: torch.device | str, number: int) -> torch.device:
 
 def _work(threads: int, work: Callable[..., None], *arguments: Any) -> None:
     torch.set_num_threads(threads)
-    with suppress(
-        TetherError, KeyboardInterrupt
-    ):  # whoever started this process meets the same run and tells
+    try:
         work(*arguments)
+    except KeyboardInterrupt:
+        pass
+    except TetherError as error:  # whoever meets the run next, which is open again, may have more memory
+        print(f"Worker {arguments[-1]} stopped, the others go on: {error}", file=sys.stderr, flush=True)
 
 
 def _look(job: Job, root: Path) -> tuple[Path | None, str]:
@@ -208,14 +211,16 @@ def _make(
 
 
 def _trained(job: Job, root: Path) -> Path | None:
-    """A finished run with the weights that the job would train."""
+    """A finished run with the weights that the job would train, from the pictures that are there now."""
     wanted = training_part(to_plain(job.recipe))
 
     def search() -> str:
         for result in sorted(root.glob(f"*/{RESULT}")):
             path = result.parent
-            if training_part(read_json(path / "config.json")) == wanted and latest_checkpoint(
-                path / "checkpoints"
+            if (
+                training_part(read_json(path / "config.json")) == wanted
+                and latest_checkpoint(path / "checkpoints")
+                and read_json(path / "splits.json") == digests(load_benchmark(job.recipe.data))
             ):
                 return str(path)
         return ""
