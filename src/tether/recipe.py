@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tether._alpha import TOWERS
 from tether.adapters.bias_only import BiasOnlyConfig
@@ -18,6 +18,7 @@ from tether.data.folder import FolderConfig
 from tether.data.imagenet import ImageNetConfig
 from tether.data.manifest import ManifestConfig
 from tether.ensembles.accumulation import Correction
+from tether.ensembles.choosing import Rule
 from tether.errors import TetherError, near_misses
 from tether.objectives.mpm_nce import MPMNCEConfig
 from tether.optimizers.from_config import AdamWConfig, OptimizerConfig
@@ -79,7 +80,7 @@ class AlphaConfig:
 
     value: float | dict[str, float] | str = 0.5
     grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    rule: Literal["bounded loss", "in distribution", "mean"] = "bounded loss"
+    rule: Rule = "bounded loss"
     per_tower: bool = False
     curve: bool = True
     """Whether the test pictures are answered at every alpha of the grid, for the report; if not, at 0, 1 and the

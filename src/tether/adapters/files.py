@@ -98,9 +98,10 @@ def save_adapter(
     else:
         adapter = attached
     method = method_of(type(adapter.config))
-    if method is None:
+    if type(adapter.config) not in METHODS or method is None:
         raise TetherError(
-            f"{type(adapter.config).__name__} has no name for files; mark it with @method of tether.config."
+            f"{type(adapter.config).__name__} is not the config of a method: it stands in tether.adapters.METHODS and "
+            f"is marked with @method of tether.config."
         )
     parts = {NAME: adapter.state} | ({} if adapter.raw is None else {RAW: adapter.raw})
     description: dict[str, Any] = {

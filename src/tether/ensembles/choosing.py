@@ -1,10 +1,12 @@
 """What the configs of ensembles share: how the weight of the tuned model is chosen."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from tether.errors import TetherError, near_misses
 
-RULES = ("bounded loss", "in distribution", "mean")
+Rule = Literal["bounded loss", "in distribution", "mean"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 """The rules of `tether.evaluation.alpha`, where they are explained."""
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

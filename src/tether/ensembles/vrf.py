@@ -55,10 +55,8 @@ class VRFConfig:
             raise TetherError(
                 f"The share of failures to look at must be above 0 and at most 1; it is {self.share}."
             )
-        given = self.a is not None and self.b is not None
-        if (self.a is None) != (self.b is None) or (
-            given and not (math.isfinite(self.a) and math.isfinite(self.b) and self.b > 0)
-        ):
+        given = [value for value in (self.a, self.b) if value is not None]
+        if len(given) == 1 or not all(map(math.isfinite, given)) or (given and self.b <= 0):
             raise TetherError(
                 f"Give both a and b, finite and b above 0, or neither; found a={self.a}, b={self.b}."
             )

@@ -20,7 +20,7 @@ def full_precision(loss: Callable) -> Callable:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         device = tensors[0].device.type if tensors else "cpu"
         with torch.autocast(device, enabled=False):
-            return loss(*map(_widen, args), **{name: _widen(value) for name, value in kwargs.items()})
+            return loss(*map(widen, args), **{name: widen(value) for name, value in kwargs.items()})
 
     return in_full_precision
 
@@ -33,7 +33,8 @@ def cosine_logits(
     return scale * (image @ rows.T)
 
 
-def _widen(value: Any) -> Any:
+def widen(value: Any) -> Any:
+    """Half-precision tensors in float32; everything else as it is."""
     if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
         return value.float()
     return value

@@ -16,6 +16,7 @@ from torch import Tensor
 from tether.config import method
 from tether.errors import TetherError
 from tether.objectives._checks import check_strengths
+from tether.objectives._precision import widen
 
 
 @method("l2_sp_penalty")
@@ -37,15 +38,11 @@ def l2_sp(
     An anchor θ⁰ of None stands for zero, as it should be for the factors of a low-rank update.
     """
     terms = [
-        alpha / 2 * (_wide(now) if start is None else _wide(now) - _wide(start.detach())).square().sum()
+        alpha / 2 * (widen(now) if start is None else widen(now) - widen(start.detach())).square().sum()
         for now, start in pairs
     ]
-    terms += [beta / 2 * _wide(tensor).square().sum() for tensor in new]
+    terms += [beta / 2 * widen(tensor).square().sum() for tensor in new]
     return torch.stack([term.to(terms[0].device) for term in terms]).sum() if terms else torch.zeros(())
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 class L2SPPenalty:

@@ -25,6 +25,7 @@ import torch
 from tether._distributed import from_main, is_main
 from tether._files import read_json
 from tether.data import load_benchmark
+from tether.data.records import Benchmark
 from tether.errors import TetherError
 from tether.evaluation.classifier import Progress
 from tether.recipe import Recipe, to_plain
@@ -220,7 +221,7 @@ def _trained(job: Job, root: Path) -> Path | None:
             if (
                 training_part(read_json(path / "config.json")) == wanted
                 and latest_checkpoint(path / "checkpoints")
-                and read_json(path / "splits.json") == digests(load_benchmark(job.recipe.data))
+                and _same_pictures(path, load_benchmark(job.recipe.data))
             ):
                 return str(path)
         return ""
@@ -235,9 +236,14 @@ def _digest(options: Mapping[str, Any]) -> str:
 
 def _read(job: Job, path: Path) -> Outcome:
     benchmark = load_benchmark(job.recipe.data)
-    if read_json(path / "splits.json") != digests(benchmark):
+    if not _same_pictures(path, benchmark):
         raise TetherError(f"{path} was trained on other pictures than are there now. Choose another --runs.")
     return read_outcome(path, replace(job.recipe, search={}), benchmark)
+
+
+def _same_pictures(path: Path, benchmark: Benchmark) -> bool:
+    """Whether a run was made from the pictures that are there now."""
+    return read_json(path / "splits.json") == digests(benchmark)
 
 
 def _wait(seconds: float) -> None:
