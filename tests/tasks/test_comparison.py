@@ -104,6 +104,8 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, caps
         (["--reference", "ful"], "no method 'ful' to compare with"),
         (["--tune", "3"], "nothing to tune"),
         (["--set", "name=zero-shot"], "that row is always there"),
+        (["--highlight", "ful"], "no recipe 'ful' in this comparison"),
+        (["--out", "tiny.yaml/out"], "tiny.yaml is no folder"),
     ],
 )
 def test_what_cannot_stand_in_one_table_is_refused_before_any_training(
@@ -111,7 +113,8 @@ def test_what_cannot_stand_in_one_table_is_refused_before_any_training(
 ):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "_base.yaml").write_text("name: base")
-    assert main(["compare", "tiny.yaml", *words, "--out", "out"]) == 2
+    out = [] if "--out" in words else ["--out", "out"]
+    assert main(["compare", "tiny.yaml", *words, *out]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "runs").exists() and not (tmp_path / "out").exists()
 
@@ -123,6 +126,49 @@ def test_a_comparison_does_not_mix_old_runs_with_other_pictures(recipes, tiny_da
     next((tmp_path / "pictures" / "circle").iterdir()).unlink()
     assert main(command) == 2
     assert "other pictures" in capsys.readouterr().err
+
+
+def test_a_base_that_was_replaced_under_its_name_is_noticed(recipes, make_tiny_model, tmp_path, capsys):
+    """Whether the run is finished, stopped, or has weights that another recipe could take over."""
+    base = tmp_path / "base"
+    shutil.copytree(make_tiny_model(0), base)
+    command = ["compare", "tiny.yaml", "--set", f"model={base}", "--out", "out"]
+    assert main(command) == 0
+    shutil.rmtree(base)
+    shutil.copytree(make_tiny_model(1), base)
+    capsys.readouterr()
+
+    assert main(command) == 2
+    assert "another base model" in capsys.readouterr().err
+    run = next((tmp_path / "runs" / "compare").glob("tiny-*"))
+    result = (run / "result.json").read_text()
+    (run / "result.json").write_text("{}")
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "fingerprint was" in capsys.readouterr().err
+    (run / "result.json").write_text(result)
+    assert main([*command, "--set", "alpha.value=0.125", "--out", "other"]) == 0
+    assert len(list((tmp_path / "runs" / "compare").glob("*/metrics.jsonl"))) == 2  # trained anew
+
+
+def test_a_report_replaces_none_of_another_comparison(recipes, tmp_path, capsys):
+    assert main(["compare", *recipes, "--out", "out", "--highlight", "tiny", "--tune", "0"]) == 0
+    results = Results.load(tmp_path / "out" / "results.json")
+    assert results.highlighted == "tiny" and "--highlight tiny" in results.settings["command"]
+    finished = stamps(tmp_path)
+    assert main(["compare", *recipes, "--out", "out"]) == 2
+    assert "holds another comparison, made by `tether compare tiny.yaml" in capsys.readouterr().err
+    assert stamps(tmp_path) == finished
+    assert main(["compare", *recipes, "--out", "out", "--highlight", "tiny"]) == 0
+
+
+def test_what_else_lies_among_the_runs_is_left_alone(recipes, tmp_path):
+    for name, config in (("other-001", None), ("other-002", "[1]"), ("other-003", "{")):
+        folder = tmp_path / "runs" / "compare" / name
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text("[]")
+        if config:
+            (folder / "config.json").write_text(config)
+    assert main(["compare", "tiny.yaml", "--out", "out"]) == 0
 
 
 def test_a_folder_of_recipes_with_a_line_through_three_of_them(recipes, tmp_path):

@@ -275,3 +275,10 @@ def test_a_run_that_differs_after_training_takes_the_weights_of_another(tiny_rec
 def test_without_a_curve_the_test_is_answered_at_zero_one_and_the_chosen_alpha(tiny_recipe, tmp_path):
     options = changed(tiny_recipe, alpha={"value": 0.5, "grid": [0.2, 0.8], "curve": False})
     assert quiet(options, tmp_path).test.alphas == (0.0, 0.5, 1.0)
+
+
+def test_a_run_whose_options_do_not_fit_the_data_leaves_nothing_behind(tiny_recipe, tmp_path):
+    options = changed(tiny_recipe, schedule={"warmup": 500})
+    with pytest.raises(TetherError, match="500"):
+        quiet(options, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -76,7 +76,9 @@ def compare(options: argparse.Namespace, device: Any) -> int:
         words += ["--tune-seed", str(options.tune_seed), "--tune-fold", str(options.tune_fold)]
     words += ["--baselines", ",".join(options.baselines)] if options.baselines else []
     words += ["--reference", options.reference] if options.reference else []
+    words += ["--highlight", options.highlight] if options.highlight else []
     command = shlex.join(["tether", "compare", *words, "--out", str(options.out)])
+    from_main(lambda: comparison.check_out(options.out, command))
     results = comparison.compare(
         chosen,
         options.runs,
@@ -87,6 +89,7 @@ def compare(options: argparse.Namespace, device: Any) -> int:
         tune_fold=options.tune_fold,
         baselines=options.baselines,
         reference=options.reference,
+        highlighted=options.highlight,
         workers=options.workers,
         command=command,
         device=device,

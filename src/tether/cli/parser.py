@@ -60,6 +60,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
             name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
         )
         command.set_defaults(command=run, joins=joins)
+        command.add_argument(
+            "--threads",
+            type=_count,
+            default=argparse.SUPPRESS,
+            help="CPU threads, here or before the command",
+        )
         return command
 
     train = add(
@@ -104,7 +110,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     compare.add_argument(
         "--tune",
-        type=_count,
+        type=lambda text: 0 if text == "0" else _count(text),
         default=0,
         metavar="N",
         help="first choose each method's settings, named by its recipe's `search`, by at most N trials that "
@@ -131,6 +137,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         default="",
         metavar="NAME",
         help="what the others are tested against (full, or zero-shot)",
+    )
+    compare.add_argument(
+        "--highlight", default="", metavar="NAME", help="what the report is about (the last recipe)"
     )
     compare.add_argument(
         "--workers",

@@ -5,6 +5,7 @@ that was killed goes on where it was, what is finished is not done again, and se
 work (`tether.tasks.workers`). Methods can be tuned first, on validation pictures (`tether.tasks.tuning`).
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from tether._distributed import world_size
-from tether._files import write_atomically
+from tether._files import read_json, write_atomically
 from tether.data import read_image
 from tether.data.alterations import alter
 from tether.data.records import Split
@@ -111,6 +112,30 @@ def compare(
         versions={name: str(version) for name, version in environment().get("packages", {}).items()},
         notes=[*_tuning_notes(plan, trained), *_radii_notes(plan)],
     )
+
+
+def check_out(folder: Path, command: str) -> None:
+    """See, before any work is done for it, that a comparison's files can be written and replace no other's.
+
+    Args:
+        command: what makes the comparison again; that of the files which are there already must be the same.
+
+    Raises:
+        TetherError: the folder cannot be written, or holds what another command made.
+    """
+    path = folder / "results.json"
+    if path.is_file():
+        before = read_json(path).get("settings", {}).get("command", "")
+        if before != command:
+            raise TetherError(
+                f"{folder} holds another comparison, made by `{before}`, and nothing is overwritten. Name another "
+                "--out, or remove that folder: the runs lie elsewhere and are kept."
+            )
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise TetherError(
+            f"{folder} cannot be written, because {there} is no folder that can. Name another --out."
+        )
 
 
 def write(results: Results, folder: Path, data: Mapping[str, Split] | None = None) -> None:

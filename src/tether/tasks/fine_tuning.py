@@ -85,6 +85,7 @@ def run(
         TetherError: the recipe does not fit the data or model, or anything the parts raise.
     """
     model = load(recipe.model, device=device)
+    fingerprint = from_main(model.fingerprint)
     benchmark = load_benchmark(recipe.data)
     if not len(benchmark.train):
         raise TetherError(f"{benchmark.name} has no training pictures; it can only be evaluated.")
@@ -99,12 +100,18 @@ def run(
         may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
         kept.record("config", to_plain(recipe), may_change=may_change)
         kept.record("splits", digests(benchmark))
+        kept.record("base", {"model": recipe.model, "fingerprint": fingerprint})
         if trained:
             from_main(lambda: take_over(trained, kept, recipe))
         if started and is_main():
             started(kept.path)
         if not from_main(lambda: is_finished(kept.path, test)):
-            _run(recipe, model, benchmark, kept, progress if is_main() else None, show_progress, test)
+            try:
+                _run(recipe, model, benchmark, kept, progress if is_main() else None, show_progress, test)
+            except TetherError:
+                if not resume:
+                    kept.discard_unused()
+                raise
         return read_outcome(kept.path, recipe, benchmark)
 
 
@@ -214,13 +221,14 @@ def _train(
     )
     task.add(make_terms(recipe.regularizers, context))
     accumulation = Accumulation(parameters, **asdict(recipe.accumulation)) if recipe.accumulation else None
+    schedule = Schedule.of(optimizer, recipe.schedule, steps)
     with measured(kept, model.device), fast_last_block(model):
         fit(
             task,
             data,
             optimizer,
             recipe.training,
-            schedule=Schedule.of(optimizer, recipe.schedule, steps),
+            schedule=schedule,
             accumulation=accumulation,
             held_out=held_out,
             radii=recipe.radii,

@@ -17,7 +17,7 @@ from tether.evaluation import SplitScores, Sweep
 from tether.recipe import Recipe
 
 ADAPTER, HEAD_FILE, SCORES, RESULT = "adapter", "head.safetensors", "scores.safetensors", "result.json"
-TIME = "time.json"
+TIME, BASE = "time.json", "base.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,9 @@ def read_outcome(path: Path, recipe: Recipe, benchmark: Benchmark) -> Outcome:
 
 
 def is_finished(path: Path, test: bool) -> bool:
-    return (path / RESULT).is_file() and (not test or bool(read_json(path / RESULT)["test"]))
+    """Whether a run has its result, with the test splits if `test`."""
+    result = read_json(path / RESULT) if (path / RESULT).is_file() else None
+    return isinstance(result, dict) and "test" in result and (not test or bool(result["test"]))
 
 
 def head_at(head: Tensor, zero_shot: Tensor, alpha: float) -> Tensor:

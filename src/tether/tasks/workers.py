@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ from tether.data import load_benchmark
 from tether.data.records import Benchmark
 from tether.errors import TetherError
 from tether.evaluation.classifier import Progress
+from tether.models import load
 from tether.recipe import Recipe, to_plain
 from tether.tasks.claims import claim
 from tether.tasks.fine_tuning import run
-from tether.tasks.outcome import RESULT, Outcome, digests, is_finished, read_outcome
+from tether.tasks.outcome import BASE, RESULT, Outcome, digests, is_finished, read_outcome
 from tether.tasks.training_files import training_part
 from tether.training.checkpoint import latest_checkpoint
 
@@ -83,8 +84,9 @@ def finish(
         announce: told about every run that begins here or is found finished, and when there is only waiting.
 
     Raises:
-        TetherError: a run fails, or was made from other pictures than are there now.
+        TetherError: a run fails, or was made from another base model or other pictures than are there now.
     """
+    here = _Here()
     done: dict[int, Outcome | None] = {}
     pause, told = SHORTEST_WAIT, False
     while len(done) < len(jobs):
@@ -100,11 +102,11 @@ def finish(
                         others.append(job.label)
                         continue
                     announce(line)
-                    _make(job, root, device, progress, show_progress)
+                    _make(job, root, here, device, progress, show_progress)
                 path, state = _look(job, root)
             else:
                 announce(line)
-            done[place] = None if state == "diverged" else _read(job, path)
+            done[place] = None if state == "diverged" else _read(job, path, here)
             told = False
         if len(done) > before:
             pause = SHORTEST_WAIT
@@ -115,6 +117,31 @@ def finish(
             _wait(pause)
             pause = min(2 * pause, LONGEST_WAIT)
     return [done[place] for place in range(len(jobs))]
+
+
+@dataclass
+class _Here:
+    """The base models and data sets that are there now, each read once."""
+
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    benchmarks: dict[str, Benchmark] = field(default_factory=dict)
+
+    def benchmark(self, recipe: Recipe) -> Benchmark:
+        key = json.dumps(to_plain(recipe)["data"], sort_keys=True)
+        if key not in self.benchmarks:
+            self.benchmarks[key] = load_benchmark(recipe.data)
+        return self.benchmarks[key]
+
+    def other(self, path: Path, recipe: Recipe) -> str:
+        """What a run was made from that is not there any more; "" if all is as it was."""
+        if recipe.model not in self.fingerprints:
+            self.fingerprints[recipe.model] = load(recipe.model).fingerprint()
+        base = read_json(path / BASE) if (path / BASE).is_file() else {}
+        if base.get("fingerprint") != self.fingerprints[recipe.model]:
+            return "another base model"
+        if read_json(path / "splits.json") != digests(self.benchmark(recipe)):
+            return "other pictures"
+        return ""
 
 
 @contextmanager
@@ -184,6 +211,7 @@ def _look(job: Job, root: Path) -> tuple[Path | None, str]:
 def _make(
     job: Job,
     root: Path,
+    here: _Here,
     device: torch.device | str,
     progress: Progress | None,
     show_progress: bool,
@@ -200,7 +228,7 @@ def _make(
             named,
             root,
             resume=path,
-            trained=_trained(job, root),
+            trained=_trained(job, root, here),
             device=device,
             progress=progress,
             show_progress=show_progress,
@@ -211,20 +239,21 @@ def _make(
             raise
 
 
-def _trained(job: Job, root: Path) -> Path | None:
-    """A finished run with the weights that the job would train, from the pictures that are there now."""
+def _trained(job: Job, root: Path, here: _Here) -> Path | None:
+    """A finished run with the weights that the job would train, from what is there now."""
     wanted = training_part(to_plain(job.recipe))
 
+    def fits(path: Path) -> bool:
+        try:
+            config = read_json(path / "config.json")
+            same = isinstance(config, dict) and training_part(config) == wanted
+            return same and latest_checkpoint(path / "checkpoints") and not here.other(path, job.recipe)
+        except TetherError:  # what others keep in this folder
+            return False
+
     def search() -> str:
-        for result in sorted(root.glob(f"*/{RESULT}")):
-            path = result.parent
-            if (
-                training_part(read_json(path / "config.json")) == wanted
-                and latest_checkpoint(path / "checkpoints")
-                and _same_pictures(path, load_benchmark(job.recipe.data))
-            ):
-                return str(path)
-        return ""
+        finished = (result.parent for result in sorted(root.glob(f"*/{RESULT}")))
+        return str(next(filter(fits, finished), ""))
 
     found = from_main(search)
     return Path(found) if found else None
@@ -234,16 +263,12 @@ def _digest(options: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _read(job: Job, path: Path) -> Outcome:
-    benchmark = load_benchmark(job.recipe.data)
-    if not _same_pictures(path, benchmark):
-        raise TetherError(f"{path} was trained on other pictures than are there now. Choose another --runs.")
-    return read_outcome(path, replace(job.recipe, search={}), benchmark)
-
-
-def _same_pictures(path: Path, benchmark: Benchmark) -> bool:
-    """Whether a run was made from the pictures that are there now."""
-    return read_json(path / "splits.json") == digests(benchmark)
+def _read(job: Job, path: Path, here: _Here) -> Outcome:
+    if other := here.other(path, job.recipe):
+        raise TetherError(
+            f"{path} was made from {other} than what is there now under that name. Choose another --runs."
+        )
+    return read_outcome(path, replace(job.recipe, search={}), here.benchmark(job.recipe))
 
 
 def _wait(seconds: float) -> None:

@@ -43,7 +43,12 @@ def _version(package: str) -> str | None:
 
 
 def _commit(folder: Path) -> str | None:
-    """Git commit of the working tree, with "+changes" where it differs from that commit."""
+    """Git commit of this library's working tree, with "+changes" where it differs from that commit.
+
+    None where the library is installed, also where that is inside somebody's own repository.
+    """
+    if not (folder.parents[2] / ".git").exists():
+        return None
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],

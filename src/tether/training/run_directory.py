@@ -3,7 +3,7 @@
 runs/NAME-001/
     lock                 the process that uses the directory
     environment.json     versions, platform, commit, threads (environment-2.json where a later part differs)
-    config.json, ...     whatever was recorded: the resolved configuration, the hashes of the splits
+    config.json, ...     whatever was recorded: the resolved configuration, the hashes of splits and base model
     metrics.jsonl        one line per measurement; the truth, of which TensorBoard shows a copy
     checkpoints/         see `tether.training.checkpoint`
     tensorboard/
@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -43,6 +44,7 @@ class RunDirectory:
         self._tracker: Any = None
         self._track = tensorboard and is_main()
         self._warned = False
+        self._recorded: set[str] = set()
 
     @classmethod
     def create(cls, root: str | Path, name: str, *, tensorboard: bool = True) -> "RunDirectory":
@@ -98,6 +100,7 @@ class RunDirectory:
                     f"{'; '.join(refused)}. Ask for the same to continue, or start a new run."
                 )
         write_json(path, plain)
+        self._recorded.add(path.name)
 
     def log(self, kind: str, step: int, values: Mapping[str, float | int]) -> None:
         """Append {"kind", "step", **values} to metrics.jsonl; a number that is not finite becomes null.
@@ -127,9 +130,17 @@ class RunDirectory:
         kept = [line for line in self.metrics.read_bytes().splitlines(keepends=True) if _is_up_to(line, step)]
         write_atomically(self.metrics, lambda path: path.write_bytes(b"".join(kept)))
 
+    def discard_unused(self) -> None:
+        """Remove the directory of a run that failed before it began: nothing stands in it but what `record` wrote."""
+        if not is_main():
+            return
+        begin = {"lock", "environment.json", "checkpoints", *self._recorded}
+        if {path.name for path in self.path.rglob("*")} <= begin:
+            shutil.rmtree(self.path, ignore_errors=True)
+
     def close(self) -> None:
         """Give the directory free."""
-        if is_main():
+        if is_main() and self.path.exists():
             self.sync()
             if self._tracker is not None:
                 self._tracker.close()
