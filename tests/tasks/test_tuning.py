@@ -275,10 +275,18 @@ def test_radii_that_are_learned_on_the_validation_pictures_are_told(tiny_recipe,
     other = from_plain({**tiny_recipe, "name": "other"})
 
     def told(*recipes, tune=0):
-        return comparison._radii_notes(Plan(recipes=recipes, root=tmp_path, tune=tune))
+        return comparison._reuse_notes(Plan(recipes=recipes, root=tmp_path, tune=tune))
 
     assert told(given, other) == []
     (note,) = told(given, chosen, other)
     assert note.startswith("chosen: ")
     (note,) = told(given, chosen, other, tune=2)
     assert note.startswith("tpgm, chosen: ")
+
+
+def test_ensembles_fitted_to_the_pictures_that_choose_settings_are_told(tiny_recipe, tmp_path):
+    vrf = from_plain({**tiny_recipe, "name": "vrf", "ensemble": {"method": "vrf"}, "search": SEARCH})
+    other = from_plain({**tiny_recipe, "name": "other", "search": SEARCH})
+    assert comparison._reuse_notes(Plan(recipes=[vrf, other], root=tmp_path)) == []
+    (note,) = comparison._reuse_notes(Plan(recipes=[vrf, other], root=tmp_path, tune=2))
+    assert note.startswith("vrf: the ensemble is fitted to the same validation pictures")

@@ -26,6 +26,7 @@ from tether.optimizers.tpgm import TPGMConfig
 from tether.recipe import Recipe
 from tether.tasks import tuning
 from tether.tasks.comparison_results import ZERO_SHOT, Trained, joined, make_results, without
+from tether.tasks.ensembling import needs_validation
 from tether.tasks.plan import Plan, benchmark_of, identities_tuned_on, variant
 from tether.tasks.workers import Job, finish, local_workers, own_device
 from tether.training.environment import environment
@@ -110,7 +111,7 @@ def compare(
         baselines=baselines,
         settings={"model": recipes[0].model, "command": command, "seeds": ", ".join(map(str, seeds))},
         versions={name: str(version) for name, version in environment().get("packages", {}).items()},
-        notes=[*_tuning_notes(plan, trained), *_radii_notes(plan)],
+        notes=[*_tuning_notes(plan, trained), *_reuse_notes(plan)],
     )
 
 
@@ -236,19 +237,30 @@ def _train(plan: Plan, *, announce: Callable[[str], None], **options: Any) -> li
     ]
 
 
-def _radii_notes(plan: Plan) -> list[str]:
-    """That TPGM trains on the validation pictures, where these also choose something else."""
-    names = [
+def _reuse_notes(plan: Plan) -> list[str]:
+    """Where the validation pictures that choose something are also what something was fitted to."""
+    radii = [
         recipe.name
         for recipe in plan.recipes
         if isinstance(recipe.optimizer, TPGMConfig) and (plan.tune or recipe.alpha.value == "auto")
     ]
-    if not names:
-        return []
-    return [
-        f"{', '.join(names)}: the radii are learned on the same validation pictures by which settings and alpha are "
-        f"chosen, so that choice flatters strong training."
+    fitted = [
+        recipe.name
+        for recipe in plan.recipes
+        if plan.tune and recipe.search and recipe.ensemble and needs_validation(recipe.ensemble)
     ]
+    notes = []
+    if radii:
+        notes.append(
+            f"{', '.join(radii)}: the radii are learned on the same validation pictures by which settings and alpha "
+            f"are chosen, so that choice flatters strong training."
+        )
+    if fitted:
+        notes.append(
+            f"{', '.join(fitted)}: the ensemble is fitted to the same validation pictures by which settings are "
+            f"chosen, so what it shows on these is a little too good; the test pictures play no part in either."
+        )
+    return notes
 
 
 def _tuning_notes(plan: Plan, trained: Sequence[Trained]) -> list[str]:
