@@ -192,6 +192,8 @@ def _on_default(option: dataclasses.Field, value: Any) -> Any:
 def _name(kind: Any) -> str:
     if kind is type(None):
         return "null"
+    if get_origin(kind) is tuple:
+        return "a list"
     return {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}.get(
         kind, getattr(kind, "__name__", str(kind))
     )

@@ -54,7 +54,7 @@ def test_other_versions_and_damaged_files_are_refused(results, tmp_path):
     value = json.loads(text)
     value["methods"][1]["seeds"] = "three"
     path.write_text(json.dumps(value))
-    with pytest.raises(TetherError, match=r"methods\[1\].seeds should be"):
+    with pytest.raises(TetherError, match=r"methods\[1\].seeds takes a list"):
         Results.load(path)
     path.write_text("[]")
     with pytest.raises(TetherError, match="version None"):

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from tether.errors import TetherError, near_misses
+from tether.config import build
+from tether.errors import TetherError
 
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 
@@ -29,38 +30,15 @@ def encode(value: Any, where: str = "results") -> Any:
 
 
 def decode(kind: Any, value: Any, where: str = "results") -> Any:
-    """The value as `kind` says: a dataclass, tuple[x, ...], dict[str, x], union, literal, or plain type.
+    """What `encode` made of a dataclass; unlike in a recipe, nothing may be left out.
 
     Raises:
         TetherError: a missing or unknown name, or a value of another type; the message says where.
     """
-    origin = get_origin(kind)
-    if is_dataclass(kind):
-        return _decode_dataclass(kind, value, where)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in get_args(kind):
-            return None
-        options = [option for option in get_args(kind) if option is not type(None)]
-        if len(options) == 1:  # say what is wrong inside rather than that nothing fits
-            return decode(options[0], value, where)
-        for option in options:
-            try:
-                return decode(option, value, where)
-            except TetherError:
-                continue
-        raise _unexpected(where, _text(kind), value)
-    if origin is tuple and isinstance(value, list):
-        return tuple(decode(get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin in (dict, Mapping) and isinstance(value, dict):
-        return {key: decode(get_args(kind)[1], item, f"{where}[{key!r}]") for key, item in value.items()}
-    if origin is Literal and value in get_args(kind):
-        return value
-    if kind is float:
-        if type(value) in (int, float) and math.isfinite(value):
-            return float(value)
-    elif kind in _PLAIN and type(value) is kind:
-        return value
-    raise _unexpected(where, _text(kind), value)
+    made = build(kind, value, where)
+    if missing := _missing(encode(made, where), value, where):
+        raise TetherError(f"{missing} is not there; the file may be of another version.")
+    return made
 
 
 def schema(kind: Any) -> dict[str, Any]:
@@ -70,19 +48,18 @@ def schema(kind: Any) -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "$defs": definitions}
 
 
-def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise _unexpected(where, kind.__name__, value)
-    hints = get_type_hints(kind)
-    names = [f.name for f in fields(kind)]
-    for name in value:
-        if name not in names:
-            raise TetherError(f"{where} has an unknown entry {name!r}{near_misses(name, names)}")
-    if missing := [name for name in names if name not in value]:
-        raise TetherError(
-            f"{where} lacks {', '.join(map(repr, missing))}; the file may be of another version."
-        )
-    return kind(**{name: decode(hints[name], value[name], f"{where}.{name}") for name in names})
+def _missing(whole: Any, value: Any, where: str) -> str:
+    """The first entry that `value` leaves to a default."""
+    if isinstance(whole, dict):
+        for name, item in whole.items():
+            if name not in value:
+                return f"{where}.{name}"
+            if inner := _missing(item, value[name], f"{where}.{name}"):
+                return inner
+    if isinstance(whole, list):
+        pairs = enumerate(zip(whole, value, strict=True))
+        return next(filter(None, (_missing(one, own, f"{where}[{i}]") for i, (one, own) in pairs)), "")
+    return ""
 
 
 def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -109,11 +86,3 @@ def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     if origin is Literal:
         return {"enum": list(get_args(kind))}
     return {"type": _PLAIN[kind]}
-
-
-def _unexpected(where: str, expected: str, value: Any) -> TetherError:
-    return TetherError(f"{where} should be {expected}, but is {value!r:.60}.")
-
-
-def _text(kind: Any) -> str:
-    return getattr(kind, "__name__", None) if isinstance(kind, type) else str(kind).replace("typing.", "")
