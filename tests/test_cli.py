@@ -94,6 +94,8 @@ def test_train_prints_the_table_and_keeps_everything(recipe, tmp_path, capsys):
         "metrics.jsonl",
         "result.json",
         "scores.safetensors",
+        "base.json",
+        "report.html",
     }
     assert kept <= {file.name for file in path.iterdir()}
     config = read_json(path / "config.json")

@@ -20,7 +20,9 @@ pytestmark = [
 
 @pytest.mark.parametrize("method", [FTP, SPD, DiGraP, L2SP, MARSSP, TPGM])
 def test_an_optimizer_takes_the_same_steps(method):
-    start = {name: torch.randn(shape, dtype=torch.float64) for name, shape in {"w": (4, 3), "b": (4,)}.items()}
+    start = {
+        name: torch.randn(shape, dtype=torch.float64) for name, shape in {"w": (4, 3), "b": (4,)}.items()
+    }
     gradients = [{name: torch.randn_like(value) for name, value in start.items()} for _ in range(6)]
     ends = {}
     for device in ("cpu", "cuda"):

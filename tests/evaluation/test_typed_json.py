@@ -62,7 +62,7 @@ class Versioned:
 
 
 def test_what_has_a_default_may_not_be_left_out_either():
-    with pytest.raises(TetherError, match="results.note is not there; the file may be of another version"):
+    with pytest.raises(TetherError, match=r"results\.note is not there; the file may be of another version"):
         decode(Versioned, {"rows": []})
 
 

@@ -282,3 +282,10 @@ def test_a_run_whose_options_do_not_fit_the_data_leaves_nothing_behind(tiny_reci
     with pytest.raises(TetherError, match="500"):
         quiet(options, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_explains_itself_whatever_its_name(tiny_recipe, tmp_path):
+    outcome = quiet({**tiny_recipe, "name": "zero-shot"}, tmp_path)
+    page = (outcome.run / "report.html").read_text()
+    for text in ("tuned on ", "Against the zero-shot model, tuned changes", "outline", "data:image"):
+        assert text in page

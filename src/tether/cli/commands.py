@@ -64,7 +64,7 @@ def compare(options: argparse.Namespace, device: Any) -> int:
     import shlex
 
     from tether._distributed import from_main
-    from tether.tasks import comparison
+    from tether.tasks import comparison, reporting
     from tether.tasks.plan import read_recipes
     from tether.tasks.show import show_comparison
 
@@ -78,7 +78,7 @@ def compare(options: argparse.Namespace, device: Any) -> int:
     words += ["--reference", options.reference] if options.reference else []
     words += ["--highlight", options.highlight] if options.highlight else []
     command = shlex.join(["tether", "compare", *words, "--out", str(options.out)])
-    from_main(lambda: comparison.check_out(options.out, command))
+    from_main(lambda: reporting.check_out(options.out, command))
     results = comparison.compare(
         chosen,
         options.runs,
@@ -98,7 +98,7 @@ def compare(options: argparse.Namespace, device: Any) -> int:
     )
     tuned_on = options.tune_fold if options.tune else None
     tests = comparison.pooled_tests(chosen[0], options.folds, tuned_on=tuned_on)
-    from_main(lambda: comparison.write(results, options.out, tests))
+    from_main(lambda: reporting.write_comparison(results, options.out, tests))
     show_comparison(results)
     print(f"Table and report: {options.out / 'report.html'}")
     return 0

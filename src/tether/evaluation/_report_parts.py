@@ -42,7 +42,9 @@ def summary(results: Results) -> str:
     if method.shifted_mean:
         tiles.append((f"{percent(method.shifted_mean.value)} %", "right on shifted domains, on average"))
     if method.alpha:
-        tiles.append((escape(method.alpha), "alpha, the weight of what was learned"))
+        how, _, value = method.alpha.rpartition(": ")
+        chosen = f", chosen {escape(how)}" if how else ""
+        tiles.append((escape(value), f"alpha, the weight of what was learned{chosen}"))
     if method.trained_parameters is not None:
         tiles.append((count_text(method.trained_parameters), "parameters trained"))
     if method.file_bytes is not None:
@@ -273,18 +275,24 @@ def _finding(results: Results, method: Method) -> str:
         return f"This page is about {name}."
     gain = method.measures[inner[0].name].mean - zero_shot.measures[inner[0].name].mean
     text = f"Against the zero-shot model, {name} changes accuracy by {points(gain)} points in-distribution"
+    means = {
+        one.reference: one.estimate
+        for one in results.differences
+        if one.method == method.name and one.where.startswith("mean")
+    }
     if method.shifted_mean and zero_shot.shifted_mean:
         change = method.shifted_mean.value - zero_shot.shifted_mean.value
         text += f" and by {points(change)} points on average over shifted domains"
+        if own := means.pop(results.zero_shot, None):
+            text += f" ({_interval(own)})"
     text += "."
-    for difference in results.differences:
-        if difference.method == method.name and difference.where.startswith("mean"):
-            own = difference.estimate
-            text += (
-                f" Against {escape(difference.reference)} it is {points(own.value)} points on shifted "
-                f"domains (95&nbsp;% interval {points(own.low)} to {points(own.high)})."
-            )
+    for reference, own in means.items():
+        text += f" Against {escape(reference)} it is {points(own.value)} points on shifted domains ({_interval(own)})."
     return text
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"95&nbsp;% interval {points(estimate.low)} to {points(estimate.high)}"
 
 
 def _measure_cell(method: Method, domain: str) -> tuple[float, str] | None:

@@ -5,23 +5,17 @@ that was killed goes on where it was, what is finished is not done again, and se
 work (`tether.tasks.workers`). Methods can be tuned first, on validation pictures (`tether.tasks.tuning`).
 """
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tether._distributed import world_size
-from tether._files import read_json, write_atomically
-from tether.data import read_image
-from tether.data.alterations import alter
 from tether.data.records import Split
 from tether.errors import TetherError, near_misses
 from tether.evaluation.classifier import Progress
-from tether.evaluation.report import write_report, write_robustness_figure
 from tether.evaluation.results import Results, Tuning
-from tether.evaluation.tables import differences_csv, to_csv, to_markdown
 from tether.optimizers.tpgm import TPGMConfig
 from tether.recipe import Recipe
 from tether.tasks import tuning
@@ -29,7 +23,7 @@ from tether.tasks.comparison_results import ZERO_SHOT, Trained, joined, make_res
 from tether.tasks.ensembling import needs_validation
 from tether.tasks.plan import Plan, benchmark_of, identities_tuned_on, variant
 from tether.tasks.workers import Job, finish, local_workers, own_device
-from tether.training.environment import environment
+from tether.training.environment import package_versions
 
 REFERENCE = "full"
 """The recipe that all others are tested against, where it is there and no other is named."""
@@ -110,62 +104,9 @@ def compare(
         reference=reference or (REFERENCE if REFERENCE in rows else ZERO_SHOT),
         baselines=baselines,
         settings={"model": recipes[0].model, "command": command, "seeds": ", ".join(map(str, seeds))},
-        versions={name: str(version) for name, version in environment().get("packages", {}).items()},
+        versions=package_versions(),
         notes=[*_tuning_notes(plan, trained), *_reuse_notes(plan)],
     )
-
-
-def check_out(folder: Path, command: str) -> None:
-    """See, before any work is done for it, that a comparison's files can be written and replace no other's.
-
-    Args:
-        command: what makes the comparison again; that of the files which are there already must be the same.
-
-    Raises:
-        TetherError: the folder cannot be written, or holds what another command made.
-    """
-    path = folder / "results.json"
-    if path.is_file():
-        before = read_json(path).get("settings", {}).get("command", "")
-        if before != command:
-            raise TetherError(
-                f"{folder} holds another comparison, made by `{before}`, and nothing is overwritten. Name another "
-                "--out, or remove that folder: the runs lie elsewhere and are kept."
-            )
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise TetherError(
-            f"{folder} cannot be written, because {there} is no folder that can. Name another --out."
-        )
-
-
-def write(results: Results, folder: Path, data: Mapping[str, Split] | None = None) -> None:
-    """Put into `folder`: `results.json`, `report.html`, `effective_robustness.svg` (where there are shifts),
-    `table.csv`, `table.md` and `differences.csv`.
-
-    Args:
-        data: the test splits, for the pictures whose answer changed.
-    """
-
-    def picture(domain: str, index: int):
-        if not data:
-            return None
-        split = data[domain]
-        image = split.examples[index].image
-        return alter(read_image(image), split.alteration, image.name)
-
-    results.save(folder / "results.json")
-    for name, make in (
-        ("table.csv", to_csv),
-        ("table.md", to_markdown),
-        ("differences.csv", differences_csv),
-    ):
-        text = make(results)
-        write_atomically(
-            folder / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8")
-        )
-    write_robustness_figure(results, folder / "effective_robustness.svg")
-    write_report(results, folder / "report.html", picture)
 
 
 def pooled_tests(recipe: Recipe, folds: Sequence[int], *, tuned_on: int | None = None) -> dict[str, Split]:

@@ -9,7 +9,7 @@ from tether import recipe as recipes
 from tether._distributed import from_main
 from tether.evaluation.classifier import Progress
 from tether.evaluation.tables import bytes_text
-from tether.tasks import comparison
+from tether.tasks import comparison, reporting
 from tether.tasks.show import show_comparison
 
 RECIPES = ("full", "r-adapter")
@@ -36,7 +36,7 @@ def demo(
     )
     out = root / "demo" / "report"
     tests = comparison.pooled_tests(chosen[0], (0,))
-    from_main(lambda: comparison.write(results, out, tests))
+    from_main(lambda: reporting.write_comparison(results, out, tests))
     show_comparison(results, console)
     newest = max((root / "demo").glob("r-adapter-*/adapter"), key=lambda path: path.stat().st_mtime)
     size = sum(file.stat().st_size for file in newest.iterdir())

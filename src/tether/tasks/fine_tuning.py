@@ -49,6 +49,7 @@ from tether.tasks.outcome import (
     save_sweep,
 )
 from tether.tasks.probe import probed_head
+from tether.tasks.reporting import REPORT, write_run
 from tether.tasks.terms import make_terms
 from tether.tasks.terms.step import TermContext
 from tether.tasks.training_files import PROBE, measured, peak_memory, take_over
@@ -112,7 +113,10 @@ def run(
                 if not resume:
                     kept.discard_unused()
                 raise
-        return read_outcome(kept.path, recipe, benchmark)
+        outcome = read_outcome(kept.path, recipe, benchmark)
+        if outcome.test.alphas and not (kept.path / REPORT).is_file():
+            from_main(lambda: write_run(outcome))
+        return outcome
 
 
 def _run(

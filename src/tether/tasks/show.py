@@ -117,7 +117,8 @@ def show_run(outcome: Outcome, console: Console | None = None) -> None:
         f"to keep besides the base: {outcome.file_bytes:,} bytes.",
         highlight=False,
     )
-    console.print(f"Run: {outcome.run}", soft_wrap=True)
+    console.print(f"Report: {outcome.run / 'report.html'}", soft_wrap=True, highlight=False)
+    console.print(f"Run: {outcome.run}", soft_wrap=True, highlight=False)
 
 
 def _mean(values: Sequence[float]) -> float:
