@@ -1,6 +1,16 @@
 """Robust, parameter-efficient fine-tuning of vision-language models: better on your data, still good elsewhere."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if (
+    TYPE_CHECKING
+):  # what editors and type checkers see; the names themselves are imported when they are first used
+    from tether.adapters import Attached, FullConfig, RAdapterConfig, attach, load_adapter, save_adapter
+    from tether.ensembles import Accumulation, wise_ft
+    from tether.errors import TetherError
+    from tether.models import Model, Select, Site, load, sites
+    from tether.objectives import MPMNCE, MPMNCEConfig
 
 _HOME = {
     "Accumulation": "tether.ensembles",
@@ -21,7 +31,24 @@ _HOME = {
     "wise_ft": "tether.ensembles",
 }
 
-__all__ = sorted(_HOME)
+__all__ = [
+    "MPMNCE",
+    "Accumulation",
+    "Attached",
+    "FullConfig",
+    "MPMNCEConfig",
+    "Model",
+    "RAdapterConfig",
+    "Select",
+    "Site",
+    "TetherError",
+    "attach",
+    "load",
+    "load_adapter",
+    "save_adapter",
+    "sites",
+    "wise_ft",
+]
 
 
 def __getattr__(name: str):
