@@ -64,8 +64,9 @@ def compare(options: argparse.Namespace, device: Any) -> int:
     import shlex
 
     from tether._distributed import from_main
-    from tether.tasks import comparison, reporting
-    from tether.tasks.plan import read_recipes
+    from tether.tasks import reporting
+    from tether.tasks.comparing import comparison
+    from tether.tasks.comparing.plan import read_recipes
     from tether.tasks.show import show_comparison
 
     chosen = read_recipes(options.recipes, options.set)

@@ -9,7 +9,8 @@ from tether import recipe as recipes
 from tether._distributed import from_main
 from tether.evaluation.classifier import Progress
 from tether.evaluation.tables import bytes_text
-from tether.tasks import comparison, reporting
+from tether.tasks import reporting
+from tether.tasks.comparing import comparison
 from tether.tasks.show import show_comparison
 
 RECIPES = ("full", "r-adapter")

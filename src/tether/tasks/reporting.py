@@ -15,7 +15,7 @@ from tether.errors import TetherError
 from tether.evaluation.report import write_report, write_robustness_figure
 from tether.evaluation.results import Results
 from tether.evaluation.tables import differences_csv, to_csv, to_markdown
-from tether.tasks.comparison_results import ZERO_SHOT, Trained, make_results
+from tether.tasks.comparing.results import ZERO_SHOT, Trained, make_results
 from tether.tasks.outcome import Outcome
 from tether.training.environment import package_versions
 

@@ -8,13 +8,13 @@ import pytest
 
 from tether._files import read_json
 from tether.errors import TetherError
-from tether.tasks import claims
-from tether.tasks.claims import claim
+from tether.tasks.comparing import claims
+from tether.tasks.comparing.claims import claim
 
 HOLDS = """
 import sys
 from pathlib import Path
-from tether.tasks.claims import claim
+from tether.tasks.comparing.claims import claim
 with claim(Path(sys.argv[1]), "run") as mine:
     print(mine, flush=True)
     sys.stdin.read()

@@ -2,7 +2,7 @@
 
 Each run is an ordinary run directory named after its recipe and the hash of its configuration: a comparison
 that was killed goes on where it was, what is finished is not done again, and several processes may share the
-work (`tether.tasks.workers`). Methods can be tuned first, on validation pictures (`tether.tasks.tuning`).
+work (`workers`). Methods can be tuned first, on validation pictures (`tuning`).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ from tether.evaluation.classifier import Progress
 from tether.evaluation.results import Results, Tuning
 from tether.optimizers.tpgm import TPGMConfig
 from tether.recipe import Recipe
-from tether.tasks import tuning
-from tether.tasks.comparison_results import ZERO_SHOT, Trained, joined, make_results, without
+from tether.tasks.comparing import tuning
+from tether.tasks.comparing.plan import Plan, benchmark_of, identities_tuned_on, variant
+from tether.tasks.comparing.results import ZERO_SHOT, Trained, joined, make_results, without
+from tether.tasks.comparing.workers import Job, finish, local_workers, own_device
 from tether.tasks.ensembling import needs_validation
-from tether.tasks.plan import Plan, benchmark_of, identities_tuned_on, variant
-from tether.tasks.workers import Job, finish, local_workers, own_device
 from tether.training.environment import package_versions
 
 REFERENCE = "full"

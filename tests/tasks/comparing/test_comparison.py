@@ -10,8 +10,8 @@ from tether._files import read_json
 from tether.cli import main
 from tether.evaluation import Results
 from tether.recipe import from_plain
-from tether.tasks.comparison import compare
-from tether.tasks.plan import read_recipes
+from tether.tasks.comparing.comparison import compare
+from tether.tasks.comparing.plan import read_recipes
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def stamps(folder):
 
 
 def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, capsys, monkeypatch):
-    from tether.tasks import workers
+    from tether.tasks.comparing import workers
 
     command = ["compare", *recipes, "--seeds", "0", "1", "--runs", "runs", "--out", "out"]
     make, made = workers.run, []

@@ -9,8 +9,8 @@ from tether.data import load_benchmark
 from tether.data.records import Benchmark
 from tether.errors import TetherError
 from tether.recipe import Recipe, from_plain, names, read, to_plain
-from tether.tasks import tuning
-from tether.tasks.comparison_results import ZERO_SHOT
+from tether.tasks.comparing import tuning
+from tether.tasks.comparing.results import ZERO_SHOT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ import torch
 from tether._files import read_json
 from tether.errors import TetherError
 from tether.recipe import from_plain
-from tether.tasks import workers
-from tether.tasks.claims import claim
-from tether.tasks.comparison import compare
-from tether.tasks.workers import Job, finish, own_device
+from tether.tasks.comparing import workers
+from tether.tasks.comparing.claims import claim
+from tether.tasks.comparing.comparison import compare
+from tether.tasks.comparing.workers import Job, finish, own_device
 from tether.training.run_directory import read_metrics
 
 DIES = """

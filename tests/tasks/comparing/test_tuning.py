@@ -12,10 +12,10 @@ from tether.data import load_benchmark
 from tether.errors import TetherError
 from tether.evaluation import Sweep
 from tether.recipe import from_plain
-from tether.tasks import comparison
+from tether.tasks.comparing import comparison
+from tether.tasks.comparing.plan import Plan, benchmark_of
+from tether.tasks.comparing.tuning import at_the_end, choose, points, size
 from tether.tasks.outcome import Outcome
-from tether.tasks.plan import Plan, benchmark_of
-from tether.tasks.tuning import at_the_end, choose, points, size
 from tether.training.run_directory import read_metrics
 
 SEARCH = {"optimizer.lr": ["1e-5", 3e-5, 1e-4], "adapter.drop": [0.0, 0.2]}

@@ -4,7 +4,7 @@ Nobody hands out work. Whoever has the same list of runs and the same folder joi
 another one that sees the folder: `tether compare …` started twice, `--workers 4`, or on a SLURM cluster
 `srun --ntasks 16 --gpus-per-task 1 tether compare …`.
 
-Whoever works on a run holds the claim to its training (`tether.tasks.claims`): the file `.HASH.claim` beside the
+Whoever works on a run holds the claim to its training (`claims`): the file `.HASH.claim` beside the
 runs' directories. A run whose process was killed is free at once, and the next process goes on from its last
 checkpoint. Runs that differ only in what follows training share a claim: the second one takes the weights of the first.
 """
@@ -30,7 +30,7 @@ from tether.errors import TetherError
 from tether.evaluation.classifier import Progress
 from tether.models import load
 from tether.recipe import Recipe, to_plain
-from tether.tasks.claims import claim
+from tether.tasks.comparing.claims import claim
 from tether.tasks.fine_tuning import run
 from tether.tasks.outcome import BASE, RESULT, Outcome, digests, is_finished, read_outcome
 from tether.tasks.training_files import training_part
