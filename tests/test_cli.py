@@ -5,11 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import tether
 from tether._files import read_json
 from tether.adapters.files import load_adapter
 from tether.cli import main
@@ -499,3 +502,10 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(tether_proc
     assert not any(name.endswith(".tmp") for name in report["there"])
     for name in ("adapter/adapter.safetensors", "scores.safetensors"):
         assert (folder / "runs" / "tiny-001" / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_our_own_warnings_are_plain_lines_and_others_stay_as_they_are(capsys):
+    main(["recipes"])
+    ours = Path(tether.__file__).with_name("errors.py")
+    assert warnings.formatwarning("Mind this.", UserWarning, str(ours), 1, "") == "tether: Mind this.\n"
+    assert "elsewhere.py:1: UserWarning" in warnings.formatwarning("No.", UserWarning, "elsewhere.py", 1, "")

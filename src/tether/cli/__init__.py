@@ -3,11 +3,16 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Any
 
 from tether.cli.parser import parse
 from tether.errors import TetherError
+
+_PYTHONS_OWN = warnings.formatwarning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     number = int(os.environ.get("RANK", 0)) if options.joins else 0
     name = f"tether (process {number})" if number else "tether"
     _set_threads(options)
+    warnings.formatwarning = _format_warning
     from tether.training import Interrupted
 
     try:
@@ -38,6 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = f" ({error.filename})" if error.filename else ""
         print(f"{name}: {error.strerror or error}{place}.", file=sys.stderr)
         return 2
+
+
+def _format_warning(message: Any, category: type[Warning], filename: str, *where: Any) -> str:
+    """Our own warnings as a line like our errors; those of other libraries as ever."""
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
+        return f"tether: {message}\n"
+    return _PYTHONS_OWN(message, category, filename, *where)
 
 
 def _run(options: argparse.Namespace) -> int | None:
