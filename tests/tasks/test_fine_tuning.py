@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from shutil import copytree
 
 import pytest
 import torch
@@ -275,3 +276,28 @@ def test_a_run_that_differs_after_training_takes_the_weights_of_another(tiny_rec
 def test_without_a_curve_the_test_is_answered_at_zero_one_and_the_chosen_alpha(tiny_recipe, tmp_path):
     options = changed(tiny_recipe, alpha={"value": 0.5, "grid": [0.2, 0.8], "curve": False})
     assert quiet(options, tmp_path).test.alphas == (0.0, 0.5, 1.0)
+
+
+def test_a_broken_test_picture_is_found_before_training(tiny_recipe, tmp_path):
+    copytree(tiny_recipe["data"]["shifted"]["outline"], tmp_path / "outline")
+    (tmp_path / "outline" / "cross" / "1.png").write_bytes(b"half a pic")
+    options = changed(tiny_recipe, data={"shifted": {"outline": str(tmp_path / "outline")}})
+    with pytest.raises(TetherError, match=r"1 of 42 pictures(?s:.)*cross/1\.png"):
+        quiet(options, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_picture_that_breaks_in_evaluation_loses_no_training(tiny_recipe, tmp_path, monkeypatch):
+    copytree(tiny_recipe["data"]["shifted"]["outline"], tmp_path / "outline")
+    file = tmp_path / "outline" / "cross" / "1.png"
+    whole = file.read_bytes()
+    options = changed(tiny_recipe, data={"shifted": {"outline": str(tmp_path / "outline")}})
+    damaged = bytearray(whole)
+    damaged[whole.index(b"IDAT") + 8] ^= 255  # between a whole header and a whole end
+    file.write_bytes(damaged)
+    with pytest.raises(TetherError, match=r"cross/1\.png(?s:.)*--resume .*tiny-001"):
+        quiet(options, tmp_path / "runs")
+    file.write_bytes(whole)
+    monkeypatch.setattr(tether.tasks.classification.Classification, "loss", None)  # nothing is trained again
+    outcome = quiet(options, tmp_path / "runs", resume=tmp_path / "runs" / "tiny-001")
+    assert len(outcome.test.at(1.0)["outline"].predictions) == 12

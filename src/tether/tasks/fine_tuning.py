@@ -19,7 +19,7 @@ from tether._files import read_json, write_json
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
 from tether.config import plain
-from tether.data import ImageDataset, load_benchmark, test_transform, train_transform
+from tether.data import ImageDataset, load_benchmark, require_readable, test_transform, train_transform
 from tether.data.records import Benchmark
 from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
@@ -94,6 +94,8 @@ def run(
         )
     if recipe.ensemble and needs_validation(recipe.ensemble) and not len(benchmark.validation):
         raise TetherError("This ensemble is fitted on validation pictures; this data set has none.")
+    if not from_main(lambda: resume is not None and is_finished(resume, test)):
+        from_main(lambda: require_readable(benchmark))  # now, not when a test picture's turn comes
     directory = RunDirectory.open(resume) if resume else RunDirectory.create(root, recipe.name)
     with directory as kept:
         may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
@@ -138,8 +140,14 @@ def _run(
         weight = class_embeddings(model, benchmark.class_names, benchmark.templates)
         return Classifier(weight=weight, scale=model.logit_scale)
 
-    with attached.ordinary() if attached else nullcontext():
-        judged = judge(recipe, benchmark, model, delta, classifier, test=test, progress=progress)
+    try:
+        with attached.ordinary() if attached else nullcontext():
+            judged = judge(recipe, benchmark, model, delta, classifier, test=test, progress=progress)
+    except TetherError as error:
+        raise TetherError(
+            f"{error}\nThe training is done and kept: once this is mended, `tether train --resume {kept.path}` "
+            "goes on from there."
+        ) from error
     results = {
         "alpha": plain(judged.alpha),
         "alpha_reason": judged.reason,
