@@ -6,6 +6,7 @@ from shutil import copytree
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import tether.data.dataset
 from tether import recipe as recipes
@@ -301,3 +302,19 @@ def test_a_picture_that_breaks_in_evaluation_loses_no_training(tiny_recipe, tmp_
     monkeypatch.setattr(tether.tasks.classification.Classification, "loss", None)  # nothing is trained again
     outcome = quiet(options, tmp_path / "runs", resume=tmp_path / "runs" / "tiny-001")
     assert len(outcome.test.at(1.0)["outline"].predictions) == 12
+
+
+def test_workers_read_for_the_evaluation_too_and_change_nothing(tiny_recipe, tmp_path, monkeypatch):
+    counts = []
+
+    def spy(*arguments, num_workers):
+        counts.append(num_workers)
+        return DataLoader(*arguments, num_workers=num_workers)
+
+    monkeypatch.setattr("tether.evaluation.classification.DataLoader", spy)
+    alone = quiet(changed(tiny_recipe, training={"epochs": 1}), tmp_path)
+    assert set(counts) == {0}
+    counts.clear()
+    helped = quiet(changed(tiny_recipe, training={"epochs": 1, "workers": 1}), tmp_path)
+    assert set(counts) == {1}
+    assert torch.equal(confidences(helped.test.at(0.5)), confidences(alone.test.at(0.5)))
