@@ -331,6 +331,9 @@ def test_listing_pictures(tmp_path, noise):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "a/loop").symlink_to(tmp_path)
-    assert reading.list_pictures(tmp_path) == ["a/x/3.webp", "b/1.png", "b/2.JPEG"]
+    (tmp_path / "a/7.HEIC").touch()
+    (tmp_path / "a/8.heic").touch()
+    with pytest.warns(UserWarning, match=r"holds 3 files that are no pictures .*: 2 \.heic, 1 \.txt\."):
+        assert reading.list_pictures(tmp_path) == ["a/x/3.webp", "b/1.png", "b/2.JPEG"]
     with pytest.raises(TetherError, match="no folder"):
         reading.list_pictures(tmp_path / "none")

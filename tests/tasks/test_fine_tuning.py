@@ -318,3 +318,10 @@ def test_workers_read_for_the_evaluation_too_and_change_nothing(tiny_recipe, tmp
     helped = quiet(changed(tiny_recipe, training={"epochs": 1, "workers": 1}), tmp_path)
     assert set(counts) == {1}
     assert torch.equal(confidences(helped.test.at(0.5)), confidences(alone.test.at(0.5)))
+
+
+def test_a_single_class_is_refused(tiny_recipe, tmp_path):
+    copytree(f"{tiny_recipe['data']['train']}/cross", tmp_path / "data" / "cross")
+    options = {**tiny_recipe, "data": {"method": "folder", "train": str(tmp_path / "data")}}
+    with pytest.raises(TetherError, match="only the class 'cross'"):
+        quiet(options, tmp_path / "runs")

@@ -3,8 +3,10 @@
 import io
 import os
 import stat
+import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -275,8 +277,9 @@ def drop_unreadable(split: Split, unreadable: Sequence[Unreadable], *, max_rate:
 
 
 def list_pictures(root: str | Path) -> list[str]:
-    """Names (paths with forward slashes) of all picture files below `root`, sorted; hidden files and folders
-    are passed over.
+    """Names (paths with forward slashes) of all picture files below `root`, sorted.
+
+    Hidden files and folders are passed over; files of other kinds too, with a warning that counts them.
 
     Raises:
         TetherError: there is no such folder.
@@ -284,7 +287,7 @@ def list_pictures(root: str | Path) -> list[str]:
     root = os.fspath(root)
     if not os.path.isdir(root):
         raise TetherError(f"There is no folder {root}.")
-    names, visited = [], set()
+    names, others, visited = [], Counter(), set()
     for folder, folders, files in os.walk(root, followlinks=True):
         if (place := os.path.realpath(folder)) in visited:  # a link that leads back up would never end
             folders.clear()
@@ -293,6 +296,17 @@ def list_pictures(root: str | Path) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = os.path.relpath(folder, root).replace(os.sep, "/")
         for file in files:
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES:
+            if file.startswith("."):
+                continue
+            suffix = os.path.splitext(file)[1].lower()
+            if suffix in PICTURE_SUFFIXES:
                 names.append(file if inside == "." else f"{inside}/{file}")
+            else:
+                others[suffix or "no suffix"] += 1
+    if others:
+        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(5))
+        warnings.warn(
+            f"{root} holds {others.total():,} files that are no pictures of a known kind and are passed over: {kinds}.",
+            stacklevel=2,
+        )
     return sorted(names)

@@ -88,6 +88,11 @@ def run(
     benchmark = load_benchmark(recipe.data)
     if not len(benchmark.train):
         raise TetherError(f"{benchmark.name} has no training pictures; it can only be evaluated.")
+    if len(benchmark.class_names) < 2:
+        raise TetherError(
+            f"{benchmark.name} has only the class {benchmark.class_names[0]!r}; there is nothing to tell apart. "
+            "The training pictures lie in a folder for each class, of which there are two or more."
+        )
     if recipe.alpha.value == "auto" and not len(benchmark.validation):
         raise TetherError(
             "alpha.value=auto needs validation pictures; this data set has none. Give a number."
