@@ -217,11 +217,10 @@ def require_readable(benchmark: Benchmark, *, threads: int = 8) -> None:
     with ThreadPoolExecutor(threads) as pool:  # for slow disks; from memory one thread is as fast
         found = [unreadable for batch in pool.map(_not_whole, batches) for unreadable in batch]
     if found:
-        listing = "".join(f"\n  {item.reason}" for item in found[:10])
-        more = f"\n  and {len(found) - 10} more" if len(found) > 10 else ""
+        more = f" And {len(found) - 10} more." if len(found) > 10 else ""
         raise TetherError(
             f"{len(found)} of {len(images)} pictures of {benchmark.name} cannot be read; mend them or take them "
-            f"out:{listing}{more}"
+            f"out. {' '.join(item.reason for item in found[:10])}{more}"
         )
 
 

@@ -150,7 +150,7 @@ def _run(
             judged = judge(recipe, benchmark, model, delta, classifier, test=test, progress=progress)
     except TetherError as error:
         raise TetherError(
-            f"{error}\nThe training is done and kept: once this is mended, `tether train --resume {kept.path}` "
+            f"{error} The training is done and kept: once this is mended, `tether train --resume {kept.path}` "
             "goes on from there."
         ) from error
     results = {
