@@ -325,3 +325,17 @@ def test_a_single_class_is_refused(tiny_recipe, tmp_path):
     options = {**tiny_recipe, "data": {"method": "folder", "train": str(tmp_path / "data")}}
     with pytest.raises(TetherError, match="only the class 'cross'"):
         quiet(options, tmp_path / "runs")
+
+
+ONLY_TEXT = (
+    {"method": "r_adapter", "select": {"tower": "text"}},
+    {"method": "r_adapter", "rank": {"image": 0}},
+    {"method": "full", "exclude": ["visual.*"]},
+)
+
+
+@pytest.mark.parametrize("adapter", ONLY_TEXT)
+def test_cross_entropy_with_an_adapter_of_the_text_tower_alone_is_refused(adapter, tiny_recipe, tmp_path):
+    options = changed(tiny_recipe, adapter=adapter, objective={"method": "cross_entropy"})
+    with pytest.raises(TetherError, match="nothing but the head would be trained"):
+        quiet(options, tmp_path)

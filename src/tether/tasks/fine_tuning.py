@@ -130,6 +130,11 @@ def _run(
     model.module.requires_grad_(False)
     attached = None if frozen else attach(model, recipe.adapter, seed=recipe.training.seed)
     task = Classification(model, attached, recipe, benchmark, zero_shot)
+    if attached and set(task.named_parameters()) == {HEAD}:
+        raise TetherError(
+            "The adapter changes only the text tower, of which cross-entropy makes no use: nothing but the head "
+            "would be trained. Let it change the image tower, or say adapter.method=frozen for a linear probe."
+        )
     final = _train(task, attached, zero_shot, recipe, benchmark, kept, show_progress)
     head = final.get(HEAD)
     state = {name: tensor for name, tensor in final.items() if name != HEAD}
