@@ -20,8 +20,8 @@ test-gpu: setup
 	$(PYTHON) -m pytest -q -m gpu
 
 lint: setup
-	$(VENV)/bin/ruff check src tests benchmarks
-	$(VENV)/bin/ruff format --check src tests benchmarks
+	$(VENV)/bin/ruff check src tests benchmarks makers
+	$(VENV)/bin/ruff format --check src tests benchmarks makers
 
 setup: $(VENV)/.done
 
@@ -42,15 +42,15 @@ $(PACKAGES)/.done:
 	touch $@
 
 $(VENV)/.build: $(VENV)/.done
-	PATH="$(PATH):$(CURDIR)/$(VENV)/bin" uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable ".[build]"
+	PATH="$(PATH):$(CURDIR)/$(VENV)/bin" uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable . --group build
 	touch $@
 
 data: $(VENV)/.build packages
-	$(PYTHON) -m tether.data.build_emoji_shift $(PACKAGES) src/tether/data/emoji_shift
+	$(PYTHON) -m makers.emoji_shift $(PACKAGES) src/tether/data/emoji_shift
 
 pictures: build/pictures/pictures.json
 build/pictures/pictures.json: | $(VENV)/.build packages
-	$(PYTHON) -m tether.data.build_pretraining $(PACKAGES) build/pictures
+	$(PYTHON) -m makers.pretraining $(PACKAGES) build/pictures
 
 stem: build/stem.safetensors
 build/stem.safetensors: | setup
@@ -60,7 +60,7 @@ build/stem.safetensors: | setup
 # A second data set: letters and digits, split by typeface.
 typefaces: build/typefaces/CARD.md
 build/typefaces/CARD.md: | setup
-	$(PYTHON) -m tether.data.build_typefaces build/typeface-packages build/typefaces
+	$(PYTHON) -m makers.typefaces build/typeface-packages build/typefaces
 
 pretrain: pictures stem
 	$(TETHER) pretrain build/pictures --stem build/stem.safetensors

@@ -290,7 +290,7 @@ def test_an_empty_class(recipe, tiny_data, fails, tmp_path):
 # What goes wrong on the way: the run can be continued once it is mended
 
 
-@pytest.mark.parametrize("kind", ["unreadable", "gigantic"])
+@pytest.mark.parametrize("kind", ["damaged within", "cut short", "gigantic"])
 @pytest.mark.parametrize("split", ["train", "outline"])
 def test_a_bad_picture_is_named_and_the_run_goes_on_when_it_is_mended(
     recipe, trained, tiny_data, fails, tmp_path, kind, split
@@ -309,10 +309,14 @@ def test_a_bad_picture_is_named_and_the_run_goes_on_when_it_is_mended(
     examples = benchmark.train.examples if split == "train" else benchmark.tests["outline"].examples
     bad = tmp_path / "pictures" / split / examples[0].image.name
     good = bad.read_bytes()
-    bad.write_bytes(good[: len(good) // 2] if kind == "unreadable" else gigantic(good))
+    kinds = {"damaged within": damaged_within, "cut short": cut_short, "gigantic": gigantic}
+    bad.write_bytes(kinds[kind](good))
     line = fails("train", recipe, *data)
     assert str(bad) in line and ("pixels" in line if kind == "gigantic" else "damaged" in line)
     run = tmp_path / "runs" / "tiny-001"
+    if kind != "damaged within":  # seen before training
+        assert not run.exists()
+        return
     assert not (run / "result.json").exists() and not (run / "adapter").exists()
     assert not list(run.rglob("*.tmp"))
 
@@ -321,6 +325,16 @@ def test_a_bad_picture_is_named_and_the_run_goes_on_when_it_is_mended(
     assert (run / "adapter/adapter.safetensors").read_bytes() == (
         trained / "adapter/adapter.safetensors"
     ).read_bytes()
+
+
+def damaged_within(png):
+    """The same picture with a wrong bit where its pixels begin."""
+    place = png.index(b"IDAT") + 4
+    return png[:place] + bytes([png[place] ^ 1]) + png[place + 1 :]
+
+
+def cut_short(png):
+    return png[: len(png) // 2]
 
 
 def gigantic(png):

@@ -34,6 +34,7 @@ class Outer:
     shape: Round | Square = field(default_factory=Round)
     inner: Inner = field(default_factory=Inner)
     limit: float | None = None
+    count: int = 0
     alpha: float | dict[str, float] | str = 0.5
 
 
@@ -71,6 +72,8 @@ def test_defaults_fill_what_is_not_said():
         ({"name": "a", "inner": {"pair": [1]}}, "2 values"),
         ({"name": 3}, "name takes a text"),
         ({"name": "a", "limit": True}, "limit"),
+        ({"name": "a", "limit": 10**400}, "limit takes no number beyond 64 bits, found 10000"),
+        ({"name": "a", "count": 10**30}, "count takes no number beyond 64 bits"),
         ({"name": "a", "inner": 4}, "options by name"),
         ({}, "lacks name"),
     ],
@@ -125,3 +128,21 @@ def test_part_of_a_block_changes_the_default_of_the_block_and_not_that_of_its_cl
 def test_numbers_with_an_exponent_are_numbers_in_files_and_on_the_command_line(text, tmp_path):
     (tmp_path / "a.yaml").write_text(f"lr: {text}\n")
     assert read_yaml(tmp_path / "a.yaml") == override({}, [f"lr={text}"]) == {"lr": float(text)}
+
+
+@pytest.mark.parametrize(
+    "text", ("a: 1\nb: {c: 2}\na: 3\n", "x: 1\nb:\n  a: 2\n  a: 2\n", "b: [{a: 1,\n  c: 2,\n  a: 1}]\n")
+)
+def test_a_key_given_twice_is_refused_with_its_line(text, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    line = len(text.splitlines())
+    with pytest.raises(TetherError, match=rf"a\.yaml .*a is given twice .*line {line}"):
+        read_yaml(tmp_path / "a.yaml")
+
+
+def test_an_impossible_date_is_refused_as_yaml(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: 2020-13-45\n")
+    with pytest.raises(TetherError, match="not valid YAML: month"):
+        read_yaml(tmp_path / "a.yaml")
+    with pytest.raises(TetherError, match="not a valid value: month"):
+        override({}, ["a=2020-13-45"])

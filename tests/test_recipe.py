@@ -44,6 +44,8 @@ def test_overrides_reach_nested_options():
         (["objective.method=cross_entropy", "objective.smoothing=3"], "less than 1"),
         (["optimizer.lr=0"], "positive"),
         (["data.fold=7"], "folds 0, 1 and 2"),
+        (["training.seed=" + "9" * 30], "training.seed takes no number beyond 64 bits"),
+        (["optimizer.lr=0", "name=b"], "^r-adapter with optimizer.lr=0 name=b: "),
     ],
 )
 def test_a_wrong_recipe_is_refused_when_it_is_read(overrides, told):
@@ -74,3 +76,16 @@ def test_recipes_that_extend_each_other_are_refused(tmp_path):
     (tmp_path / "b.yaml").write_text("extends: a.yaml\nname: b\n")
     with pytest.raises(TetherError, match="extends itself"):
         recipes.read(tmp_path / "a.yaml")
+
+
+def test_a_wrong_option_in_a_file_names_the_file(tmp_path):
+    (tmp_path / "own.yaml").write_text("extends: r-adapter\noptimizer: {lrr: 1e-5}\n")
+    with pytest.raises(TetherError, match=r"own\.yaml: There is no option 'optimizer\.lrr'"):
+        recipes.read(tmp_path / "own.yaml")
+
+
+@pytest.mark.parametrize("parent", ("[r-adapter]", "{a: 1}", "3", "false"))
+def test_a_recipe_extends_one_other(parent, tmp_path):
+    (tmp_path / "own.yaml").write_text(f"extends: {parent}\nname: own\n")
+    with pytest.raises(TetherError, match=r"own\.yaml: extends takes the name or path of one recipe"):
+        recipes.read(tmp_path / "own.yaml")

@@ -42,6 +42,8 @@ def build(kind: Any, value: Any, where: str = "") -> Any:
         )
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {name: build(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise TetherError(f"{where} takes no number beyond 64 bits, found {str(value)[:20]}….")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is Path and isinstance(value, str):
@@ -69,13 +71,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping.
 
     Raises:
-        TetherError: it is missing, not YAML, or something else than a mapping.
+        TetherError: it is missing, not YAML, says something twice, or is something else than a mapping.
     """
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError as error:
         raise TetherError(f"There is no file {path}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise TetherError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise TetherError(f"{path} should hold options by name, found {type(value).__name__}.")
@@ -202,12 +204,23 @@ def _name(kind: Any) -> str:
 def _scalar(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date of month 13 is a ValueError
         raise TetherError(f"{text!r} is not a valid value: {error}") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-3 as a number, as YAML 1.2 does; PyYAML's 1.1 takes it for a text."""
+    """YAML that reads 1e-3 as a number and refuses a key that is given twice, both as YAML 1.2 does.
+
+    PyYAML's 1.1 takes the one for a text, and silently the last of the other.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

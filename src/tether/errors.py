@@ -5,6 +5,11 @@ class TetherError(ValueError):
     """Something the user gave or has does not fit; the message says what was expected, found, and what to do."""
 
 
+def without_traceback(error: TetherError) -> TetherError:
+    """The error as it was raised in a DataLoader's worker, where torch puts the whole traceback before its text."""
+    return TetherError(str(error).rpartition(f"{TetherError.__module__}.TetherError: ")[2].strip())
+
+
 def near_misses(name: str, known: list[str] | tuple[str, ...], count: int = 3) -> str:
     """A clause such as `; did you mean 'a' or 'b'?` with the known words nearest to `name`, or all if none is near."""
     import difflib

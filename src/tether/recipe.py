@@ -151,7 +151,12 @@ def read(source: str | Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         TetherError: there is no such recipe, or an option is wrong.
     """
-    return from_plain(override(_options(_find(source), ()), overrides or []))
+    options = _options(_find(source), ())
+    try:
+        return from_plain(override(options, overrides or []))
+    except TetherError as error:
+        place = f"{source} with {' '.join(overrides)}" if overrides else source
+        raise TetherError(f"{place}: {error}") from error
 
 
 def from_plain(options: Mapping[str, Any]) -> Recipe:
@@ -183,7 +188,9 @@ def _options(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     parent = options.pop("extends", None)
     if parent is None:
         return options
-    beside = path.parent / str(parent)
+    if not isinstance(parent, str):
+        raise TetherError(f"{path}: extends takes the name or path of one recipe, found {parent!r}.")
+    beside = path.parent / parent
     found = beside if beside.suffix in (".yaml", ".yml") else _find(parent)
     return merged(_options(found, (*children, path.resolve())), options)
 

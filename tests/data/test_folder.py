@@ -99,9 +99,14 @@ def test_folders_that_do_not_fit(photo, tmp_path, class_tree, noise):
     with pytest.raises(TetherError, match="no pictures in them"):
         load_benchmark(FolderConfig(train=str(tmp_path / "bare")))
     (photo / "empty").mkdir()
-    with pytest.raises(TetherError, match="no training picture: empty"):
+    with pytest.raises(
+        TetherError, match=r"1 of 3 class folders in .*, such as 'empty'\. Add pictures \(\.avif"
+    ):
         load_benchmark(FolderConfig(train=str(photo)))
     (photo / "empty").rmdir()
+    class_tree(tmp_path / "drawn", {"hot_dog": 1, "sea  lion": 0})
+    with pytest.raises(TetherError, match=r"1 of 2 class folders .*'sea  lion'"):
+        load_benchmark(FolderConfig(train=str(photo), shifted={"drawn": str(tmp_path / "drawn")}))
     noise().save(photo / "loose.png")
     with pytest.raises(TetherError, match=r"outside any class folder, such as 'loose\.png'"):
         load_benchmark(FolderConfig(train=str(photo)))

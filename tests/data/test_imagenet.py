@@ -51,7 +51,8 @@ def test_a_part_of_a_set_is_refused_or_named(tmp_path, class_tree):
     class_tree(tmp_path, dict.fromkeys(["n1"], 3), suffix=".JPEG")
     with pytest.raises(TetherError, match="Toy has 4 pictures, but 3 are in"):
         read_set(tmp_path, layout)
-    partial = read_set(tmp_path, layout, allow_partial=True)
+    with pytest.warns(UserWarning, match="Toy is not whole: 3 of 4 pictures"):
+        partial = read_set(tmp_path, layout, allow_partial=True)
     assert partial.convention == "scored over all 1,000 classes; PARTIAL: 3 of 4 pictures"
     assert partial.class_mask is None
     class_tree(tmp_path, dict.fromkeys(["n9"], 1), suffix=".JPEG")
@@ -59,6 +60,7 @@ def test_a_part_of_a_set_is_refused_or_named(tmp_path, class_tree):
         read_set(tmp_path, layout, allow_partial=True)
 
 
+@pytest.mark.filterwarnings("ignore:.* is not whole")
 def test_the_whole_family(tmp_path, noise, class_tree, objectnet, monkeypatch):
     some = wnids()[:3]
     class_tree(tmp_path / "in/train", dict.fromkeys(wnids(), 1), suffix=".JPEG")

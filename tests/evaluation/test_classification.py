@@ -1,9 +1,11 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tether.data.dataset import ImageDataset
+from tether.data.records import Example, ImageRef
 from tether.data.transforms import test_transform as plain_transform
 from tether.errors import TetherError
 from tether.evaluation.classification import alpha_sweep, evaluate
@@ -208,6 +210,15 @@ def test_worker_processes_change_nothing(model, splits):
     only = {"plain": splits["plain"]}
     alone, shared = (evaluate(model, only, classifier, workers=workers)["plain"] for workers in (0, 2))
     assert same(alone, shared)
+
+
+@pytest.mark.parametrize("workers", (0, 1))
+def test_a_broken_picture_is_named_without_a_traceback(model, splits, tmp_path, workers):
+    (tmp_path / "broken.png").write_bytes(b"half a pic")
+    broken = replace(splits["plain"], examples=(Example(ImageRef(str(tmp_path), "broken.png"), 0),))
+    classifier = zero_shot_classifier(model, NAMES, TEMPLATES)
+    with pytest.raises(TetherError, match=r"^Cannot read the picture \S*broken\.png: .*\.$"):
+        evaluate(model, {"broken": broken}, classifier, workers=workers)
 
 
 def test_nan_is_refused_and_named(model, splits):

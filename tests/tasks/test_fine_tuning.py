@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import replace
+from shutil import copytree
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import tether.data.dataset
 from tether import recipe as recipes
@@ -289,3 +291,65 @@ def test_a_run_explains_itself_whatever_its_name(tiny_recipe, tmp_path):
     page = (outcome.run / "report.html").read_text()
     for text in ("tuned on ", "Against the zero-shot model, tuned changes", "outline", "data:image"):
         assert text in page
+
+
+def test_a_broken_test_picture_is_found_before_training(tiny_recipe, tmp_path):
+    copytree(tiny_recipe["data"]["shifted"]["outline"], tmp_path / "outline")
+    (tmp_path / "outline" / "cross" / "1.png").write_bytes(b"half a pic")
+    options = changed(tiny_recipe, data={"shifted": {"outline": str(tmp_path / "outline")}})
+    with pytest.raises(TetherError, match=r"1 of 42 pictures(?s:.)*cross/1\.png"):
+        quiet(options, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_picture_that_breaks_in_evaluation_loses_no_training(tiny_recipe, tmp_path, monkeypatch):
+    copytree(tiny_recipe["data"]["shifted"]["outline"], tmp_path / "outline")
+    file = tmp_path / "outline" / "cross" / "1.png"
+    whole = file.read_bytes()
+    options = changed(tiny_recipe, data={"shifted": {"outline": str(tmp_path / "outline")}})
+    damaged = bytearray(whole)
+    damaged[whole.index(b"IDAT") + 8] ^= 255  # between a whole header and a whole end
+    file.write_bytes(damaged)
+    with pytest.raises(TetherError, match=r"cross/1\.png(?s:.)*--resume .*tiny-001"):
+        quiet(options, tmp_path / "runs")
+    file.write_bytes(whole)
+    monkeypatch.setattr(tether.tasks.classification.Classification, "loss", None)  # nothing is trained again
+    outcome = quiet(options, tmp_path / "runs", resume=tmp_path / "runs" / "tiny-001")
+    assert len(outcome.test.at(1.0)["outline"].predictions) == 12
+
+
+def test_workers_read_for_the_evaluation_too_and_change_nothing(tiny_recipe, tmp_path, monkeypatch):
+    counts = []
+
+    def spy(*arguments, num_workers):
+        counts.append(num_workers)
+        return DataLoader(*arguments, num_workers=num_workers)
+
+    monkeypatch.setattr("tether.evaluation.classification.DataLoader", spy)
+    alone = quiet(changed(tiny_recipe, training={"epochs": 1}), tmp_path)
+    assert set(counts) == {0}
+    counts.clear()
+    helped = quiet(changed(tiny_recipe, training={"epochs": 1, "workers": 1}), tmp_path)
+    assert set(counts) == {1}
+    assert torch.equal(confidences(helped.test.at(0.5)), confidences(alone.test.at(0.5)))
+
+
+def test_a_single_class_is_refused(tiny_recipe, tmp_path):
+    copytree(f"{tiny_recipe['data']['train']}/cross", tmp_path / "data" / "cross")
+    options = {**tiny_recipe, "data": {"method": "folder", "train": str(tmp_path / "data")}}
+    with pytest.raises(TetherError, match="only the class 'cross'"):
+        quiet(options, tmp_path / "runs")
+
+
+ONLY_TEXT = (
+    {"method": "r_adapter", "select": {"tower": "text"}},
+    {"method": "r_adapter", "rank": {"image": 0}},
+    {"method": "full", "exclude": ["visual.*"]},
+)
+
+
+@pytest.mark.parametrize("adapter", ONLY_TEXT)
+def test_cross_entropy_with_an_adapter_of_the_text_tower_alone_is_refused(adapter, tiny_recipe, tmp_path):
+    options = changed(tiny_recipe, adapter=adapter, objective={"method": "cross_entropy"})
+    with pytest.raises(TetherError, match="nothing but the head would be trained"):
+        quiet(options, tmp_path)

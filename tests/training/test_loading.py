@@ -66,6 +66,9 @@ def test_an_error_of_the_data_set_is_passed_on_as_it_is():
         for workers in (0, 1):
             with pytest.raises(error, match="picture 7 is not readable"):
                 list(load(Broken(), plan, workers=workers))
+    error = TetherError
+    with pytest.raises(TetherError, match=r"^picture 7 is not readable$"):  # without torch's traceback
+        list(load(Broken(), plan, workers=1))
 
 
 def test_loading_leaves_the_random_stream_alone():

@@ -26,6 +26,7 @@ _HOME = {
     "imagenet_templates": "prompts",
     "normalize": "transforms",
     "read_image": "reading",
+    "require_readable": "reading",
     "simulated_shifts": "simulated",
     "split_by_identity": "splitting",
     "templates": "prompts",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from tether.config import method
 from tether.data.corrupted_tests import CorruptedTests, check_choice
 from tether.data.prompts import templates
-from tether.data.reading import list_pictures
+from tether.data.reading import PICTURE_SUFFIXES, list_pictures
 from tether.data.records import Benchmark, Example, ImageRef, Split, distinct
 from tether.data.splitting import split_by_identity
 from tether.errors import TetherError, near_misses
@@ -62,7 +63,7 @@ def load(config: FolderConfig) -> Benchmark:
     """Read the folders' listings; pictures are read when they are used.
 
     Raises:
-        TetherError: a missing or empty folder, pictures outside class folders, a shifted domain with an
+        TetherError: a missing or empty root or class folder, pictures outside class folders, a shifted domain with an
             unknown class, names that do not fit the folders.
     """
     folders = class_folders(config.train)
@@ -118,11 +119,16 @@ def completeness(name: str, root: Path, found: int, expected: int, allow_partial
             f"{name} has {expected:,} pictures, but {found:,} are in {root}. Numbers on a part are not "
             "comparable; complete the set, or set allow_partial=True, and every report will say so."
         )
+    warnings.warn(
+        f"{name} is not whole: {found:,} of {expected:,} pictures are in {root}; every report will say so.",
+        stacklevel=2,
+    )
     return f"; PARTIAL: {found:,} of {expected:,} pictures"
 
 
 def _examples(root: str, label_of: Mapping[str, int], role: str) -> tuple[Example, ...]:
-    for folder in class_folders(root):
+    folders = class_folders(root)
+    for folder in folders:
         if folder not in label_of:
             raise TetherError(
                 f"{root} has a folder {folder!r} that is no class{near_misses(folder, tuple(label_of))}"
@@ -143,6 +149,12 @@ def _examples(root: str, label_of: Mapping[str, int], role: str) -> tuple[Exampl
         )
     if not examples:
         raise TetherError(f"{root} holds class folders, but no pictures in them.")
+    filled = {example.image.name.partition("/")[0] for example in examples}
+    if empty := [folder for folder in folders if folder not in filled]:
+        raise TetherError(
+            f"{len(empty)} of {len(folders)} class folders in {root} hold no picture of a known kind, such as "
+            f"{empty[0]!r}. Add pictures ({', '.join(sorted(PICTURE_SUFFIXES))}), or take these folders out."
+        )
     return tuple(examples)
 
 

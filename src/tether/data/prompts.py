@@ -6,7 +6,7 @@ from functools import cache
 from tether.errors import TetherError, near_misses
 
 # The prompts CLIP was evaluated with, per kind of data set (Radford et al. 2021, section 3.1.4; also CoOp's
-# hand-made prompts, Zhou et al. 2022, Table 1); "characters" is for `tether.data.build_typefaces`.
+# hand-made prompts, Zhou et al. 2022, Table 1); "characters" is for `makers.typefaces`.
 TEMPLATE_SETS = {
     "photo": ("a photo of a {}.",),
     "aircraft": ("a photo of a {}, a type of aircraft.",),

@@ -16,7 +16,7 @@ from tether.data.dataset import ImageDataset
 from tether.data.records import Split
 from tether.data.transforms import test_transform
 from tether.ensembles.weight_space import WeightPath
-from tether.errors import TetherError
+from tether.errors import TetherError, without_traceback
 from tether.evaluation.classifier import Classifier, Progress, evaluating
 from tether.evaluation.metrics import label_rank, once_by_index
 from tether.evaluation.scores import SplitScores, Sweep, alpha_text
@@ -168,8 +168,11 @@ def batches_of(
 ) -> Iterator[tuple[Float[Tensor, "b 3 h w"], Int[Tensor, " b"]]]:
     """Pixels, where the model computes, and numbers of this process's pictures; shares are equally long."""
     data = open_split(split) if open_split else ImageDataset(split, test_transform(model.image))
-    for batch in DataLoader(Subset(data, share_of_process(len(split))), batch_size, num_workers=workers):
-        yield batch["pixels"].to(model.device), batch["index"]
+    try:
+        for batch in DataLoader(Subset(data, share_of_process(len(split))), batch_size, num_workers=workers):
+            yield batch["pixels"].to(model.device), batch["index"]
+    except TetherError as error:
+        raise without_traceback(error) from error
 
 
 class Scorer:

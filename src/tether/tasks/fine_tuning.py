@@ -19,7 +19,7 @@ from tether._files import read_json, write_json
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
 from tether.config import plain
-from tether.data import ImageDataset, load_benchmark, test_transform, train_transform
+from tether.data import ImageDataset, load_benchmark, require_readable, test_transform, train_transform
 from tether.data.records import Benchmark
 from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
@@ -90,12 +90,19 @@ def run(
     benchmark = load_benchmark(recipe.data)
     if not len(benchmark.train):
         raise TetherError(f"{benchmark.name} has no training pictures; it can only be evaluated.")
+    if len(benchmark.class_names) < 2:
+        raise TetherError(
+            f"{benchmark.name} has only the class {benchmark.class_names[0]!r}; there is nothing to tell apart. "
+            "The training pictures lie in a folder for each class, of which there are two or more."
+        )
     if recipe.alpha.value == "auto" and not len(benchmark.validation):
         raise TetherError(
             "alpha.value=auto needs validation pictures; this data set has none. Give a number."
         )
     if recipe.ensemble and needs_validation(recipe.ensemble) and not len(benchmark.validation):
         raise TetherError("This ensemble is fitted on validation pictures; this data set has none.")
+    if not from_main(lambda: resume is not None and is_finished(resume, test)):
+        from_main(lambda: require_readable(benchmark))  # now, not when a test picture's turn comes
     directory = RunDirectory.open(resume) if resume else RunDirectory.create(root, recipe.name)
     with directory as kept:
         may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
@@ -134,6 +141,11 @@ def _run(
     model.module.requires_grad_(False)
     attached = None if frozen else attach(model, recipe.adapter, seed=recipe.training.seed)
     task = Classification(model, attached, recipe, benchmark, zero_shot)
+    if attached and set(task.named_parameters()) == {HEAD}:
+        raise TetherError(
+            "The adapter changes only the text tower, of which cross-entropy makes no use: nothing but the head "
+            "would be trained. Let it change the image tower, or say adapter.method=frozen for a linear probe."
+        )
     final = _train(task, attached, zero_shot, recipe, benchmark, kept, show_progress)
     head = final.get(HEAD)
     state = {name: tensor for name, tensor in final.items() if name != HEAD}
@@ -149,8 +161,14 @@ def _run(
         weight = class_embeddings(model, benchmark.class_names, benchmark.templates)
         return Classifier(weight=weight, scale=model.logit_scale)
 
-    with attached.ordinary() if attached else nullcontext():
-        judged = judge(recipe, benchmark, model, delta, classifier, test=test, progress=progress)
+    try:
+        with attached.ordinary() if attached else nullcontext():
+            judged = judge(recipe, benchmark, model, delta, classifier, test=test, progress=progress)
+    except TetherError as error:
+        raise TetherError(
+            f"{error} The training is done and kept: once this is mended, `tether train --resume {kept.path}` "
+            "goes on from there."
+        ) from error
     results = {
         "alpha": plain(judged.alpha),
         "alpha_reason": judged.reason,

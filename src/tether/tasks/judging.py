@@ -47,8 +47,9 @@ def judge(
         classifier: of the weights at an alpha.
         test: whether the test splits are looked at.
     """
+    reading = {"workers": recipe.training.workers, "progress": progress}
     if recipe.ensemble:
-        pair = Pair.of(model, delta, classifier, progress=progress)
+        pair = Pair.of(model, delta, classifier, **reading)
         parts = {"train": benchmark.train, "validation": benchmark.validation}
         ensemble = combine(recipe.ensemble, pair, **parts, seed=recipe.training.seed)
         return Judgement(
@@ -60,7 +61,7 @@ def judge(
         )
 
     def sweep(splits: Mapping[str, Any], alphas: list[Alpha]) -> Sweep:
-        return alpha_sweep(model, delta, splits, alphas, classifier, progress=progress)
+        return alpha_sweep(model, delta, splits, alphas, classifier, **reading)
 
     alpha, reason, validation = _choose(recipe, benchmark, sweep)
     curve = recipe.alpha.grid if recipe.alpha.curve else ()

@@ -26,6 +26,7 @@ class FitConfig:
     non_finite: Literal["stop", "skip"] = "stop"
     """What to do when a loss or gradient is NaN or infinite; "skip" looks at every step, slow on a GPU."""
     workers: int = 0
+    """Processes that read pictures, in training and in the evaluation after it; 0 reads in the run's own."""
     log_every: int = 20
     checkpoint_every: int | None = None
     """Steps between checkpoints; None for the end of every epoch. There is always one at the end."""

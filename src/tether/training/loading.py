@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tether.errors import TetherError
+from tether.errors import TetherError, without_traceback
 
 Key = tuple[int, int]
 """(epoch, index): what a data set is asked for."""
@@ -48,6 +48,8 @@ def load(
                 yield batch
                 done += 1
             return
+        except TetherError as error:
+            raise without_traceback(error) from error
         except (RuntimeError, ConnectionError, EOFError) as error:
             if workers == 0 or str(error).startswith("Caught "):  # the data set's own error
                 raise

@@ -1,4 +1,4 @@
-"""Make the built-in data set `emoji-shift` from its npm packages: `python -m tether.data.build_emoji_shift PACKAGES OUT`.
+"""Make the built-in data set `emoji-shift` from its npm packages: `python -m makers.emoji_shift PACKAGES OUT`.
 
 The product is committed as package data: one zip of WebP pictures per vendor, `index.json` (words, class, identity
 and fold of every emoji; source, licence, count and hash of every vendor) and `CARD.md`.
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from makers._building import command, write_zip
+from makers._emoji_sources import Emoji, IconSet, Packages, render
 from tether._files import sha256_file, write_atomically, write_json
-from tether.data.building import command, write_zip
 from tether.data.emoji_classes import CLASS_NAMES
-from tether.data.emoji_sources import Emoji, IconSet, Packages, render
 
 SIZE, QUALITY, FOLDS = 128, 80, 3
 IN_DISTRIBUTION = "twemoji"

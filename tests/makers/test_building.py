@@ -5,8 +5,8 @@ import zipfile
 
 import pytest
 
+from makers._building import command, write_zip
 from tether._files import sha256_file
-from tether.data.building import command, write_zip
 from tether.data.emoji_shift import FOLDER
 from tether.errors import TetherError
 

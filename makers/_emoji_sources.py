@@ -2,7 +2,7 @@
 
 Used only when the built-in data is made (`make data`) and when the built-in model is pre-trained; both need the
 unpacked packages `@iconify/json` (SVG bodies of some 240 icon sets) and `emojibase-data` (Unicode CLDR names,
-keywords, groups) and the extra `tether[build]` (resvg).
+keywords, groups) and the dependency group `build` (resvg).
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Make the data set `typefaces` from npm packages: `python -m tether.data.build_typefaces PACKAGES OUT`.
+"""Make the data set `typefaces` from npm packages: `python -m makers.typefaces PACKAGES OUT`.
 
 Letters and digits in some 190 typefaces. Text faces (serif and sans-serif) are the in-distribution domain;
 monospaced faces, handwriting, script and display faces are shifted ones. Split by typeface: a typeface that is
@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from makers._building import command, write_zip
+from makers._typeface_sources import LICENCES, TYPEFACES, Typeface, fetch, read_typeface
 from tether._files import sha256_file, write_atomically
-from tether.data.building import command, write_zip
-from tether.data.typeface_sources import LICENCES, TYPEFACES, Typeface, fetch, read_typeface
 from tether.errors import TetherError
 
 SIZE, INK, DRAWN = 96, 72, 160
@@ -163,7 +163,7 @@ def card(drawn: Sequence[Drawn], closest: tuple[float, str, str], pictures: str,
     return f"""# typefaces
 
 Letters and digits in {len(drawn)} typefaces, black on white, {SIZE} × {SIZE} pixels. Made by
-`python -m tether.data.build_typefaces` from npm packages of Fontsource; this card is written by the same command.
+`python -m makers.typefaces` from npm packages of Fontsource; this card is written by the same command.
 
 **Task.** Which of 36 characters is shown, 26 letters and 10 digits? The two cases of a letter are one class. The
 small l is left out (many typefaces draw it like I or 1), and so is a small letter that is drawn like its capital.

@@ -1,4 +1,4 @@
-"""Make the built-in model's pre-training pictures: `python -m tether.data.build_pretraining PACKAGES OUT`.
+"""Make the built-in model's pre-training pictures: `python -m makers.pretraining PACKAGES OUT`.
 
 Emoji of vendors that `emoji-shift` does not use, and general icon sets whose licence asks for no more than naming
 them. The product (`pictures.zip` with transparent pictures, `pictures.json` with names and captions) is large and
@@ -11,11 +11,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from makers._building import command, member
+from makers._emoji_sources import Emoji, Packages, render, words_of
+from makers.emoji_shift import SIZE
 from tether._files import write_atomically, write_json
-from tether.data.build_emoji_shift import SIZE
-from tether.data.building import command, member
 from tether.data.emoji_classes import CLASS_NAMES
-from tether.data.emoji_sources import Emoji, Packages, render, words_of
 
 VENDORS = ("emojione", "noto-v1", "streamline-emojis")
 LICENCES = ("MIT", "Apache-2.0", "ISC", "CC0-1.0", "CC-BY-4.0", "CC-BY-3.0", "BSD-3-Clause", "Unlicense")

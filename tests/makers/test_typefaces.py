@@ -9,10 +9,10 @@ import pytest
 from fontTools.ttLib import TTFont
 from PIL import ImageFont, ImageOps
 
+from makers._typeface_sources import TYPEFACES, fetch, read_typeface
+from makers.typefaces import CHARACTERS, assign_splits, build, describe
 from tether._files import sha256_file
 from tether.data import ManifestConfig, load_benchmark, read_image
-from tether.data.build_typefaces import CHARACTERS, assign_splits, build, describe
-from tether.data.typeface_sources import TYPEFACES, fetch, read_typeface
 from tether.errors import TetherError
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts/ttf"
