@@ -14,9 +14,9 @@ from tether.training.sampler import Batches
 def inseparable(micro_batch: int) -> TetherError:
     """Gradient accumulation was asked for with a loss that does not allow it."""
     return TetherError(
-        f"micro_batch={micro_batch} would change the result: this task's loss compares the examples of a "
-        f"batch with each other, so it is not the mean of the losses of its pieces. Leave micro_batch out, "
-        f"or use a smaller batch_size (or more processes)."
+        f"micro_batch={micro_batch} would change the result: this task's loss, or a regularizer added to it, "
+        f"looks at the examples of a batch together, so it is not the mean of the losses of its pieces. Leave "
+        f"micro_batch out, or use a smaller batch_size (or more processes)."
     )
 
 
