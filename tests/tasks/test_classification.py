@@ -69,8 +69,14 @@ def test_a_run_learns_and_keeps_its_logit_scale(objective, tiny_recipe, tmp_path
 
 @pytest.mark.parametrize(
     ("term", "separable"),
-    [(None, True), ("car_ft", True), ("lipsum_ft", True), ("l2_sp_penalty", True)]
-    + [("star_ft", False), ("function_space", False)],
+    [
+        (None, True),
+        ("car_ft", True),
+        ("lipsum_ft", True),
+        ("l2_sp_penalty", True),
+        ("star_ft", False),
+        ("function_space", False),
+    ],
 )
 def test_a_batch_is_taken_in_pieces_only_where_no_term_looks_at_it_as_a_whole(
     term, separable, tiny_recipe, tmp_path
