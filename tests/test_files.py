@@ -1,9 +1,11 @@
 """Files that are written whole or not at all, and that others may read as any other file."""
 
+from threading import Barrier, Thread
+
 import pytest
 import torch
 
-from tether._files import read_tensors, write_tensors
+from tether._files import new_folder, read_tensors, write_atomically, write_tensors
 from tether.errors import TetherError
 
 
@@ -35,3 +37,34 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         write_tensors(path, {"a": torch.zeros(1)})
     assert torch.equal(read_tensors(path)["a"], torch.ones(1))
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("write", [write_atomically, lambda path, fill: new_folder(path).__enter__()])
+def test_a_parent_that_is_no_folder_is_named(tmp_path, write):
+    (tmp_path / "file").touch()
+    with pytest.raises(TetherError, match=r"Could not write .*file/a: (Not a directory|File exists)"):
+        write(tmp_path / "file" / "a", lambda path: path.touch())
+
+
+def test_two_writers_of_a_file_do_not_meet(tmp_path):
+    """As two threads, or two machines with equal process numbers on a shared folder."""
+    both, used, errors = Barrier(2, timeout=20), [], []
+
+    def fill(path):
+        used.append(path)
+        path.write_text("whole")
+        both.wait()
+
+    def write():
+        try:
+            write_atomically(tmp_path / "a", fill)
+        except TetherError as error:
+            errors.append(error)
+
+    threads = [Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and used[0] != used[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -104,7 +104,9 @@ def average_gradients(
     """Replace every gradient by its mean over the processes, in one all-reduce; return the mean of `extras`.
 
     A missing gradient counts as zero, on one process as on many: an adapter that was dropped everywhere still
-    takes its optimizer step with gradient zero, and one dropped on a single process makes nobody wait.
+    takes its optimizer step with gradient zero, and one dropped on a single process makes nobody wait. So a tensor
+    whose first real gradient comes late has its optimizer clock (bias corrections, first radii) started at step 0
+    all the same.
     """
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     if world_size() == 1:

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tether.errors import TetherError
+
+
+def temporary_beside(path: Path) -> Path:
+    """A hidden sibling for what is to become `path`: no two writers have the same, of whatever machine."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -25,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         TetherError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -43,7 +49,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             f"space or choose another folder, and run again."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # such as a parent that is no folder: the error above says so
+            temporary.unlink(missing_ok=True)
 
 
 def refuse_existing(out: Path) -> None:
@@ -63,7 +70,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         TetherError: the disk is full or the folder cannot be written.
     """
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(out)
     try:
         temporary.mkdir(parents=True)
         yield temporary

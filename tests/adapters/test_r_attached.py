@@ -213,6 +213,37 @@ def test_only_adapters_get_gradients_and_detach_restores_what_required_them():
     assert {name: p.requires_grad for name, p in model.named_parameters()} == before
 
 
+def test_a_training_forward_for_which_nothing_was_drawn_warns():
+    """And no other: not evaluation, nor a forward without gradients, nor one in the middle of a step."""
+    model = open_clip_model().train()
+    attached = attach(model, RAdapterConfig(drop=0.3))
+    disturb(attached)
+    undropped = "drop=0.3 is in training mode, but begin_step has drawn nothing"
+    with pytest.warns(UserWarning, match=undropped):
+        found = features(model)
+    with torch.no_grad():
+        features(model)
+    attached.eval_mode()
+    torch.testing.assert_close(features(model), found)
+    attached.train_mode()
+    with pytest.warns(UserWarning, match=undropped):
+        features(model)
+    for step in range(8):
+        attached.begin_step(step, KEYS, KEYS)
+        dropped = features(model)
+        with attached.ordinary():
+            features(model)
+        attached.train_mode()
+        assert all(torch.equal(a, b) for a, b in zip(features(model), dropped, strict=True))
+    attached.begin_step(8, KEYS)  # no text is run, it says
+    model.encode_image(pixels())
+    with pytest.warns(UserWarning, match=undropped):
+        model.encode_text(tokens())
+    attached.detach()
+    attach(model, RAdapterConfig(drop=0.0))
+    features(model)
+
+
 def loss(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
     """A sum over rows, so that it can be split."""
     weights = torch.linspace(-1, 1, 12)

@@ -71,6 +71,19 @@ def test_distance_is_that_of_sorting_all_of_them(size, k, order, length):
     )
 
 
+@pytest.mark.parametrize("chunk", [1, 40, 75, 10**6])
+def test_features_are_compared_in_chunks_without_another_result(chunk, monkeypatch):
+    features, failures = randn(23, 8), randn(15, 8, seed=1)
+    largest = []
+    whole = neighbour_distance(features, failures, 3)
+    topk = torch.Tensor.topk
+    monkeypatch.setattr("tether.ensembles.vrf._CHUNK", chunk)
+    monkeypatch.setattr(torch.Tensor, "topk", lambda own, k: largest.append(own.numel()) or topk(own, k))
+    torch.testing.assert_close(neighbour_distance(features, failures, 3), whole, rtol=0, atol=1e-14)
+    assert max(largest) <= max(chunk, len(failures))
+    assert neighbour_distance(features[:0], failures, 3).shape == (0,)
+
+
 def test_a_failure_itself_is_at_distance_0_in_half_precision_and_under_autocast():
     features = randn(5, 16).half()
     with torch.autocast("cpu", dtype=torch.bfloat16):

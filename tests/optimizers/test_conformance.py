@@ -201,10 +201,63 @@ def test_loading_refuses_what_does_not_fit():
         make("FTP", "adamw", parameters({**SHAPES, "matrix": (4, 3)})).load_state_dict(saved)
     with pytest.raises(TetherError, match=r"lacks .*momentum_buffer"):
         make("FTP", "nesterov", parameters()).load_state_dict(saved)
-    with pytest.raises(TetherError, match="besides"):
-        make("FTP", "adamw", parameters(), exclude=["matrix"]).load_state_dict(saved)
-    with pytest.raises(TetherError, match=r"\['anchor'\] besides"):
-        make("FTP", "adamw", parameters(), anchors="zero").load_state_dict(saved)
+
+
+@methods
+def test_a_state_is_loaded_only_where_tensors_are_treated_alike(method):
+    """Also where the states have the same parts, as those of an excluded and a zero-anchored tensor have."""
+    frozen = {name: param.detach() + 0.1 for name, param in parameters().items()}
+    ways = {
+        "excluded": ({"exclude": ["*"]}, "excluded"),
+        "zero": ({"anchors": "zero"}, "anchored at zero"),
+        "start": ({}, "anchored at its start"),
+        "given": ({"anchors": frozen}, "anchored at a given tensor"),
+    }
+    for saved_way, (saved_options, saved_words) in ways.items():
+        first = make(method, "adamw", parameters(), **saved_options)
+        for way, (options, words) in ways.items():
+            params = parameters()
+            second = make(method, "adamw", params, **options)
+            if way == saved_way:
+                second.load_state_dict(first.state_dict())
+                continue
+            with pytest.raises(
+                TetherError, match=f"scalar was saved as {saved_words}, and here it is {words}"
+            ):
+                second.load_state_dict(first.state_dict())
+            params["scalar"].requires_grad_(False)  # a frozen tensor has no state that could be compared
+            third = make(method, "adamw", params, **options)
+            with pytest.raises(
+                TetherError, match=f"scalar was saved as {saved_words}, and here it is {words}"
+            ):
+                third.load_state_dict(first.state_dict())
+
+
+@methods
+def test_a_state_with_given_anchors_goes_on_with_the_same_ones_only(method):
+    frozen = {name: param.detach() + 0.1 for name, param in parameters().items()}
+    params = parameters()
+    first = make(method, "adamw", params, anchors=frozen)
+    advance(first, params, range(3))
+    saved = through_files(first.state_dict())
+
+    resumed = {name: torch.nn.Parameter(value) for name, value in values(params).items()}
+    second = make(method, "adamw", resumed, anchors=frozen)
+    second.load_state_dict(saved)
+    assert all(second.state[resumed[name]]["anchor"] is second._given[resumed[name]] for name in SHAPES)
+    used = {state["anchor"].data_ptr() for state in second.state.values()}
+    assert used == {anchor.data_ptr() for anchor in frozen.values()}  # still without a copy
+    advance(first, params, range(3, 6))
+    advance(second, resumed, range(3, 6))
+    assert_equal(values(params), values(resumed))
+
+    other = {**frozen, "kernel": frozen["kernel"] + 1e-6}
+    third = make(method, "adamw", parameters(), anchors=other)
+    before = copy.deepcopy(third.state_dict())
+    with pytest.raises(TetherError, match="anchor given for kernel is not the one it was saved with"):
+        third.load_state_dict(saved)
+    for index, state in before["state"].items():
+        assert_equal(state, third.state_dict()["state"][index])
 
 
 @methods
@@ -454,14 +507,14 @@ def test_accumulated_gradients_are_one_step(method):
 
 @methods
 def test_zero_anchors(method):
-    """By word, by None and by given zeros: the same steps; no copy is kept for the first two."""
+    """By word, by None and by given zeros: the same steps; no anchor is kept for the first two."""
     runs = []
     zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
     for anchors in ("zero", dict.fromkeys(SHAPES), zeros):
         params = parameters()
         optimizer = make(method, "adamw", params, anchors=anchors)
         advance(optimizer, params, range(6))
-        assert all("anchor" not in state for state in optimizer.state.values())
+        assert all(("anchor" in state) == (anchors is zeros) for state in optimizer.state.values())
         runs.append(values(params))
     assert_equal(runs[0], runs[1])
     for name in SHAPES:
@@ -481,10 +534,9 @@ def test_given_anchors_are_used_without_a_copy(method):
     params, by_identity = parameters(), parameters()
     optimizer = make(method, "adamw", params, anchors=frozen)
     advance(optimizer, params, range(4))
-    used = {anchor.data_ptr() for anchor in optimizer._given.values()}
+    used = {state["anchor"].data_ptr() for state in optimizer.state.values()}
     assert used == {anchor.data_ptr() for anchor in frozen.values()}
     assert_equal(frozen, before)
-    assert all("anchor" not in state for state in optimizer.state.values())
     identities = {by_identity[name]: frozen[name] for name in SHAPES}
     advance(make(method, "adamw", by_identity, anchors=identities), by_identity, range(4))
     assert_equal(values(params), values(by_identity))
@@ -585,8 +637,10 @@ def test_memory(method):
     for anchors, copies in (("start", 3), ("zero", 2), (frozen, 2)):
         optimizer = make(method, "adamw", params, anchors=anchors)
         advance(optimizer, params, range(3))
-        kept = sum(value.numel() for state in optimizer.state.values() for value in state.values())
-        numbers = len(params) * (1 + len(optimizer.learned))
+        given = {anchor.data_ptr() for anchor in frozen.values()}
+        tensors = [value for state in optimizer.state.values() for value in state.values()]
+        kept = sum(value.numel() for value in tensors if value.data_ptr() not in given)
+        numbers = len(params) * (2 + len(optimizer.learned))
         assert kept == (copies + remembered) * size + numbers
         groups = json.dumps(optimizer.state_dict()["param_groups"])  # no tensor hides in the options
         assert len(groups) < 1000

@@ -110,9 +110,9 @@ def test_anchors_are_the_start_zero_or_given_by_name():
     made = create(config("spd"), params, head=HEAD, anchors="zero")
     assert not any("anchor" in state for state in made.state.values())
     made = create(config("spd"), params, head=HEAD, anchors={"factor.up": None, "block.weight": base})
-    assert [name for name, param in params.items() if "anchor" in made.state[param]] == ["block.bias"]
-    assert made._given[params["block.weight"]].data_ptr() == base.data_ptr()
-    assert made._given[params["factor.up"]] is None
+    kept = [name for name, param in params.items() if "anchor" in made.state[param]]
+    assert kept == ["block.weight", "block.bias"]
+    assert made.state[params["block.weight"]]["anchor"].data_ptr() == base.data_ptr()
 
 
 def test_the_strengths_reach_the_optimizer():

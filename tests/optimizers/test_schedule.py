@@ -59,7 +59,7 @@ def test_a_loaded_schedule_sets_what_the_saved_one_did():
 
 
 def test_a_warm_up_longer_than_the_run_is_refused():
-    with pytest.raises(TetherError, match="Set warmup to at most 59"):
+    with pytest.raises(TetherError, match=r"schedule.warmup in a recipe.* to at most 59, such as 6"):
         Schedule.of(optimizer(), ScheduleConfig(warmup=500), steps=60)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from tether.errors import TetherError
 from tether.training import FitConfig, Interrupted, RunDirectory, fit, read_metrics
-from tether.training.checkpoint import latest_checkpoint, load_checkpoint
+from tether.training.checkpoint import is_complete, latest_checkpoint, load_checkpoint
 from tether.training.sampler import shuffled
 
 
@@ -151,11 +151,34 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(toy, run, gradient)
     parts = poison(toy.parts(12), 7, gradient=gradient)
     _, position = divmod(7, 3)
     expected = [f"picture-{i}" for i in shuffled(22, 3, 2)[8 * position : 8 * position + 8]]
-    with pytest.raises(TetherError, match=rf"step 7 \(epoch 2\) is not finite.*{expected[0]}, "):
+    message = (
+        rf"The gradient of step 7 \(epoch 2\) is not finite: loss \d.*{expected[0]}, .*clip_norm"
+        if gradient
+        else rf"The loss of step 7 \(epoch 2\) is not finite: loss (inf|nan).*{expected[0]}, .*Look at them"
+    )
+    with pytest.raises(TetherError, match=message):
         fit(data=toy.ToyData(), config=config(), run=run, show_progress=False, **parts)
     assert all(torch.isfinite(p).all() for p in parts["task"].parameters())
     assert latest_checkpoint(run.checkpoints).name == "step-00000006"
     assert (run.path / "non-finite-step-7.json").read_text().count("picture-") == 8
+
+
+@pytest.mark.parametrize("all_torn", [False, True])
+def test_a_damaged_checkpoint_is_told_of(toy, run, all_torn):
+    fit(data=toy.ToyData(), config=config(), run=run, show_progress=False, **toy.parts(12))
+    newest, older = sorted(run.checkpoints.glob("step-*"), reverse=True)
+    for path in [newest, older] if all_torn else [newest]:
+        (path / "state.json").write_bytes(b"{")
+    before = read_metrics(run.path)
+    arguments = {"data": toy.ToyData(), "config": config(), "run": run, "show_progress": False}
+    if all_torn:
+        with pytest.raises(TetherError, match=f"{newest.name}, {older.name} in .*no other checkpoint"):
+            fit(**arguments, **toy.parts(12, seed=8))
+        assert read_metrics(run.path) == before
+    else:
+        with pytest.warns(UserWarning, match=f"{newest.name} in .*damaged.*goes on from {older.name}"):
+            assert fit(**arguments, **toy.parts(12, seed=8)).steps == 12
+        assert is_complete(newest)
 
 
 def test_a_bad_step_can_be_skipped(toy, run):
@@ -299,6 +322,7 @@ def test_bf16_runs_the_forward_pass_under_autocast(toy):
         ({"steps": None}, "either epochs or steps"),
         ({"epochs": 2}, "either epochs or steps"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"seed": 10**29}, r"seed must be below 2\*\*63"),
         ({"precision": "fp16"}, "precision must be one of"),
         ({"clip_norm": 0.0}, "clip_norm must be greater"),
         ({"non_finite": "ignore"}, "non_finite must be one of"),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tether.errors import TetherError
+from tether.training.config import FitConfig
 from tether.training.sampler import Batches, SamplerConfig, balanced, grouped, shuffled
 
 seeds = st.integers(0, 2**40)
@@ -146,6 +147,9 @@ def test_a_data_set_smaller_than_a_batch_is_one_batch_or_refused():
     assert len(batches(3, 8).batch(0)[1]) == 3
     with pytest.raises(TetherError, match="3 examples, fewer than one batch of 8"):
         batches(3, 8, drop_last=True)
+    small = FitConfig(epochs=2, batch_size=8, drop_last=True)
+    with pytest.raises(TetherError, match="3 examples, fewer than one batch of 8"):
+        small.total_steps(3)  # what a schedule asks before there are batches
     with pytest.raises(TetherError, match="data set is empty"):
         batches(0, 8)
 

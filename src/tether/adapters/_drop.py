@@ -1,5 +1,6 @@
 """What adapter drop does to an adapter's branch: every adapter holds one of these, swapped for every step."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -23,6 +24,37 @@ class KeepAll(nn.Module):
     ) -> Float[Tensor, "*batch dim"]:
         """`kept` of all rows."""
         return kept(x)
+
+
+class NothingDrawn(KeepAll):
+    """Nothing is dropped in a training forward, for want of `begin_step`: says so where gradients are computed.
+
+    Args:
+        p: the probability with which the adapter was to be dropped.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, branch: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        self._warn()
+        return branch
+
+    def split(
+        self, x: Float[Tensor, "*batch input"], kept: Linear, dropped: Linear
+    ) -> Float[Tensor, "*batch dim"]:
+        self._warn()
+        return kept(x)
+
+    def _warn(self) -> None:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            warnings.warn(
+                f"An R-Adapter with drop={self.p} is in training mode, but begin_step has drawn nothing for this "
+                f"forward: no adapter is dropped. Call attached.begin_step(step, image_keys, text_keys) before "
+                f"every forward that trains, with keys for each tower that is run, and eval_mode() otherwise.",
+                stacklevel=2,
+            )
 
 
 class DropRows(nn.Module):

@@ -113,7 +113,8 @@ class Attached(ABC):
         image_keys: Int[Tensor, " b"] | None = None,
         text_keys: Int[Tensor, " n"] | None = None,
     ) -> None:
-        """Prepare the coming training forward; call it before each one. Draws masks where a method has any.
+        """Prepare the coming training forward; call it before each one. Draws masks where a method has any: a
+        training forward without them warns.
 
         Args:
             step: number of the optimizer step.

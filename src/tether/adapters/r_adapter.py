@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tether.adapters._drop import KeepAll
+from tether.adapters._drop import KeepAll, NothingDrawn
 from tether.config import method
 from tether.errors import TetherError, near_misses
 from tether.models.site import Select
@@ -161,8 +161,11 @@ class RAdapter(nn.Module):
         scale: initial value of s; None for no s.
         generator: draws D (Xavier-uniform, as in the published code); U or F starts at 0.
 
-    `gain` (1 / (1 − p), or 1) and `drop` are set from outside for every step; evaluation mode resets them.
+    `gain` (1 / (1 − p), or 1) and `drop` are set from outside for every step; evaluation mode resets them. Where
+    the probability `p` is above 0, a training forward for which nothing was drawn warns.
     """
+
+    p = 0.0
 
     def __init__(
         self, width: int, rank: Rank, scale: float | None, generator: torch.Generator | None = None
@@ -219,13 +222,15 @@ class RAdapter(nn.Module):
     def clear(self) -> None:
         """No drop, no gain, not folded."""
         self.__class__ = RAdapter
-        self.gain, self.drop = 1.0, KeepAll()
+        self.gain, self.drop = 1.0, NothingDrawn(self.p) if self.p and self.training else KeepAll()
 
     def train(self, mode: bool = True) -> "RAdapter":
         """Evaluation mode ends the step: no drop until the next `begin_step`."""
         super().train(mode)
         if not mode:
             self.clear()
+        elif self.p and self.gain == 1.0:
+            self.drop = NothingDrawn(self.p)
         return self
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from tether._alpha import Alpha, alpha_of
-from tether.adapters._drop import DropRows, DropTokens
+from tether.adapters._drop import DropRows, DropTokens, KeepAll
 from tether.adapters._fold import break_even, fold_in, safe_to_fold, skip
 from tether.adapters._masks import keep, keep_rows, signed, stream
 from tether.adapters.attached import Attached, Probe
@@ -84,9 +84,10 @@ class RAttached(Attached):
             )
         rank = self.config.rank_of(site.tower, path)
         generator = torch.Generator().manual_seed(stream(self.seed, index) >> 1)
-        return RAdapter(
-            site.width, None if rank is None or rank >= site.width else rank, self.config.scale, generator
-        )
+        rank = None if rank is None or rank >= site.width else rank
+        adapter = RAdapter(site.width, rank, self.config.scale, generator)
+        adapter.p = self.config.drop
+        return adapter
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return {
@@ -135,7 +136,7 @@ class RAttached(Attached):
         words = [(self.seed, step, index) for index, _ in sites]
         dims = [1 if site.tokens == "NBC" else 0 for _, site in sites]
         for adapter in adapters:
-            adapter.gain = 1 / (1 - config.drop)
+            adapter.gain, adapter.drop = 1 / (1 - config.drop), KeepAll()
         if config.drop == 0:
             return
         if config.granularity == "batch":

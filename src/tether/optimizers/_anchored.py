@@ -9,6 +9,8 @@ from torch import Tensor
 from tether.errors import TetherError, near_misses
 from tether.optimizers._bucket import Bucket, collect, scalar_dtype
 from tether.optimizers._checks import (
+    TREATMENTS,
+    check_anchor,
     check_state,
     check_tensor,
     choose,
@@ -20,6 +22,7 @@ from tether.optimizers._checks import (
 )
 from tether.optimizers._options import COMMON, OF_BASE, AnchoredConfig, check_shared, own_defaults
 
+_ON_CPU = ("step", "treatment")  # numbers that no kernel reads
 Params = Iterable[Any]  # tensors, (name, tensor) pairs, or groups {"params": ..., option: value}
 
 
@@ -40,7 +43,9 @@ class AnchoredOptimizer(torch.optim.Optimizer):
             anchors: "start" (default): a copy of each tensor when it joins the optimizer; "zero": no anchor,
                 as for the factors of low-rank adapters; or a mapping from a name or a parameter to its anchor
                 (used as it is, without a copy, when it has the parameter's type and device) or to None for
-                zero. A tensor that is not in the mapping is copied.
+                zero. A tensor that is not in the mapping is copied. Anchors of either kind are in the state
+                dict, and a state is loaded only where the same tensors are excluded, anchored at zero,
+                copied or given, the given ones with the same values.
             exclude: names (with * and ?) or parameters that take the plain base step, such as a new head. A
                 group does it with {"excluded": True}.
             foreach: False takes the slow, obvious path through the same formulas.
@@ -129,8 +134,9 @@ class AnchoredOptimizer(torch.optim.Optimizer):
         """Load what the same optimizer saved over the same parameters, matched by name where both have names.
 
         Raises:
-            TetherError: a parameter is missing, unexpected or of another shape, or was treated otherwise
-                (another base step, anchored or excluded, anchor kept or given).
+            TetherError: a parameter is missing, unexpected or of another shape, was treated otherwise
+                (another base step; excluded, or anchored at zero, its start or a given tensor), or was given
+                another anchor. Nothing is changed then.
         """
         saved_groups = matched_groups(state_dict["param_groups"], self.param_groups)
         ids = [index for group in saved_groups for index in group["params"]]
@@ -138,16 +144,24 @@ class AnchoredOptimizer(torch.optim.Optimizer):
             param: state_dict["state"].get(index)
             for index, (_, param) in zip(ids, self._named(), strict=True)
         }
-        for name, param in self._named():
-            if saved[param] and self.state.get(param):
-                check_state(saved[param], self.state[param], name)
+        groups = [group for group in self.param_groups for _ in group["params"]]
+        for group, (name, param) in zip(groups, self._named(), strict=True):
+            if saved[param]:
+                check_state(saved[param], self.state.get(param), self._treatment(param, group), name)
+                if self._given.get(param) is not None:
+                    anchors = (saved[param]["anchor"], self._given[param])
+                    check_anchor(*(self._as_kept(anchor, "anchor", param) for anchor in anchors), name)
         fresh = dict(self.state)
         super().load_state_dict({**state_dict, "param_groups": saved_groups})
         for param, state in saved.items():
             if state:  # torch shares memory with what it loads and casts all numbers to the parameter's type
+                given = self._given.get(param)
+                shared = {} if given is None else {"anchor": given}
                 self.state[param] = {
-                    name: self._as_kept(value, name, param, copy=True) for name, value in state.items()
-                }
+                    name: self._as_kept(value, name, param, copy=True)
+                    for name, value in state.items()
+                    if name not in shared
+                } | shared
             elif param in fresh:
                 self.state[param] = fresh[param]
 
@@ -172,9 +186,18 @@ class AnchoredOptimizer(torch.optim.Optimizer):
             ]
             yield from zip(names, group["params"], strict=True)
 
+    def _treatment(self, param: Tensor, group: dict[str, Any]) -> str:
+        """One of `TREATMENTS`."""
+        if param in self._excluded:
+            return "excluded"
+        if param in self._given:
+            return "zero" if self._given[param] is None else "given"
+        return group["anchors"]
+
     def _start(self, param: Tensor, group: dict[str, Any]) -> None:
         """All state of a tensor, at once: a checkpoint written before its first gradient is complete."""
-        state = {"step": torch.tensor(0.0)}
+        treatment = self._treatment(param, group)
+        state = {"step": torch.tensor(0.0), "treatment": torch.tensor(list(TREATMENTS).index(treatment))}
         shaped: tuple[str, ...] = ("exp_avg", "exp_avg_sq") if group["base"] == "adamw" else ()
         if group.get("amsgrad"):
             shaped += ("max_exp_avg_sq",)
@@ -182,7 +205,9 @@ class AnchoredOptimizer(torch.optim.Optimizer):
             shaped += ("momentum_buffer",)
         if param not in self._excluded:
             shaped += self.remembered
-            if group["anchors"] == "start" and param not in self._given:
+            if treatment == "given":
+                state["anchor"] = self._given[param]
+            elif treatment == "start":
                 state["anchor"] = param.detach().clone()
             for name, value in self.learned.items():
                 state[name] = torch.tensor(value, dtype=scalar_dtype(param), device=param.device)
@@ -198,10 +223,9 @@ class AnchoredOptimizer(torch.optim.Optimizer):
             state = self.state[param]
             if not self._fits(state, param):  # the model was moved or cast after the optimizer was made
                 state = self.state[param] = {n: self._as_kept(value, n, param) for n, value in state.items()}
-            anchor = state.get("anchor")
-            if self._given.get(param) is not None:
-                anchor = self._given[param] = self._given[param].to(param.device, param.dtype)
-            entries.append((param, anchor, state))
+                if self._given.get(param) is not None:
+                    self._given[param] = state["anchor"]
+            entries.append((param, state.get("anchor"), state))
         return collect(entries, group, self._foreach)
 
     def _fits(self, state: dict[str, Tensor], param: Tensor) -> bool:
@@ -209,12 +233,12 @@ class AnchoredOptimizer(torch.optim.Optimizer):
         return all(
             value.device == device and (value.dtype == dtype or name in self.learned)
             for name, value in state.items()
-            if name != "step"
+            if name not in _ON_CPU
         )
 
     def _as_kept(self, value: Tensor, name: str, param: Tensor, *, copy: bool = False) -> Tensor:
         """A state tensor where and in the type in which it is kept."""
-        if name == "step":
+        if name in _ON_CPU:
             return value.detach().to("cpu", copy=copy)
         dtype = scalar_dtype(param) if name in self.learned else param.dtype
         return value.detach().to(param.device, dtype, copy=copy)

@@ -5,11 +5,20 @@ from fnmatch import fnmatchcase
 from math import inf
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tether.errors import TetherError
+from tether.optimizers._bucket import local
 
 Groups = list[dict[str, Any]]
+TREATMENTS = {
+    "excluded": "excluded",
+    "zero": "anchored at zero",
+    "start": "anchored at its start",
+    "given": "anchored at a given tensor",
+}
+"""How a tensor is treated, and the words for it; a state holds the place in this order."""
 
 
 def require(holds: bool, name: str, found: Any, expected: str) -> None:
@@ -98,15 +107,29 @@ def fitted_anchor(anchor: Tensor | None, param: Tensor, name: str | None) -> Ten
     return anchor.detach().to(param.device, param.dtype)
 
 
-def check_state(saved: dict[str, Any], expected: dict[str, Tensor], name: str) -> None:
-    if saved.keys() != expected.keys():
+def check_state(saved: dict[str, Any], expected: dict[str, Tensor] | None, treatment: str, name: str) -> None:
+    """Refuse the saved state of a tensor that is treated otherwise here, or has other parts (where it has any)."""
+    if "treatment" in saved and (found := list(TREATMENTS)[int(saved["treatment"])]) != treatment:
+        raise TetherError(
+            f"{name} was saved as {TREATMENTS[found]}, and here it is {TREATMENTS[treatment]}; make the optimizer with "
+            f"the anchors and exclude it was saved with."
+        )
+    if expected and saved.keys() != expected.keys():
         raise TetherError(
             f"The saved state of {name} lacks {sorted(expected.keys() - saved.keys())} and has "
             f"{sorted(saved.keys() - expected.keys())} besides; make the optimizer with the options "
             f"it was saved with (base, anchors, exclude)."
         )
-    for key, value in expected.items():
+    for key, value in (expected or {}).items():
         if saved[key].shape != value.shape:
             raise TetherError(
                 f"The saved {key} of {name} has shape {tuple(saved[key].shape)}, not {tuple(value.shape)}."
             )
+
+
+def check_anchor(saved: Tensor, given: Tensor, name: str) -> None:
+    """Refuse to go on from another anchor than the one that is given now."""
+    if not torch.equal(local(saved), local(given)):
+        raise TetherError(
+            f"The anchor given for {name} is not the one it was saved with; give the same pre-trained weights."
+        )

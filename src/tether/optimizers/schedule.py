@@ -68,8 +68,9 @@ class Schedule:
         """
         if config.warmup >= steps:
             raise TetherError(
-                f"The warm-up of {config.warmup} steps does not end within the run of {steps} steps: "
-                f"the learning rate would never reach its value. Set warmup to at most {max(0, steps - 1)}."
+                f"The warm-up of {config.warmup} steps does not end within the run of {steps} steps: the "
+                f"learning rate would never reach its value. Set warmup (schedule.warmup in a recipe; 500 if not "
+                f"given) to at most {steps - 1}, such as {steps // 10}, or train for more steps."
             )
         return cls(optimizer, lambda step: schedule_factor(step, steps, config))
 

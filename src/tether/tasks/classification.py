@@ -43,14 +43,14 @@ class Classification:
         zero_shot: Float[Tensor, "classes dim"] | None = None,
     ):
         self.model, self._attached, self._objective = model, attached, recipe.objective
-        self.separable = isinstance(recipe.objective, CrossEntropyConfig)
-        self._scale = model.logit_scale
+        self._trains_scale = attached is not None and "logit_scale" in attached.named_parameters()
+        self._fixed_scale = model.logit_scale
         self._templates = len(benchmark.templates)
         prompts = fill(benchmark.templates, benchmark.class_names)
         self._tokens = torch.stack([model.tokenize(row) for row in prompts])
         self.head: nn.Parameter | None = None
         self._terms: Terms | None = None
-        if self.separable:
+        if isinstance(recipe.objective, CrossEntropyConfig):
             self.head = nn.Parameter(zero_shot.clone())
         elif isinstance(recipe.objective, MPMNCEConfig):
             self._loss = MPMNCE(recipe.objective)
@@ -62,17 +62,29 @@ class Classification:
         """Have regularizers added to the loss of every step."""
         self._terms = terms
 
+    @property
+    def separable(self) -> bool:
+        """Whether the loss is a mean over examples: with a head, and no regularizer on several of them together."""
+        return self.head is not None and (self._terms is None or self._terms.separable)
+
     def named_parameters(self) -> dict[str, nn.Parameter]:
         parameters = dict(self._attached.named_parameters()) if self._attached else {}
-        if self.separable:  # the text tower plays no part
+        if self.head is not None:  # the text tower plays no part
             parameters = {name: p for name, p in parameters.items() if tower_of(name) == "image"}
             parameters[HEAD] = self.head
         return parameters
 
+    @property
+    def scale(self) -> float | Float[Tensor, ""]:
+        """Inverse temperature, with its gradient where it is trained."""
+        if not self._trains_scale:
+            return self._fixed_scale
+        return self.model.module.logit_scale.float().exp().reshape(())
+
     def begin_step(self, step: int, batch: Mapping[str, Any]) -> None:
         if self._attached:
             self._attached.train_mode()
-            keys = None if self.separable else self._texts(batch).unique()
+            keys = None if self.head is not None else self._texts(batch).unique()
             self._attached.begin_step(step, batch["index"], keys)
 
     def loss(self, batch: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -84,7 +96,7 @@ class Classification:
             pixels=batch["pixels"],
             labels=batch["label"],
             index=batch["index"],
-            scale=self._scale,
+            scale=self.model.logit_scale if self._trains_scale else self._fixed_scale,
             **features,
         )
         added = self._terms(given)
@@ -97,14 +109,14 @@ class Classification:
         labels = batch["label"]
         image = self.model.encode_image(batch["pixels"])
         if self.head is not None:
-            loss = cross_entropy(image, self.head, labels, self._scale, smoothing=self._objective.smoothing)
+            loss = cross_entropy(image, self.head, labels, self.scale, smoothing=self._objective.smoothing)
             accuracy = (image @ self.head.T).argmax(1).eq(labels).float().mean()
             return loss, {"accuracy": accuracy}, {"image": image}
         distinct, inverse = self._texts(batch).unique(return_inverse=True)
         rows = self._tokens.flatten(0, 1)[distinct]
         text = self.model.encode_text(rows)
         inverse = inverse.to(image.device)
-        loss = self._loss(image, text, labels, self._scale, index=inverse)
+        loss = self._loss(image, text, labels, self.scale, index=inverse)
         return loss, {}, {"image": image, "text": text, "tokens": rows, "text_index": inverse}
 
     def held_out_loss(self, batch: Mapping[str, Any], step: int) -> Tensor:

@@ -11,13 +11,14 @@ The folder is written under a temporary name, flushed to the disk and renamed. N
 import math
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tether._files import read_json, sha256_file, write_json, write_tensors
+from tether._files import read_json, sha256_file, temporary_beside, write_json, write_tensors
 from tether.errors import TetherError
 
 _TENSORS, _STATE, _COMPLETE = "tensors.safetensors", "state.json", "complete.json"
@@ -35,7 +36,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     final = folder / f"step-{step:08d}"
     if is_complete(final):
         return final
-    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    temporary = temporary_beside(final)
     tensors, structure = flatten(state)
     try:
         temporary.mkdir(parents=True)
@@ -71,6 +72,26 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint in `folder`, passing over torn ones; None if there is none."""
     return next((path for path in _folders(folder) if is_complete(path)), None)
+
+
+def checkpoint_to_resume(folder: Path) -> Path | None:
+    """The newest complete checkpoint, with a warning of newer ones that are damaged; None if there is none at all.
+
+    Raises:
+        TetherError: there are checkpoints, and all of them are damaged.
+    """
+    found = latest_checkpoint(folder)
+    damaged = [path.name for path in _folders(folder) if found is None or path.name > found.name]
+    if not damaged:
+        return found
+    what = f"{', '.join(damaged)} in {folder}: damaged (a file is missing, cut short or changed)"
+    if found is None:
+        raise TetherError(
+            f"{what}, and there is no other checkpoint to go on from. Put whole ones there, or delete the folder "
+            f"to train from the beginning."
+        )
+    warnings.warn(f"{what}. The run goes on from {found.name}.", stacklevel=2)
+    return found
 
 
 def is_complete(path: Path) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tether.errors import TetherError
+from tether.training.sampler import batches_per_epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class FitConfig:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise TetherError(f"{name} must be at least {bound}, found {value}.")
+        if self.seed >= 2**63:
+            raise TetherError(f"seed must be below 2**63, as torch takes it, found {self.seed}.")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise TetherError(f"clip_norm must be greater than 0 or None, found {self.clip_norm}.")
         for name, known in {"precision": ("fp32", "bf16"), "non_finite": ("stop", "skip")}.items():
@@ -53,8 +56,12 @@ class FitConfig:
                 raise TetherError(f"{name} must be one of {known}, found {getattr(self, name)!r}.")
 
     def steps_per_epoch(self, examples: int) -> int:
-        """Optimizer steps that one pass over `examples` examples takes."""
-        return examples // self.batch_size if self.drop_last else -(-examples // self.batch_size)
+        """Optimizer steps that one pass over `examples` examples takes.
+
+        Raises:
+            TetherError: none, as there are no examples, or too few for a batch with `drop_last`.
+        """
+        return batches_per_epoch(examples, self.batch_size, drop_last=self.drop_last)
 
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of the whole run on `examples` examples; what a schedule needs to know."""

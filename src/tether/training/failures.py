@@ -1,5 +1,6 @@
 """What went wrong in a step, said such that something can be done about it."""
 
+import math
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from tether.training.sampler import Batches
 def inseparable(micro_batch: int) -> TetherError:
     """Gradient accumulation was asked for with a loss that does not allow it."""
     return TetherError(
-        f"micro_batch={micro_batch} would change the result: this task's loss compares the examples of a "
-        f"batch with each other, so it is not the mean of the losses of its pieces. Leave micro_batch out, "
-        f"or use a smaller batch_size (or more processes)."
+        f"micro_batch={micro_batch} would change the result: this task's loss, or a regularizer added to it, "
+        f"looks at the examples of a batch together, so it is not the mean of the losses of its pieces. Leave "
+        f"micro_batch out, or use a smaller batch_size (or more processes)."
     )
 
 
@@ -41,8 +42,9 @@ def non_finite(
         if is_main():
             write_json(path, {"epoch": epoch, "examples": names})
         where = f" All are listed in {path}; the last checkpoint is intact."
+    what, cure = ("gradient", "set clip_norm") if math.isfinite(loss) else ("loss", "lengthen the warm-up")
     return TetherError(
-        f"The loss or gradient of step {step} (epoch {epoch}) is not finite: loss {loss}, gradient norm "
-        f"{norm}. Its examples: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}.{where} Look at "
-        f"them, lower the learning rate, set clip_norm, or use non_finite='skip'."
+        f"The {what} of step {step} (epoch {epoch}) is not finite: loss {loss}, gradient norm {norm}. Its "
+        f"examples: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}.{where} Look at them, "
+        f"lower the learning rate, {cure}, or use non_finite='skip'."
     )

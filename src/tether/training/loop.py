@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from tether._distributed import average_gradients, from_main, is_main, rank, world_size
 from tether.errors import TetherError
-from tether.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from tether.training.checkpoint import checkpoint_to_resume, load_checkpoint, save_checkpoint
 from tether.training.config import FitConfig
 from tether.training.failures import inseparable, non_finite, out_of_memory
 from tether.training.interrupts import Interrupted, Interrupts
@@ -132,7 +132,8 @@ def fit(
     loader = load(data, plan, workers=config.workers, collate=collate, pin_memory=device.type == "cuda")
     progress = Progress(start, total, visible=show_progress and is_main())
     watches = device.type == "cpu" or config.non_finite == "skip"  # to read a GPU's value is to wait for it
-    first_bad = torch.tensor(-1, device=device)
+    no_bad = torch.tensor([-1.0, 0.0, 0.0], device=device)
+    first_bad = no_bad  # step, loss and gradient norm where they first were not finite
     metrics: dict[str, float] = {}
     connected, seen, since = False, 0, time.monotonic()
     with Interrupts() as interrupts, progress, closing(loader), closing(learner):
@@ -162,13 +163,14 @@ def fit(
                 clip_grads_with_norm_(parameters.values(), config.clip_norm, norm)
 
             is_bad = ~(torch.isfinite(norm) & torch.isfinite(extras[0]))
-            first_bad = torch.where(is_bad & (first_bad < 0), step, first_bad)
-            bad_step = int(first_bad) if looks else -1
+            now = torch.stack([torch.full_like(no_bad[0], step), extras[0].to(no_bad), norm.to(no_bad)])
+            first_bad = torch.where(is_bad & (first_bad[0] < 0), now, first_bad)
+            bad_step, *bad_values = first_bad.tolist() if looks else (-1, 0, 0)
             if bad_step >= 0:
                 if config.non_finite == "stop" or state.skipped == _SKIPPED_AT_MOST:
-                    raise non_finite(bad_step, float(extras[0]), float(norm), batches, data, run)
+                    raise non_finite(int(bad_step), *bad_values, batches, data, run)
                 state.skipped += 1
-                first_bad.fill_(-1)
+                first_bad = no_bad
                 progress.say(f"Step {step} skipped: loss {float(extras[0])}, gradient norm {float(norm)}.")
             else:
                 state.skipped = 0
@@ -239,10 +241,10 @@ def _forward_backward(
 
 
 def _resume(state: RunState, run: RunDirectory | None) -> int:
-    """Take up the newest checkpoint of the run; gives the steps that are done."""
+    """Take up the newest whole checkpoint of the run; gives the steps that are done."""
     if run is None:
         return 0
-    path = from_main(lambda: str(latest_checkpoint(run.checkpoints) or ""))
+    path = from_main(lambda: str(checkpoint_to_resume(run.checkpoints) or ""))
     done = state.restore(load_checkpoint(Path(path))) if path else 0
     run.rewind(done)
     return done

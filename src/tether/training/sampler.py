@@ -103,6 +103,22 @@ class SamplerConfig:
         return lambda epoch: arrange(labels, self.together, seed, epoch)
 
 
+def batches_per_epoch(count: int, batch_size: int, *, drop_last: bool) -> int:
+    """Batches of one pass over `count` examples, the last one perhaps smaller, or left out with `drop_last`.
+
+    Raises:
+        TetherError: there is none.
+    """
+    if count == 0:
+        raise TetherError("There is nothing to train on: the data set is empty.")
+    if drop_last and count < batch_size:
+        raise TetherError(
+            f"The data set has {count} examples, fewer than one batch of {batch_size}, and drop_last "
+            f"leaves it out: nothing remains. Use a smaller batch_size or drop_last=False."
+        )
+    return count // batch_size if drop_last else -(-count // batch_size)
+
+
 class Batches:
     """The batches of a run by step number; `order(epoch)` gives the examples of an epoch, `count` of them.
 
@@ -117,16 +133,9 @@ class Batches:
     """
 
     def __init__(self, order: Order, count: int, batch_size: int, *, drop_last: bool = False) -> None:
-        if count == 0:
-            raise TetherError("There is nothing to train on: the data set is empty.")
-        if drop_last and count < batch_size:
-            raise TetherError(
-                f"The data set has {count} examples, fewer than one batch of {batch_size}, and drop_last "
-                f"leaves it out: nothing remains. Use a smaller batch_size or drop_last=False."
-            )
         self._order = functools.lru_cache(maxsize=2)(order)  # two: data workers run ahead into the next epoch
         self._count, self._size = count, batch_size
-        self.per_epoch = count // batch_size if drop_last else -(-count // batch_size)
+        self.per_epoch = batches_per_epoch(count, batch_size, drop_last=drop_last)
 
     def batch(self, step: int) -> tuple[int, Int[np.ndarray, " batch"]]:
         """Epoch and examples of the batch of a step, over all processes."""

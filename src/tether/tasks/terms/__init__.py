@@ -75,6 +75,11 @@ class Terms:
     def __len__(self) -> int:
         return len(self._terms)
 
+    @property
+    def separable(self) -> bool:
+        """Whether the terms of a batch are the mean of those of its pieces: none looks at several examples together."""
+        return all(term.separable for _, term in self._terms.values())
+
     def __call__(self, given: StepInput) -> dict[str, Float[Tensor, ""]]:
         """The weighted terms of a step by name, with their gradients."""
         step = Step(given, self._shared)

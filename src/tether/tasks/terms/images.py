@@ -17,6 +17,8 @@ from tether.tasks.terms.step import Shared, Step
 class CarFTTerm:
     """Contexts are read by the pre-trained text tower, once before training."""
 
+    separable = True
+
     def __init__(self, config: CarFTConfig, shared: Shared) -> None:
         shared.require_images("car_ft")
         contexts = config.contexts or contexts_of(shared.context.templates)
@@ -28,6 +30,8 @@ class CarFTTerm:
 
 class LipsumFTTerm:
     """New random texts in every step, read by the pre-trained text tower."""
+
+    separable = True
 
     def __init__(self, config: LipsumFTConfig, shared: Shared) -> None:
         shared.require_images("lipsum_ft")
@@ -52,6 +56,8 @@ class StarFTTerm:
     The pre-trained features of all classes × backgrounds are computed once before training. With several
     processes each compares its own pictures with its own prompts.
     """
+
+    separable = False
 
     def __init__(self, config: StarFTConfig, shared: Shared) -> None:
         shared.require_images("star_ft")
@@ -90,8 +96,11 @@ class FunctionSpaceTerm:
     """Class logits on simulated shifts of the batch.
 
     Pictures are classified with the head where there is one, else both models' with the pre-trained class
-    embeddings: then the term holds the image tower alone, and needs no text in a step.
+    embeddings: then the term holds the image tower alone, and needs no text in a step. Shifts are drawn for the
+    batch as a whole.
     """
+
+    separable = False
 
     def __init__(self, config: FunctionSpaceConfig, shared: Shared) -> None:
         if shared.context.head is None:

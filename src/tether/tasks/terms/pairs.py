@@ -21,6 +21,8 @@ _TEXT_PROJECTIONS = ("text_projection", "text.text_projection")
 class MixupTerm:
     """One geodesic mix, or the four of m³-Mix, of the global batch."""
 
+    separable = False
+
     def __init__(self, config: MixConfig | M3MixConfig, shared: Shared, name: str) -> None:
         shared.require_texts(name)
         self._config, self._name = config, name
@@ -35,6 +37,8 @@ class CaRotTerm:
 
     Frozen projections are left out: an adapter's run has the distillation alone.
     """
+
+    separable = False
 
     def __init__(self, config: CaRotConfig, shared: Shared) -> None:
         shared.require_texts("carot")

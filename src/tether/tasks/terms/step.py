@@ -53,7 +53,7 @@ class StepInput:
         pixels: as the image tower took them.
         index: of each picture in the data set.
         image: features of length 1, with their gradient.
-        scale: inverse temperature of the objective.
+        scale: inverse temperature of the objective, a number also where it is trained.
         text: features of the batch's distinct prompts, with their gradient; None with cross-entropy.
         tokens: of these prompts, best on the CPU.
         text_index: number of each picture's prompt among them.

@@ -16,6 +16,8 @@ class L2SPTerm:
     as; for the matrices of an adapter zero, and for its vectors and scalars (gains, norms) where they start.
     """
 
+    separable = True
+
     def __init__(self, config: L2SPPenaltyConfig, shared: Shared) -> None:
         context, attached = shared.context, shared.context.attached
         with attached.ordinary() if attached is not None else nullcontext():
