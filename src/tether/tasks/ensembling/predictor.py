@@ -27,6 +27,7 @@ from tether._files import (
     write_tensors,
 )
 from tether.adapters.files import apply
+from tether.data.reading import as_rgb
 from tether.data.transforms import test_transform
 from tether.ensembles.output_space import OutputEnsemble
 from tether.ensembles.shared_copy import shared_copy
@@ -73,9 +74,25 @@ class Predictor:
             return self.mix(self.pair(pixels), classes)
 
     def classify(self, pictures: Sequence[Image.Image]) -> list[tuple[str, float]]:
-        """The most probable class of each picture and its probability."""
+        """The most probable class of each picture and its probability.
+
+        Args:
+            pictures: opened ones of any size; prepared as a data set's are (`tether.data.as_rgb`).
+
+        Raises:
+            TetherError: it is no list of opened pictures, or an empty one; or a picture has no RGB form.
+        """
+        if not (
+            isinstance(pictures, Sequence)
+            and pictures
+            and all(isinstance(picture, Image.Image) for picture in pictures)
+        ):
+            raise TetherError(
+                f"classify takes a list of opened pictures, at least one, such as [Image.open('cat.png')]; "
+                f"found {pictures!r:.80}."
+            )
         transform = test_transform(self.pair.zero_shot.image)
-        pixels = torch.stack([transform(picture.convert("RGB")) for picture in pictures])
+        pixels = torch.stack([transform(as_rgb(picture)) for picture in pictures])
         best = self(pixels).max(-1)
         names = [self.class_names[index] for index in best.indices.tolist()]
         return list(zip(names, best.values.tolist(), strict=True))
