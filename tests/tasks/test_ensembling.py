@@ -411,7 +411,7 @@ def test_opened_pictures_are_answered_as_their_files_are_in_evaluation(tiny_mode
 
 
 @pytest.fixture
-def without_type_checks():
+def unchecked():
     """The annotations would refuse a wrong argument before the library's own message."""
     from jaxtyping import config
 
@@ -420,7 +420,7 @@ def without_type_checks():
     config.update("jaxtyping_disable", False)
 
 
-def test_what_is_no_list_of_opened_pictures_is_refused(tiny_model, tmp_path, without_type_checks):
+def test_what_is_no_list_of_opened_pictures_is_refused(tiny_model, tmp_path, unchecked):
     pair, names = tuned_pair(tiny_model, RAdapterConfig(drop=0.0), tmp_path / "adapter")
     predictor = Predictor(pair, OutputEnsemble(0.5), names)
     for wrong in ([], Image.new("RGB", (9, 9)), "cat.png", ["cat.png"], [tmp_path / "cat.png"], None):
@@ -468,7 +468,7 @@ def swap(name):
         (swap("classifiers.safetensors"), "not the file"),
         (swap("adapter/adapter.safetensors"), "not the file"),
         (swap("vrf-*.safetensors"), "damaged"),
-        (lambda run: (run / "ensemble.json").unlink(), "no file"),
+        (lambda run: (run / "ensemble.json").unlink(), "no ensemble of outputs"),
     ],
 )
 def test_each_kind_of_damage_is_told(saved_predictor, harm, complaint):
@@ -483,6 +483,21 @@ def test_another_base_is_refused_and_one_that_moved_is_found(saved_predictor, ti
     with pytest.raises(TetherError, match="fingerprint"):
         load_predictor(run, source=str(make_tiny_model(1)))
     assert torch.equal(load_predictor(run, source=str(tiny_model))(PIXELS), predictor(PIXELS))
+
+
+def test_a_predictor_is_read_from_another_folder_and_by_its_name(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_model.parent)
+    pair, names = tuned_pair(tiny_model.name, RAdapterConfig(drop=0.0), tmp_path / "run" / "adapter")
+    predictor = Predictor(pair, OutputEnsemble(0.5), names)
+    save_predictor(tmp_path / "run", predictor, adapter="adapter")
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(load_predictor("run")(PIXELS), predictor(PIXELS))
+
+
+def test_a_run_without_an_ensemble_of_outputs_is_told_so(tmp_path):
+    for use in (lambda: load_predictor(tmp_path), lambda: export_predictor(tmp_path, tmp_path / "out")):
+        with pytest.raises(TetherError, match="holds no ensemble of outputs"):
+            use()
 
 
 def test_a_base_that_computes_with_an_adapter_is_no_zero_shot_model(saved_predictor):
