@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -113,6 +114,20 @@ def test_a_second_run_gets_its_own_directory_and_the_same_bytes(recipe, trained,
         assert (one / name).read_bytes() == (two / name).read_bytes() == (trained / name).read_bytes()
 
 
+def unnamed(run):
+    """What lies in a run's directory and is not in the list of its files in the documentation."""
+    page = (Path(__file__).parents[1] / "docs" / "guides" / "files.md").read_text()
+    names = [re.sub(r"^vrf-[0-9a-f]+", "vrf-*", path.name) for path in run.iterdir()]
+    return [name for name in names if not re.search(rf"^ .*{re.escape(name)}[/, ]", page, re.MULTILINE)]
+
+
+def test_the_guide_names_every_file_of_a_run(trained, recipe, tmp_path):
+    assert not unnamed(trained)
+    words = ["adapter={method: frozen}", "objective={method: cross_entropy}", "training.epochs=1"]
+    assert main(["train", recipe, *words, "probe={epochs: 1}", "ensemble={method: vrf}"]) == 0
+    assert not unnamed(tmp_path / "runs" / "tiny-001")
+
+
 def test_recipes_lists_them_and_prints_each_whole(capsys):
     assert main(["recipes"]) == 0
     names = capsys.readouterr().out.split()
@@ -167,6 +182,22 @@ def test_merge_says_that_there_is_a_head_and_keeps_it(recipe, tmp_path, capsys):
     torch.testing.assert_close(load_file(tmp_path / "with" / "head.safetensors")["weight"], expected)
 
 
+def test_merge_says_that_an_ensemble_stays_behind(recipe, tmp_path, capsys):
+    for number, method in ((1, "output"), (2, "fisher")):
+        words = ["training.epochs=1", f"ensemble={{method: {method}}}", "objective={method: cross_entropy}"]
+        assert main(["train", recipe, *words]) == 0
+        run = tmp_path / "runs" / f"tiny-00{number}"
+        capsys.readouterr()
+        assert main(["merge", f"{run}/adapter", method]) == 0
+        assert not unnamed(run)
+        told = f"tether export {run}" if method == "output" else f"ensemble is {run}/fisher"
+        assert told in capsys.readouterr().out
+    assert main(["merge", f"{run}/fisher", "fisher-merged"]) == 0
+    assert load_adapter(run / "fisher").source == load_adapter(run / "adapter").source
+    shown = capsys.readouterr().out
+    assert "ensemble is" not in shown and f"--head {run}/fisher/classifier.safetensors" in shown
+
+
 def test_rank_saves_the_smallest_that_will_do(trained, capsys):
     assert (
         main(["rank", str(trained / "adapter"), "--out", "small", "--ranks", "2", "1", "--tolerance", "1"])
@@ -177,7 +208,7 @@ def test_rank_saves_the_smallest_that_will_do(trained, capsys):
     small, whole = load_adapter("small"), load_adapter(trained / "adapter")
     assert {len(t) for name, t in small.state.items() if name.endswith("down")} == {1}
     assert (small.fingerprint, small.alpha) == (whole.fingerprint, whole.alpha)
-    assert main(["merge", "small", "merged", "--model", read_json(trained / "config.json")["model"]]) == 0
+    assert main(["merge", "small", "merged"]) == 0  # the adapter says which model it belongs to
 
 
 def test_rank_of_an_adapter_with_a_head_measures_what_the_run_measured(recipe, tmp_path, capsys):
@@ -188,6 +219,28 @@ def test_rank_of_an_adapter_with_a_head_measures_what_the_run_measured(recipe, t
     whole = next(line for line in capsys.readouterr().out.splitlines() if "(whole)" in line)
     (measured,) = read_json(run / "result.json")["validation"]
     assert f"{measured['in_distribution']:.1%}" in whole
+    assert main(["merge", "small", "merged", "--head", "small/head.safetensors"]) == 0
+
+
+def test_rank_outside_of_a_run_asks_for_pictures(trained, tiny_recipe, fails, tmp_path):
+    shutil.copytree(trained / "adapter", tmp_path / "alone")
+    words = ["--out", "small", "--ranks", "1"]
+    assert "lies in no run, so say which pictures" in fails("rank", "alone", *words)
+    data = [f"data.{name}={json.dumps(value)}" for name, value in tiny_recipe["data"].items()]
+    assert main(["rank", "alone", *data, *words]) == 0
+
+
+def test_rank_refuses_what_it_could_not_judge(trained, fails, tmp_path):
+    adapter = trained / "adapter"
+    for tolerance in ("nan", "5", "-0.1"):
+        assert "from 0 to 1" in fails("rank", adapter, "--out", "small", "--tolerance", tolerance)
+    assert "whole number from 1" in fails("rank", adapter, "--out", "small", "--ranks", "0")
+    assert "none of the ranks to try is smaller" in fails("rank", adapter, "--out", "small", "--ranks", "32")
+    run = shutil.copytree(trained, tmp_path / "run")
+    description = read_json(run / "adapter" / "adapter.json")
+    (run / "adapter" / "adapter.json").write_text(json.dumps({**description, "alpha": 0.0}))
+    assert "at alpha 0, where it does nothing" in fails("rank", run / "adapter", "--out", "small")
+    assert not (tmp_path / "small").exists()
 
 
 def test_the_average_of_an_adapter_and_itself_merges_into_the_same_model(trained, tiny_recipe):
@@ -401,7 +454,7 @@ def test_a_finished_run_is_shown_again_and_not_changed(run, capsys):
 
 def test_an_adapter_for_another_base(trained, make_tiny_model, fails, tmp_path):
     line = fails("merge", trained / "adapter", "merged", "--model", make_tiny_model(1))
-    assert "belongs to a base with fingerprint" in line
+    assert "belongs to a base with fingerprint" in line and "--model" in line
     assert not (tmp_path / "merged").exists() and not list(tmp_path.glob(".*"))
 
 
@@ -439,10 +492,15 @@ def test_nothing_is_overwritten(trained, fails, tmp_path):
     adapter = trained / "adapter"
     assert "exists already" in fails("merge", adapter, "there")
     assert "exists already" in fails("rank", adapter, "--out", "there")
-    assert "holds an adapter already" in fails("average", adapter, adapter, "--out", adapter)
+    assert "exists already" in fails("average", adapter, adapter, "--out", adapter)
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["mine.txt"]
     assert "no adapter folder" in fails("merge", tmp_path / "there", "out")
-    assert "alpha" in fails("merge", adapter, "out", "--alpha", "half")
+    for alpha in ("half", "1.5", "-0.1", "nan", ".nan", ".inf", "true", "{image: 2, text: 0}", "{image: 1}"):
+        assert "expected a number from 0 to 1" in fails("merge", adapter, "out", f"--alpha={alpha}")
+    assert "no head.safetensors of a run" in fails(
+        "merge", adapter, "out", "--head", adapter / "adapter.safetensors"
+    )
+    assert "holds no ensemble of outputs" in fails("export", trained, "out")
 
 
 # Ctrl-C outside of training, and real processes
@@ -485,8 +543,6 @@ def test_kill_9_at_random_moments_changes_no_bit_of_the_result(tether_processes,
     texts = {path.name: path.read_text() for path in folder.glob("*.err")}
     assert report["whole"] == 0 and report["codes"][-1] == 0, texts
     assert report["codes"].count(-9) >= 4 and set(report["codes"]) == {0, -9}
-    from pathlib import Path
-
     run = Path(report["run"])
     assert_same_end(run, folder / "whole" / "tiny-001")
 

@@ -103,6 +103,16 @@ def test_the_recipes_are_read(page, tmp_path):
         assert recipe.from_plain(recipe.to_plain(read)) == read
 
 
+@pytest.mark.parametrize("page", with_blocks("yaml"))
+def test_an_alpha_to_be_chosen_has_a_choice(page, tmp_path):
+    """`extends: flyp` alone would leave its two ends to choose from."""
+    for block in blocks(page, "yaml"):
+        if "extends" in yaml.safe_load(block.text):
+            (tmp_path / "recipe.yaml").write_text(block.text)
+            alpha = recipe.read(tmp_path / "recipe.yaml").alpha
+            assert alpha.value != "auto" or len(alpha.grid) >= 3
+
+
 @pytest.mark.parametrize("page", with_blocks("sh"))
 def test_the_commands_are_understood(page):
     for block in blocks(page, "sh"):

@@ -18,7 +18,7 @@ from tether.data.folder import FolderConfig
 from tether.data.imagenet import ImageNetConfig
 from tether.data.manifest import ManifestConfig
 from tether.ensembles.accumulation import Correction
-from tether.ensembles.choosing import Rule
+from tether.ensembles.choosing import Rule, check_weight
 from tether.errors import TetherError, near_misses
 from tether.objectives.mpm_nce import MPMNCEConfig
 from tether.optimizers.from_config import AdamWConfig, OptimizerConfig
@@ -87,14 +87,12 @@ class AlphaConfig:
     chosen one."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.value, str) and self.value != "auto":
-            raise TetherError(f"alpha.value is a number, a number per tower, or 'auto', not {self.value!r}.")
         if isinstance(self.value, dict) and set(self.value) != set(TOWERS):
             raise TetherError(
                 f"alpha.value per tower names both, image and text; found {sorted(self.value)}."
             )
-        if not self.grid or len(set(self.grid)) != len(self.grid):
-            raise TetherError("alpha.grid needs at least one number, none of them twice.")
+        for value in self.value.values() if isinstance(self.value, dict) else (self.value,):
+            check_weight("alpha.value", value, self.grid, self.rule)
 
 
 Adapter = RAdapterConfig | FullConfig | BiasOnlyConfig | NormOnlyConfig | LastBlocksConfig | FrozenConfig

@@ -208,6 +208,19 @@ def test_a_flipped_bit_is_found(tmp_path):
         ({"config": {"rank": -3}}, "rank is None"),
         ({"config": {"drop": "0.2"}}, "config.drop takes a number"),
         ({"adapter": {"sha256": "0"}}, "lacks 'tensors'"),
+        ({"adapter": 3}, "adapter takes dict"),
+        ({"adapter": {"sha256": "0", "tensors": []}}, "adapter.tensors takes dict"),
+        ({"raw": None}, "raw takes dict"),
+        ({"method": ["full"]}, "method takes a text"),
+        ({"config": [1]}, "config takes dict"),
+        ({"base": "f"}, "base takes dict"),
+        ({"base": {"fingerprint": 3}}, "base.fingerprint takes a text"),
+        ({"base": {"fingerprint": "f", "source": 3}}, "base.source takes a text"),
+        ({"base": {}}, "lacks 'fingerprint'"),
+        ({"extra": 3}, "extra takes dict"),
+        ({"alpha": "half"}, "alpha takes a number"),
+        ({"alpha": float("nan")}, "alpha is a finite number"),
+        ({"alpha": {"picture": 0.5}}, "names the tower"),
     ],
 )
 def test_wrong_descriptions(tmp_path, values, message):
@@ -243,6 +256,28 @@ def test_another_base_is_refused_and_left_alone(tmp_path):
         apply(model, tmp_path / "a")
     assert_same(snapshot(model), before)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_another_architecture_is_refused_by_its_fingerprint_before_anything_is_attached(tmp_path):
+    """The adapter would not fit its sites either, which would say nothing about the real fault."""
+    saved(tmp_path / "a", LastBlocksConfig(blocks=2))
+    small = open_clip_model(layers=1)
+    with pytest.raises(TetherError, match=r"belongs to a base with fingerprint.*--model"):
+        apply(small, tmp_path / "a")
+    attach(small, RAdapterConfig())
+    with pytest.raises(TetherError, match="something attached already"):
+        apply(small, tmp_path / "a")
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), {"image": float("nan"), "text": 1.0}, "half"])
+def test_an_alpha_that_is_no_number_is_neither_saved_nor_merged(tmp_path, alpha, unchecked):
+    attached = attach(open_clip_model(), RAdapterConfig())
+    with pytest.raises(TetherError, match="alpha is a finite number"):
+        save_adapter(tmp_path / "a", attached, alpha=alpha)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(TetherError, match="alpha is a finite number"):
+        attached.merge(alpha)
+    attached.merge(1.5)  # an extrapolation, on purpose
 
 
 def test_a_full_disk_leaves_no_adapter(tmp_path, monkeypatch):

@@ -48,6 +48,28 @@ def test_the_error_is_the_next_singular_value(values, rank, seed):
     assert "0.r_adapter.scale" not in cut
 
 
+def low_rank(d, rank):
+    return {"0.r_adapter.up": torch.randn(d, rank), "0.r_adapter.down": torch.randn(rank, d)}
+
+
+def test_no_rank_above_its_own_makes_an_adapter_larger():
+    state = low_rank(20, 3)
+    factored = Factored(state)
+    assert factored.rank == 3
+    assert (
+        size_in_bytes(factored.at_rank(9)) == size_in_bytes(factored.at_energy(1.0)) == size_in_bytes(state)
+    )
+    tried = []
+    chosen, results = smallest_within(
+        state, [1, 2, 3, 4, 9], lambda own: tried.append(own) or len(tried), 0.5
+    )
+    assert [(result.rank, result.bytes) for result in results] == [(1, 160), (2, 320), (3, 480)]
+    assert size_in_bytes(chosen) == size_in_bytes(state)
+    assert torch.allclose(matrices(chosen)["0"], matrices(state)["0"], atol=1e-5)
+    with pytest.raises(TetherError, match="has rank 3, and none of the ranks to try is smaller"):
+        smallest_within(state, [3, 8], lambda own: 0.0, 0.0)
+
+
 def test_factors_share_the_singular_values():
     cut = Factored(state_of([4.0, 1.0, 0.5, 0.2, 0.1, 0.1])).at_rank(2)
     up, down = cut["0.r_adapter.up"], cut["0.r_adapter.down"]
@@ -85,7 +107,7 @@ def test_smallest_rank_within_the_tolerance():
     assert len(asked) == 5
     chosen, _ = smallest_within(state, [1, 2], score, tolerance=0.0)
     assert torch.allclose(chosen["0.r_adapter.weight"], target, atol=1e-6)
-    for ranks, tolerance in (([], 0.1), ([1], -1.0), ([0], 0.1)):
+    for ranks, tolerance in (([], 0.1), ([1], -1.0), ([0], 0.1), ([1], float("nan"))):
         with pytest.raises(TetherError):
             smallest_within(state, ranks, score, tolerance)
 

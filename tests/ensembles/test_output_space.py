@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tether.ensembles import choosing
 from tether.ensembles.output_space import (
     SPACES,
     OutputConfig,
@@ -16,7 +15,6 @@ from tether.ensembles.output_space import (
 )
 from tether.ensembles.views import Views
 from tether.errors import TetherError
-from tether.evaluation.alpha import RULES
 
 
 def randn(*shape, seed=0):
@@ -118,10 +116,6 @@ def test_the_ensemble_is_either_model_as_it_is_at_the_ends_and_the_mixture_betwe
         assert torch.equal(mix(views, kept), part)
         for weight, alone in ((0.0, views.zero_shot), (1.0, views.tuned)):
             torch.testing.assert_close(OutputEnsemble(weight, (2.0, 0.5), space)(views), alone.softmax(-1))
-
-
-def test_the_rules_are_those_that_choose_alpha():
-    assert choosing.RULES == RULES
 
 
 @pytest.mark.parametrize(

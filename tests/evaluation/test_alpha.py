@@ -48,6 +48,12 @@ def test_default_takes_the_best_simulated_shift_among_those_that_lose_little():
     assert "Of 5 alphas, 2 lose at most" in choice.reason and "53.0 % on average" in choice.reason
 
 
+def test_where_only_one_alpha_loses_little_the_reason_speaks_of_one():
+    reason = choose_alpha(sweep_of([0.5, 0.6, 0.5], [0.5, 0.4, 0.3]), "validation", ["shift"]).reason
+    assert "Of 3 alphas, 1 loses at most one standard error" in reason
+    assert "That is alpha 0.5: 40.0 % on average on 1 simulated shifts" in reason and "Among" not in reason
+
+
 def test_tolerance_is_what_may_be_given_up_in_any_case():
     sweep = sweep_of([0.50, 0.58, 0.597, 0.60, 0.59], [0.56, 0.55, 0.53, 0.50, 0.40])
     assert choose_alpha(sweep, "validation", ["shift"], tolerance=0.02).alpha == 0.25

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +12,7 @@ import tether.data.dataset
 from tether.adapters import LastBlocksConfig, RAdapterConfig, attach
 from tether.adapters.files import apply, save_adapter
 from tether.data.dataset import ImageDataset
+from tether.data.records import Example, ImageRef, Split
 from tether.data.transforms import test_transform as plain_transform
 from tether.ensembles import VRF, FisherConfig, OutputConfig, VRFConfig, diagonal_fisher, fisher_average
 from tether.ensembles.output_space import OutputEnsemble, calibrate, output_ensemble
@@ -379,6 +381,53 @@ def test_what_was_saved_answers_bit_for_bit_as_before(tiny_model, make_tiny_mode
     assert again.classify([picture])[0][0] in names
 
 
+def three_kinds_of_pictures(folder, random):
+    """An RGBA, an EXIF-rotated and a 16-bit file, each of which `convert("RGB")` alone would make other pixels of."""
+    folder.mkdir()
+    colours = random.integers(256, size=(40, 60, 4), dtype=np.uint8)
+    Image.fromarray(colours).save(folder / "rgba.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(colours[..., :3]).save(folder / "rotated.png", exif=exif)
+    Image.fromarray(random.integers(2**16, size=(40, 60), dtype=np.uint16)).save(folder / "deep.png")
+    return [folder / name for name in ("rgba.png", "rotated.png", "deep.png")]
+
+
+def test_opened_pictures_are_answered_as_their_files_are_in_evaluation(tiny_model, tmp_path):
+    paths = three_kinds_of_pictures(tmp_path / "pictures", np.random.default_rng(0))
+    examples = tuple(Example(ImageRef(str(path.parent), path.name), 0) for path in paths)
+    split = Split("test", "pictures", examples)
+    pair, names = tuned_pair(tiny_model, RAdapterConfig(drop=0.0), tmp_path / "adapter")
+    config = OutputConfig(weight=0.5, fit_temperatures=False)
+    ensemble = combine(config, pair, train=split, validation=split)
+    expected = ensemble.sweep({"test": split}).at(0.5)["test"]
+    opened = [Image.open(path) for path in paths]
+    answers = ensemble.predictor(names).classify(opened)
+    assert [names.index(name) for name, _ in answers] == expected.predictions.tolist()
+    assert [share for _, share in answers] == pytest.approx(expected.confidences.tolist(), abs=1e-6)
+    wrong = ensemble.predictor(names).classify([picture.convert("RGB") for picture in opened])
+    assert answers[0][1] != pytest.approx(wrong[0][1], abs=1e-6)
+    assert answers[2][1] != pytest.approx(wrong[2][1], abs=1e-6)
+
+
+@pytest.fixture
+def unchecked():
+    """The annotations would refuse a wrong argument before the library's own message."""
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+def test_what_is_no_list_of_opened_pictures_is_refused(tiny_model, tmp_path, unchecked):
+    pair, names = tuned_pair(tiny_model, RAdapterConfig(drop=0.0), tmp_path / "adapter")
+    predictor = Predictor(pair, OutputEnsemble(0.5), names)
+    for wrong in ([], Image.new("RGB", (9, 9)), "cat.png", ["cat.png"], [tmp_path / "cat.png"], None):
+        with pytest.raises(TetherError, match="list of opened pictures"):
+            predictor.classify(wrong)
+
+
 def test_the_export_holds_all_it_needs_and_nothing_else(saved_predictor, tmp_path):
     predictor, run = saved_predictor
     export_predictor(run, tmp_path / "out")
@@ -419,7 +468,7 @@ def swap(name):
         (swap("classifiers.safetensors"), "not the file"),
         (swap("adapter/adapter.safetensors"), "not the file"),
         (swap("vrf-*.safetensors"), "damaged"),
-        (lambda run: (run / "ensemble.json").unlink(), "no file"),
+        (lambda run: (run / "ensemble.json").unlink(), "no ensemble of outputs"),
     ],
 )
 def test_each_kind_of_damage_is_told(saved_predictor, harm, complaint):
@@ -434,6 +483,21 @@ def test_another_base_is_refused_and_one_that_moved_is_found(saved_predictor, ti
     with pytest.raises(TetherError, match="fingerprint"):
         load_predictor(run, source=str(make_tiny_model(1)))
     assert torch.equal(load_predictor(run, source=str(tiny_model))(PIXELS), predictor(PIXELS))
+
+
+def test_a_predictor_is_read_from_another_folder_and_by_its_name(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_model.parent)
+    pair, names = tuned_pair(tiny_model.name, RAdapterConfig(drop=0.0), tmp_path / "run" / "adapter")
+    predictor = Predictor(pair, OutputEnsemble(0.5), names)
+    save_predictor(tmp_path / "run", predictor, adapter="adapter")
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(load_predictor("run")(PIXELS), predictor(PIXELS))
+
+
+def test_a_run_without_an_ensemble_of_outputs_is_told_so(tmp_path):
+    for use in (lambda: load_predictor(tmp_path), lambda: export_predictor(tmp_path, tmp_path / "out")):
+        with pytest.raises(TetherError, match="holds no ensemble of outputs"):
+            use()
 
 
 def test_a_base_that_computes_with_an_adapter_is_no_zero_shot_model(saved_predictor):

@@ -1,13 +1,15 @@
 """Merged folders of both libraries load like any other and answer as the adapter did."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tether.adapters import RAdapterConfig, attach
-from tether.adapters.files import save_adapter
+from tether.adapters.files import load_adapter, save_adapter
 from tether.errors import TetherError
 from tether.models import load
-from tether.tasks.export import export
+from tether.tasks.export import base_of, export
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +68,39 @@ def test_a_merged_folder_answers_as_the_merged_model(base, tmp_path, alpha):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in base.iterdir()}
 
 
-def test_what_was_made_in_memory_is_refused(tiny_model, tmp_path):
-    from dataclasses import replace
+def test_an_adapter_says_which_model_it_belongs_to_from_any_folder(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_model.parent)
+    save_adapter(tmp_path / "adapter", attach(load(tiny_model.name), RAdapterConfig()))
+    monkeypatch.chdir(tmp_path)
+    assert base_of(load_adapter(tmp_path / "adapter"), tmp_path / "adapter") == str(tiny_model)
+    export(None, tmp_path / "adapter", tmp_path / "out")
+    assert load(tmp_path / "out").fingerprint() == load(tiny_model).fingerprint()
 
+
+def test_a_model_that_is_not_where_it_was_is_asked_for(tiny_model, tmp_path, monkeypatch):
+    folder = tmp_path / "run" / "adapter"
+    save_adapter(folder, attach(load(tiny_model).module, RAdapterConfig()))  # a bare module says nothing
+    adapter = load_adapter(folder)
+    with pytest.raises(TetherError, match=r"does not say which model.*--model"):
+        base_of(adapter, folder)
+    (tmp_path / "run" / "config.json").write_text('{"model": "models/clip"}')
+    with pytest.raises(TetherError, match=r"no 'models/clip' here.*--model"):
+        export(None, folder, tmp_path / "out")
+    (tmp_path / "models" / "clip").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert base_of(adapter, folder) == "models/clip"
+    assert base_of(replace(adapter, source="builtin"), folder) == "builtin"
+
+
+def test_what_is_no_head_is_told(tiny_model, tmp_path):
+    save_adapter(tmp_path / "adapter", attach(load(tiny_model), RAdapterConfig()))
+    wrong = tmp_path / "adapter" / "adapter.safetensors"
+    with pytest.raises(TetherError, match=r"no head\.safetensors of a run: expected weight and zero_shot"):
+        export(None, tmp_path / "adapter", tmp_path / "out", head=wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_made_in_memory_is_refused(tiny_model, tmp_path):
     with pytest.raises(TetherError, match="made in memory"):
         replace(load(tiny_model), describe=None).save(tmp_path / "out")
     assert not (tmp_path / "out").exists()

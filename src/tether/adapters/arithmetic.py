@@ -78,7 +78,8 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], alpha: Alpha 
         tensors = _combine([state[path] for state in states], weights, path)
         combined |= {f"{path}{PART}{name}": tensor for name, tensor in tensors.items()}
     config = config_for(first.config, combined)
-    return Adapter(config, combined, first.fingerprint, alpha, {"combined": len(adapters)})
+    extra = {"combined": len(adapters)}
+    return Adapter(config, combined, first.fingerprint, alpha, extra, source=first.source)
 
 
 def _combine(adapters: list[dict[str, Tensor]], weights: Sequence[float], path: str) -> dict[str, Tensor]:

@@ -74,6 +74,11 @@ class Attached(ABC):
         self._originals: dict[str, Tensor] | None = None
         self._detached = False
 
+    @property
+    def source(self) -> str | None:
+        """Where the model was loaded from; None for a bare module."""
+        return None if self._model is self.module else getattr(self._model, "source", None)
+
     # What a method says about itself.
 
     @abstractmethod
@@ -196,7 +201,8 @@ class Attached(ABC):
         Computed in fp32 and cast last. `unmerge` undoes it bit for bit.
 
         Args:
-            alpha: ensemble weight, or one per tower; 0 is the base, 1 the fine-tuned model.
+            alpha: ensemble weight, or one per tower; 0 is the base, 1 the fine-tuned model, beyond them an
+                extrapolation.
             state: the adapter state to merge, such as an average; None is the current one.
             probe: a batch or a function that runs the model; the outputs before and after are compared.
             bound: largest accepted relative error on the probe; None is 1e-4 for fp32 weights, 1e-2 for fp16,

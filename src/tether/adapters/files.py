@@ -8,7 +8,7 @@ unpickled.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -17,20 +17,24 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from tether._alpha import Alpha
+from tether._alpha import Alpha, plain_alpha
 from tether._files import read_json, sha256_file, write_json, write_tensors
 from tether.adapters.attach import METHODS, attach
-from tether.adapters.attached import Attached
+from tether.adapters.attached import MARK, Attached
 from tether.adapters.states import config_for
 from tether.config import build, method_of, plain
 from tether.errors import TetherError, near_misses
+from tether.models.fingerprint import fingerprint
+from tether.models.load import absolute
 
 FORMAT = "tether-adapter"
 FORMAT_VERSION = 1
 STORAGE = {"float32": torch.float32, "float16": torch.float16}
 NAME, RAW = "adapter", "raw"
+ENTRIES = {"method": str, "config": dict, "base": dict, "alpha": float | dict[str, float], "extra": dict}
+"""What every description holds, besides what only says how it was made."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class Adapter:
         alpha: the ensemble weight to use it with.
         extra: anything else that JSON can hold, such as the run it comes from.
         raw: the state as it was last trained, where that is kept beside the averaged one.
+        source: where the base was loaded from, as `tether.load` takes it, with absolute paths; None if unknown.
+
+    Raises:
+        TetherError: alpha is no finite number, nor one per tower.
     """
 
     config: Any
@@ -52,6 +60,10 @@ class Adapter:
     alpha: Alpha = 1.0
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     raw: Mapping[str, Tensor] | None = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", plain_alpha(self.alpha))
 
 
 def save_adapter(
@@ -79,8 +91,8 @@ def save_adapter(
         The folder.
 
     Raises:
-        TetherError: there is an adapter in the folder already, a tensor is not finite or too large for fp16,
-            the state is not one of the handle's, or the disk is full.
+        TetherError: there is an adapter in the folder already, a tensor or alpha is not finite or a tensor too
+            large for fp16, the state is not one of the handle's, or the disk is full.
     """
     folder = Path(path)
     if (folder / f"{NAME}.json").exists():
@@ -94,9 +106,12 @@ def save_adapter(
         attached.delta(state)  # refuses what is no state of it
         own = attached.state_dict()
         config = attached.config if own.keys() == state.keys() else config_for(attached.config, state)
-        adapter = Adapter(config, state, attached.fingerprint(), raw=own if keep_raw else None)
+        source = attached.source and absolute(attached.source)
+        adapter = Adapter(config, state, attached.fingerprint(), raw=own if keep_raw else None, source=source)
     else:
         adapter = attached
+    if alpha is not None:
+        adapter = replace(adapter, alpha=alpha)
     method = method_of(type(adapter.config))
     if type(adapter.config) not in METHODS or method is None:
         raise TetherError(
@@ -109,8 +124,8 @@ def save_adapter(
         "format_version": FORMAT_VERSION,
         "method": method,
         "config": plain(adapter.config),
-        "base": {"fingerprint": adapter.fingerprint},
-        "alpha": adapter.alpha if alpha is None else alpha,
+        "base": {"fingerprint": adapter.fingerprint, "source": adapter.source},
+        "alpha": adapter.alpha,
         "precision": precision,
         "versions": {name: version(name) for name in ("tether", "torch", "safetensors")},
         "extra": dict(adapter.extra if extra is None else extra),
@@ -140,18 +155,19 @@ def load_adapter(path: str | Path) -> Adapter:
 
     Raises:
         TetherError: it is no adapter folder, it is of a newer format or an unknown method, its config has
-            unknown options, the tensors are not exactly those listed (cut short, missing, unexpected,
-            changed), or not finite.
+            unknown options, an entry is missing or of another type, the tensors are not exactly those listed
+            (cut short, missing, unexpected, changed), or not finite.
     """
     folder = Path(path)
-    if not (folder / f"{NAME}.json").is_file():
+    file = folder / f"{NAME}.json"
+    if not file.is_file():
         raise TetherError(
             f"{folder} is no adapter folder: it has no {NAME}.json. Give the folder that save_adapter wrote; "
             f"if saving was interrupted, save again."
         )
-    description = read_json(folder / f"{NAME}.json")
+    description = read_json(file)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise TetherError(f"{folder / NAME}.json does not describe an adapter of this library.")
+        raise TetherError(f"{file} does not describe an adapter of this library.")
     if (
         not isinstance(description.get("format_version"), int)
         or description["format_version"] > FORMAT_VERSION
@@ -161,14 +177,25 @@ def load_adapter(path: str | Path) -> Adapter:
             f"reads up to {FORMAT_VERSION}. Upgrade tether."
         )
     try:
+        for name, kind in ENTRIES.items():
+            build(kind, description[name], f"{file}: {name}")
+        base = description["base"]
+        build(str, base["fingerprint"], f"{file}: base.fingerprint")
+        build(str | None, base.get("source"), f"{file}: base.source")
         config = _config(description["method"], description["config"])
         state = _read(folder, NAME, description[NAME])
         raw = _read(folder, RAW, description[RAW]) if RAW in description else None
         return Adapter(
-            config, state, description["base"]["fingerprint"], description["alpha"], description["extra"], raw
+            config,
+            state,
+            base["fingerprint"],
+            description["alpha"],
+            description["extra"],
+            raw,
+            base.get("source"),
         )
     except KeyError as error:
-        raise TetherError(f"{folder / NAME}.json lacks {error}; it is incomplete.") from error
+        raise TetherError(f"{file} lacks {error}; it is incomplete. Copy it again.") from error
 
 
 def apply(model: Any, path: str | Path | Adapter, *, seed: int = 0) -> Attached:
@@ -183,15 +210,19 @@ def apply(model: Any, path: str | Path | Adapter, *, seed: int = 0) -> Attached:
         TetherError: the base is another one, or the state does not fit the model. Nothing is attached then.
     """
     adapter = path if isinstance(path, Adapter) else load_adapter(path)
+    module = model if isinstance(model, nn.Module) else model.module
+    if not hasattr(module, MARK):  # with something attached already, `attach` says so
+        found = fingerprint(module) if model is module else model.fingerprint()
+        if found != adapter.fingerprint:
+            wanted = f" ({adapter.source})" if adapter.source else ""
+            given = "this module" if model is module else f"the model {model.source}"
+            raise TetherError(
+                f"This adapter belongs to a base with fingerprint {adapter.fingerprint[:12]}…{wanted}, but {given} "
+                f"has {found[:12]}…: other weights, another activation or another image size. Load the model "
+                f"it was trained on (on the command line: --model)."
+            )
     attached = attach(model, adapter.config, seed=seed)
     try:
-        found = attached.fingerprint()
-        if found != adapter.fingerprint:
-            raise TetherError(
-                f"This adapter belongs to a base with fingerprint {adapter.fingerprint[:12]}…, but the model "
-                f"has {found[:12]}…: other weights, another activation or another image size. Load the model "
-                f"it was trained on."
-            )
         attached.load_state_dict(adapter.state)
     except TetherError:
         attached.detach()
@@ -242,8 +273,10 @@ def _entry(tensor: Tensor) -> dict[str, Any]:
     }
 
 
-def _read(folder: Path, name: str, listed: Mapping[str, Any]) -> dict[str, Tensor]:
+def _read(folder: Path, name: str, listed: Any) -> dict[str, Tensor]:
     """The tensors of one file, checked against the list in the JSON."""
+    build(dict, listed, f"{folder / NAME}.json: {name}")
+    build(dict, listed["tensors"], f"{folder / NAME}.json: {name}.tensors")
     file = folder / f"{name}.safetensors"
     if not file.is_file():
         raise TetherError(f"{file} is missing. Copy the whole adapter folder.")

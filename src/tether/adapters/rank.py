@@ -6,6 +6,7 @@ has few strong directions; keeping those makes the file 10 to 50 times smaller, 
 other.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether.adapters.files import Adapter
-from tether.adapters.states import PART, config_for, matrices
+from tether.adapters.states import PART, by_path, config_for, matrices
 from tether.errors import TetherError
 
 State = dict[str, Tensor]
@@ -44,6 +45,10 @@ class Factored:
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._matrices = matrices(state)
+        self._ranks = {
+            path: tensors["down"].shape[0] if "down" in tensors else len(self._matrices[path])
+            for path, tensors in by_path(state).items()
+        }
         self._parts = {path: torch.linalg.svd(matrix) for path, matrix in self._matrices.items()}
 
     @property
@@ -51,9 +56,14 @@ class Factored:
         """Of each adapter's matrix, by its path, from the largest down."""
         return {path: values for path, (_, values, _) in self._parts.items()}
 
+    @property
+    def rank(self) -> int:
+        """The largest rank that an adapter of the state was given; its width, where it is a full matrix."""
+        return max(self._ranks.values())
+
     def at_rank(self, rank: int) -> State:
-        """The best approximation with `rank` directions per adapter, and the adapter itself where 2 · rank ≥ d: factors
-        would be no smaller than its matrix.
+        """The best approximation with `rank` directions per adapter, or with as many as an adapter has; and its matrix
+        where 2 · rank ≥ d: factors would be no smaller.
 
         Raises:
             TetherError: the rank is below 1.
@@ -76,7 +86,7 @@ class Factored:
         """Factors, or the whole matrix where 2 r ≥ d and factors would be no smaller."""
         state = {}
         for path, (left, values, right) in self._parts.items():
-            rank = ranks[path]
+            rank = min(ranks[path], self._ranks[path])  # directions beyond its own are zeros
             if 2 * rank >= len(values):
                 state[f"{path}{PART}weight"] = self._matrices[path].clone()
                 continue
@@ -113,28 +123,29 @@ def smallest_within(
 
     Args:
         state: of a trained R-Adapter.
-        ranks: those to try, in any order.
+        ranks: those to try, in any order; what is no smaller than the adapter's own is passed over.
         score: of a state, higher is better, on validation data: never on what is reported as test.
         tolerance: in the units of the score, from 0.
 
     Returns:
         The state to save (the full one if no rank will do), and the result of every rank, from small to
-        large; the last is the full adapter, with the width as its rank.
+        large; the last is the full adapter, at its own rank (the width, of a full matrix).
 
     Raises:
-        TetherError: no ranks, a rank below 1, or a negative tolerance.
+        TetherError: no rank is below the adapter's own, or one below 1; or the tolerance is no finite number from 0.
     """
-    if not ranks or tolerance < 0:
-        raise TetherError("smallest_within needs at least one rank, and a tolerance from 0.")
+    if not 0 <= tolerance < math.inf:
+        raise TetherError(f"The tolerance is a finite number from 0, not {tolerance!r}.")
     factored = Factored(state)
-    width = max(len(values) for values in factored.singular_values.values())
-    full = factored.at_rank(width)
+    smaller = sorted({rank for rank in ranks if rank < factored.rank})
+    if not smaller:
+        raise TetherError(
+            f"The adapter has rank {factored.rank}, and none of the ranks to try is smaller: {list(ranks)}."
+        )
     results, states = [], []
-    for rank in sorted({rank for rank in ranks if rank < width}):
+    for rank in (*smaller, factored.rank):
         states.append(factored.at_rank(rank))
         results.append(RankResult(rank, size_in_bytes(states[-1]), float(score(states[-1]))))
-    states.append(full)
-    results.append(RankResult(width, size_in_bytes(full), float(score(full))))
     chosen = next(i for i, result in enumerate(results) if result.score >= results[-1].score - tolerance)
     return states[chosen], results
 

@@ -132,18 +132,30 @@ def merge(options: argparse.Namespace) -> int:
     from tether.adapters.files import load_adapter
     from tether.evaluation.scores import alpha_text
     from tether.tasks.export import export
+    from tether.tasks.outcome import HEAD_FILE
 
-    source = options.model or _run_of(options.adapter)["model"]
-    report = export(source, options.adapter, options.out, alpha=options.alpha, head=options.head)
+    report = export(options.model, options.adapter, options.out, alpha=options.alpha, head=options.head)
     error = (
         "" if report.max_error is None else f"; largest output difference on a probe {report.max_error:.2e}"
     )
     print(f"Merged at alpha {alpha_text(report.alpha)} into {len(report.changed)} tensors{error}.")
     print(f"Model: {options.out}")
-    if load_adapter(options.adapter).extra.get("head") and not options.head:
+    run = options.adapter.absolute().parent
+    head = None
+    if load_adapter(options.adapter).extra.get("head"):
+        inside = options.adapter / HEAD_FILE  # of a mean, or of a smaller rank
+        head = inside if inside.is_file() else "RUN/head.safetensors"
+    elif (options.adapter / "classifier.safetensors").is_file() and (run / HEAD_FILE).is_file():
+        head = options.adapter / "classifier.safetensors"  # of a Fisher-weighted average
+    if head and not options.head:
+        print(f"This adapter was trained with a linear head. To keep that too, add --head {head}.")
+    if (run / "ensemble.json").is_file():
         print(
-            "This adapter was trained with a linear head. To keep that too, add --head RUN/head.safetensors."
+            f"The run's ensemble mixes the outputs of two models; the merged model is its tuned one alone. To keep "
+            f"the ensemble: tether export {options.adapter.parent} OUT"
         )
+    elif (run / "fisher").is_dir() and run / "fisher" != options.adapter.absolute():
+        print(f"The run's ensemble is {options.adapter.parent / 'fisher'}; merge that to keep it.")
     return 0
 
 
@@ -153,15 +165,22 @@ def rank(options: argparse.Namespace) -> int:
 
     from tether.adapters.files import load_adapter
     from tether.models import load
-    from tether.tasks.outcome import HEAD_FILE
+    from tether.tasks.export import base_of, run_config
+    from tether.tasks.outcome import head_of
     from tether.tasks.ranking import shrink
 
-    run = _run_of(options.adapter)
     saved = load_adapter(options.adapter)
-    head = options.adapter.parent / HEAD_FILE if saved.extra.get("head") else None
+    data = run_config(options.adapter).get("data", {})
+    if not data and not options.overrides:
+        raise TetherError(
+            f"{options.adapter} lies in no run, so say which pictures to judge by: data.method=folder "
+            f"data.train=PICTURES, or data.method=emoji_shift for the built-in ones."
+        )
+    benchmark = _benchmark(data, options.overrides)
+    head = head_of(options.adapter) if saved.extra.get("head") else None
     results = shrink(
-        load(options.model or run["model"]),
-        _benchmark(run["data"], options.overrides),
+        load(options.model or base_of(saved, options.adapter)),
+        benchmark,
         options.adapter,
         options.out,
         ranks=options.ranks,
@@ -182,13 +201,14 @@ def rank(options: argparse.Namespace) -> int:
 
 
 def average(options: argparse.Namespace) -> int:
-    from tether.adapters.files import load_adapter, save_adapter
-    from tether.tasks.averaging import average_adapters, average_models
+    from tether.tasks.averaging import average_folders, average_models
+    from tether.tasks.outcome import HEAD_FILE
 
     if all((folder / "adapter.json").is_file() for folder in options.folders):
-        mean = average_adapters([load_adapter(folder) for folder in options.folders], options.alpha)
-        save_adapter(options.out, mean)
+        average_folders(options.folders, options.out, options.alpha)
         print(f"Mean of {len(options.folders)} adapters: {options.out}")
+        if (options.out / HEAD_FILE).is_file():
+            print(f"Mean of their linear heads: {options.out / HEAD_FILE}")
         return 0
     if options.alpha is not None:
         raise TetherError("--alpha belongs to adapters; a mean of whole models has none.")
@@ -234,15 +254,6 @@ def _benchmark(data: dict[str, Any], overrides: list[str]) -> Any:
             f"Here only options of the data can be given (data.…), not {', '.join(sorted(extra))}."
         )
     return load_benchmark(build(Data, wanted["data"], "data"))
-
-
-def _run_of(adapter: Path) -> dict[str, Any]:
-    """The configuration of the run that an adapter lies in; built-in model and data where it lies in none."""
-    from tether._files import read_json
-
-    path = adapter.absolute().parent / "config.json"
-    config = read_json(path) if path.is_file() else {}
-    return {"model": config.get("model", "builtin"), "data": config.get("data", {"method": "emoji_shift"})}
 
 
 def _progress():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tether.cli import commands
-from tether.errors import near_misses
+from tether.errors import TetherError, near_misses
 
 EXAMPLES = """\
 examples:
@@ -155,11 +155,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     merge = add("merge", commands.merge, "put an adapter into its base and save an ordinary model")
     merge.add_argument("adapter", type=Path, help="folder of the adapter")
     merge.add_argument("out", type=Path, help="folder for the merged model; must not exist")
+    merge.add_argument("--model", help="the base (default: the model the adapter was trained on)")
     merge.add_argument(
-        "--model", help="the base (default: that of the run the adapter lies in, else builtin)"
-    )
-    merge.add_argument(
-        "--alpha", type=_alpha, help="ensemble weight (default: the one the adapter was saved with)"
+        "--alpha",
+        type=_alpha,
+        help="ensemble weight from 0 to 1 (default: the one the adapter was saved with)",
     )
     merge.add_argument(
         "--head", type=Path, metavar="FILE", help="a run's head.safetensors, to go with the model"
@@ -175,22 +175,28 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--out", type=Path, required=True, help="folder for the smaller adapter; must not exist"
     )
     rank.add_argument(
-        "--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="those to try (1 2 4 … 64)"
+        "--ranks",
+        type=_count,
+        nargs="+",
+        default=[1, 2, 4, 8, 16, 32, 64],
+        help="those to try that are below the adapter's own (1 2 4 … 64)",
     )
     rank.add_argument(
         "--tolerance",
         type=float,
         default=0.005,
-        help="accuracy that may be lost, as a fraction (%(default)s)",
+        help="accuracy that may be lost, from 0 to 1 (%(default)s)",
     )
-    rank.add_argument("--model", help="the base (default: that of the run the adapter lies in, else builtin)")
-    _add_overrides(rank, "options of the data (default: those of the run the adapter lies in, else built-in)")
+    rank.add_argument("--model", help="the base (default: the model the adapter was trained on)")
+    _add_overrides(rank, "options of the data (default: those of the run the adapter lies in)")
 
     average = add("average", commands.average, "the exact mean of adapters on one base, or of whole models")
     average.add_argument("folders", type=Path, nargs="+", help="folders of adapters, or of models")
     average.add_argument("--out", type=Path, required=True, help="folder for the mean; must not exist")
     average.add_argument(
-        "--alpha", type=_alpha, help="ensemble weight of the mean (default: theirs, where all agree)"
+        "--alpha",
+        type=_alpha,
+        help="ensemble weight of the mean, from 0 to 1 (default: theirs, where all agree)",
     )
 
     export = add(
@@ -232,14 +238,17 @@ def _count(text: str) -> int:
 
 
 def _alpha(text: str) -> Any:
-    """A number, or `{image: a, text: b}`."""
-    from tether.config import override
+    """A number from 0 to 1, or `{image: a, text: b}`."""
+    from tether.config import build, override
 
     try:
-        value = override({}, [f"alpha={text}"])["alpha"]
-        if isinstance(value, dict) and set(value) == {"image", "text"}:
-            return {tower: float(part) for tower, part in value.items()}
-        return float(value)
-    except (TypeError, ValueError):  # TetherError is a ValueError
-        pass
-    raise argparse.ArgumentTypeError(f"expected a number, or {{image: a, text: b}}, found {text!r}")
+        value = build(float | dict[str, float], override({}, [f"alpha={text}"])["alpha"], "alpha")
+    except TetherError:
+        value = None
+    towers = isinstance(value, dict) and set(value) == {"image", "text"}
+    parts = list(value.values()) if towers else [value]
+    if not all(isinstance(part, float) and 0 <= part <= 1 for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"expected a number from 0 to 1, or {{image: a, text: b}}, found {text!r}"
+        )
+    return value

@@ -17,6 +17,7 @@ _HOME = {
     "ImageNetConfig": "imagenet",
     "ManifestConfig": "manifest",
     "SIMULATED_SHIFTS": "simulated",
+    "as_rgb": "reading",
     "check": "reading",
     "corrupt": "corruptions",
     "corrupted": "corruptions",

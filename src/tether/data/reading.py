@@ -59,8 +59,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             width, height = image.size  # from the header: nothing is decoded yet
             if width * height > max_pixels:
                 raise TetherError(f"it has {width} × {height} pixels, more than the limit of {max_pixels:,}.")
-            image.load()
-            return _upright(_to_rgb(image), _orientation(image))
+            return as_rgb(image)
     except (TetherError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -69,6 +68,17 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise TetherError(
             f"it is damaged, cut short or no picture ({type(error).__name__}: {error})."
         ) from error
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """An opened picture as `read_image` gives it: 8-bit RGB, upright by its EXIF, transparent parts on white.
+
+    Raises:
+        TetherError: it is of a kind with no unambiguous RGB form.
+        OSError: its file is cut short.
+    """
+    picture.load()
+    return _upright(_to_rgb(picture), _orientation(picture))
 
 
 def read_bytes(ref: ImageRef) -> bytes:

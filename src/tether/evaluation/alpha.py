@@ -31,10 +31,9 @@ from dataclasses import dataclass
 import torch
 
 from tether._alpha import Alpha, alpha_of
+from tether.ensembles.choosing import check_rule
 from tether.errors import TetherError, near_misses
 from tether.evaluation.scores import SplitScores, Sweep, alpha_text
-
-RULES = ("bounded loss", "in distribution", "mean")
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,7 @@ def choose_alpha(
         TetherError: a split that was not swept; "simulated" pictures that are not the validation pictures; a
             rule that does not exist or needs simulated shifts when there are none.
     """
-    if rule not in RULES:
-        raise TetherError(f"There is no rule {rule!r} to choose alpha by{near_misses(rule, RULES)}")
+    check_rule(rule)
     if not simulated and rule != "in distribution":
         raise TetherError(
             f"The rule {rule!r} needs simulated shifts of the validation pictures; there are none. Give "
@@ -175,13 +173,18 @@ def _reason(
             f"({100 * chosen.simulated_mean:.1f} %)."
         )
     else:
+        allowed = sum(point.allowed for point in curve)
+        shifts = f"{len(chosen.simulated)} simulated shifts of the same pictures"
+        mean = f"{100 * chosen.simulated_mean:.1f} % on average"
         text = (
-            f"Of {len(curve)} alphas, {sum(point.allowed for point in curve)} lose at most one standard "
+            f"Of {len(curve)} alphas, {allowed} {'loses' if allowed == 1 else 'lose'} at most one standard "
             f"error (or {100 * tolerance:.1f} points) of validation accuracy against the best one, alpha "
-            f"{alpha_text(best.alpha)} with {100 * best.in_distribution:.1f} %. Among these, {at} is best on "
-            f"{len(chosen.simulated)} simulated shifts of the same pictures: "
-            f"{100 * chosen.simulated_mean:.1f} % on average, at {level}."
+            f"{alpha_text(best.alpha)} with {100 * best.in_distribution:.1f} %. "
         )
+        if allowed == 1:
+            text += f"That is {at}: {mean} on {shifts}, at {level}."
+        else:
+            text += f"Among these, {at} is best on {shifts}: {mean}, at {level}."
     if _size(chosen.alpha) == 0:
         text += " That is the zero-shot model: on validation, fine-tuning did not help."
     elif len(curve) > 1 and _size(chosen.alpha) == max(_size(point.alpha) for point in curve):

@@ -1,5 +1,6 @@
 """One door for every source of models."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -42,6 +43,27 @@ def load(
     model = _load(str(source), activation)
     model.module.to(device=device, dtype=dtype)
     return model
+
+
+def absolute(source: str) -> str:
+    """The source as it is found from any folder: a path in it is made absolute, a name stays as it is."""
+    path = _path_in(source)
+    return source.removesuffix(path) + os.path.abspath(path) if path and Path(path).exists() else source
+
+
+def is_here(source: str) -> bool:
+    """Whether the folder or file that a source names exists; a name (built-in, of a hub, a tag) is always here."""
+    path = _path_in(source)
+    return path is None or Path(path).exists()
+
+
+def _path_in(source: str) -> str | None:
+    """The path in a source; None where it is a name."""
+    kind, colon, name = source.partition(":")
+    if colon and kind == "open_clip":
+        weights = name.partition("/")[2]
+        return weights if weights.endswith(".safetensors") else None
+    return None if source == "builtin" or (colon and kind == "hf") else source
 
 
 def _load(source: str, activation: Activation | None) -> Model:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tether._files import new_folder, refuse_existing
+from tether._files import new_folder, refuse_existing, save_tensors
 from tether.errors import TetherError
 from tether.models.fingerprint import fingerprint
 
@@ -141,11 +141,26 @@ class Model:
         Raises:
             TetherError: there is something already, the disk is full, or the model was made in memory.
         """
-        from tether.models.saving import save_into
-
         refuse_existing(Path(folder))
         with new_folder(Path(folder)) as new:
-            save_into(self, new)
+            self.save_into(new)
+
+    def save_into(self, folder: Path) -> None:
+        """`save` into an empty folder that is there already, such as one that more is written into.
+
+        Raises:
+            TetherError: the model was made in memory, so nothing says how to describe it.
+            OSError: a file cannot be written.
+        """
+        if self.describe is None:
+            raise TetherError(
+                f"{self.source} was made in memory and not loaded, so it cannot be written as a folder."
+            )
+        self.describe(folder)
+        if self.family == "transformers":
+            self.module.save_pretrained(folder)
+        else:
+            save_tensors(folder / "open_clip_model.safetensors", self.module.state_dict())
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights as they are now, of activation, image specification and context length."""

@@ -77,6 +77,38 @@ def save_head(path: Path, head: Tensor, zero_shot: Tensor) -> None:
     write_tensors(path, {"weight": head, "zero_shot": zero_shot})
 
 
+def read_head(path: Path) -> tuple[Tensor, Tensor]:
+    """A trained head and the zero-shot classifier that it began as, as `save_head` keeps them.
+
+    Raises:
+        TetherError: the file is missing, not whole or another one.
+    """
+    tensors = read_tensors(path)
+    head, zero_shot = tensors.get("weight"), tensors.get("zero_shot")
+    if head is None or zero_shot is None or head.ndim != 2 or head.shape != zero_shot.shape:
+        found = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(tensors.items())[:4])
+        raise TetherError(
+            f"{path} is no {HEAD_FILE} of a run: expected weight and zero_shot, both [classes, dim]; found "
+            f"{found or 'nothing'}."
+        )
+    return head, zero_shot
+
+
+def head_of(adapter: Path) -> Path:
+    """The file of the head that was trained with an adapter: beside its folder, as in a run, or in it.
+
+    Raises:
+        TetherError: there is none.
+    """
+    for path in (adapter / HEAD_FILE, adapter.absolute().parent / HEAD_FILE):
+        if path.is_file():
+            return path
+    raise TetherError(
+        f"{adapter} was trained with a linear head, but there is no {HEAD_FILE} in it or beside it. Copy the whole "
+        f"run, or put that file into {adapter}."
+    )
+
+
 def save_sweep(path: Path, sweep: Sweep) -> None:
     """Keep the answers to every test picture at every alpha, so that tables can be made again."""
     tensors = {

@@ -1,12 +1,14 @@
 """The smallest rank of a trained R-Adapter that does as well on the validation pictures."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
-from tether._files import read_tensors, refuse_existing
+from tether._alpha import TOWERS, alpha_of
+from tether._files import new_folder, refuse_existing
 from tether.adapters.files import apply, load_adapter, save_adapter
 from tether.adapters.rank import RankResult, smallest_within
 from tether.adapters.states import config_for
@@ -16,7 +18,7 @@ from tether.errors import TetherError
 from tether.evaluation import Classifier, alpha_sweep, class_embeddings
 from tether.evaluation.classifier import Progress
 from tether.models import Model
-from tether.tasks.outcome import head_at
+from tether.tasks.outcome import HEAD_FILE, head_at, read_head
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -37,27 +39,36 @@ def shrink(
     Args:
         model: the adapter's base.
         out: new adapter folder.
-        tolerance: top-1 accuracy that may be lost against the whole adapter, as a fraction.
-        head: the run's linear head, where it trained one.
+        ranks: those to try; what is no smaller than the adapter's own is passed over.
+        tolerance: top-1 accuracy that may be lost against the whole adapter, from 0 to 1.
+        head: the file of the run's linear head, where it trained one; copied into `out`.
 
     Returns:
         Every rank's size and validation accuracy, from small to large; the last is the whole adapter.
 
     Raises:
-        TetherError: there are no validation pictures, it is no R-Adapter, or it belongs to another base.
+        TetherError: there are no validation pictures, it is no R-Adapter, it belongs to another base, its alpha is 0,
+            or no rank to try is below its own.
     """
     refuse_existing(out)
+    if not 0 <= tolerance <= 1:
+        raise TetherError(f"The tolerance is a share of the pictures, from 0 to 1, not {tolerance!r}.")
     if not len(benchmark.validation):
         raise TetherError(f"{benchmark.name} has no validation pictures to choose a rank by.")
     saved = load_adapter(adapter)
     config_for(saved.config, saved.state)  # refuses what is no R-Adapter before anything is evaluated
-    tensors = read_tensors(head) if head else None
+    if not any(alpha_of(saved.alpha, tower) for tower in TOWERS):
+        raise TetherError(
+            f"{adapter} is to be used at alpha 0, where it does nothing, so every rank would do as well. Give it "
+            f"another alpha first: tether average {adapter} --alpha 1 --out NEW."
+        )
+    ends = read_head(head) if head else None
     attached = apply(model, saved)
     pictures = ImageDataset(benchmark.validation, test_transform(model.image), cache_bytes=2**29)
 
     def classifier(alpha: float) -> Classifier:
-        if tensors:
-            weight = head_at(tensors["weight"], tensors["zero_shot"], alpha)
+        if ends:
+            weight = head_at(*ends, alpha)
         else:
             weight = class_embeddings(model, benchmark.class_names, benchmark.templates)
         return Classifier(weight=weight, scale=model.logit_scale)
@@ -78,5 +89,8 @@ def shrink(
     with attached.ordinary():
         state, results = smallest_within(saved.state, ranks, accuracy, tolerance)
     attached.detach()
-    save_adapter(out, replace(saved, config=config_for(saved.config, state), state=state, raw=None))
+    with new_folder(out) as folder:
+        save_adapter(folder, replace(saved, config=config_for(saved.config, state), state=state, raw=None))
+        if head:
+            shutil.copy2(head, folder / HEAD_FILE)
     return results

@@ -29,6 +29,7 @@ from tether.evaluation.alpha import AlphaChoice
 from tether.evaluation.classification import no_autocast_cache
 from tether.evaluation.classifier import Classifier
 from tether.evaluation.scores import Sweep
+from tether.models.load import absolute
 from tether.models.model import Model
 from tether.tasks.ensembling.ensemble import Ensemble, choose, require_validation
 from tether.tasks.ensembling.pair import Pair, Respond
@@ -201,4 +202,4 @@ def _as_full(model: Model, delta: Mapping[str, Tensor], merged: Mapping[str, Ten
         state = {name: merged.get(name, tensor).clone() for name, tensor in stand_in.state_dict().items()}
     finally:
         stand_in.detach()
-    return Adapter(config, state, model.fingerprint(), alpha=1.0)
+    return Adapter(config, state, model.fingerprint(), alpha=1.0, source=absolute(model.source))

@@ -27,6 +27,7 @@ from tether._files import (
     write_tensors,
 )
 from tether.adapters.files import apply
+from tether.data.reading import as_rgb
 from tether.data.transforms import test_transform
 from tether.ensembles.output_space import OutputEnsemble
 from tether.ensembles.shared_copy import shared_copy
@@ -36,6 +37,7 @@ from tether.ensembles.vrf_files import load_vrf, save_vrf
 from tether.errors import TetherError
 from tether.evaluation.classifier import Classifier
 from tether.models import load
+from tether.models.load import absolute, is_here
 from tether.models.model import Model
 from tether.tasks.ensembling.pair import Pair
 
@@ -49,7 +51,7 @@ DESCRIPTION, CLASSIFIERS, TUNED = "ensemble.json", "classifiers.safetensors", "t
 class Predictor:
     """Classifies pictures by an ensemble of two models.
 
-        predictor = load_predictor(Path("runs/vrf-001"))
+        predictor = load_predictor("runs/vrf-001")
         predictor.classify([Image.open("cat.png")])          # [("cat", 0.93)]
 
     Args:
@@ -73,9 +75,25 @@ class Predictor:
             return self.mix(self.pair(pixels), classes)
 
     def classify(self, pictures: Sequence[Image.Image]) -> list[tuple[str, float]]:
-        """The most probable class of each picture and its probability."""
+        """The most probable class of each picture and its probability.
+
+        Args:
+            pictures: opened ones of any size; prepared as a data set's are (`tether.data.as_rgb`).
+
+        Raises:
+            TetherError: it is no list of opened pictures, or an empty one; or a picture has no RGB form.
+        """
+        if not (
+            isinstance(pictures, Sequence)
+            and pictures
+            and all(isinstance(picture, Image.Image) for picture in pictures)
+        ):
+            raise TetherError(
+                f"classify takes a list of opened pictures, at least one, such as [Image.open('cat.png')]; "
+                f"found {pictures!r:.80}."
+            )
         transform = test_transform(self.pair.zero_shot.image)
-        pixels = torch.stack([transform(picture.convert("RGB")) for picture in pictures])
+        pixels = torch.stack([transform(as_rgb(picture)) for picture in pictures])
         best = self(pixels).max(-1)
         names = [self.class_names[index] for index in best.indices.tolist()]
         return list(zip(names, best.values.tolist(), strict=True))
@@ -100,9 +118,9 @@ def save_predictor(folder: Path, predictor: Predictor, *, adapter: str | None = 
     """
     pair = predictor.pair
     pair.check_ordinary()
-    base = {"source": pair.zero_shot.source, "fingerprint": pair.zero_shot.fingerprint()}
+    base = {"source": absolute(pair.zero_shot.source), "fingerprint": pair.zero_shot.fingerprint()}
     if pair.delta is None:
-        tuned = {"source": pair.tuned.source, "fingerprint": pair.tuned.fingerprint()}
+        tuned = {"source": absolute(pair.tuned.source), "fingerprint": pair.tuned.fingerprint()}
     elif adapter:
         tuned = {"adapter": adapter, "sha256": _digest(folder / adapter / "adapter.safetensors")}
     else:
@@ -144,7 +162,7 @@ def save_predictor(folder: Path, predictor: Predictor, *, adapter: str | None = 
 
 
 def load_predictor(
-    folder: Path, *, source: str | None = None, device: torch.device | str = "cpu"
+    folder: str | Path, *, source: str | None = None, device: torch.device | str = "cpu"
 ) -> Predictor:
     """Read what `save_predictor` wrote; on the same machine it answers bit for bit as before.
 
@@ -153,15 +171,20 @@ def load_predictor(
 
     Raises:
         TetherError: a file is missing, damaged or not one of this format; or the base, the adapter or the tuned
-            model is another one.
+            model is another one or not where it was.
     """
+    folder = Path(folder)
     description = _description(folder)
     try:
         base, tuned = description["base"], description["tuned"]
-        model = _same(load(source or base["source"], device=device), base["fingerprint"])
+        source = source or _found(
+            str(base["source"]), "Say where it is now: load_predictor(folder, source=…)."
+        )
+        model = _same(load(source, device=device), base["fingerprint"])
         delta = None
         if "source" in tuned:
-            other = _same(load(tuned["source"], device=device), tuned["fingerprint"])
+            place = _found(str(tuned["source"]), "Put it back, or save the ensemble anew.")
+            other = _same(load(place, device=device), tuned["fingerprint"])
         elif "adapter" in tuned:
             _check(_inside(folder, tuned["adapter"]) / "adapter.safetensors", tuned["sha256"])
             attached = apply(model, folder / tuned["adapter"])
@@ -221,7 +244,18 @@ def _parts(folder: Path, description: dict[str, Any]) -> list[str]:
     return parts
 
 
+def _found(source: str, advice: str) -> str:
+    if not is_here(source):
+        raise TetherError(f"There is no folder {source!r}, a model of this ensemble. {advice}")
+    return source
+
+
 def _description(folder: Path) -> dict[str, Any]:
+    if not (folder / DESCRIPTION).is_file():
+        raise TetherError(
+            f"{folder} holds no ensemble of outputs: it has no {DESCRIPTION}, which a run writes whose recipe has "
+            f"ensemble.method=output or vrf. Weights are merged instead: tether merge RUN/adapter OUT (or RUN/fisher)."
+        )
     description = read_json(folder / DESCRIPTION)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise TetherError(f"{folder / DESCRIPTION} is not of this library's ensembles (format {FORMAT!r}).")
