@@ -11,6 +11,7 @@ from torch import Tensor
 from tether._alpha import TOWERS, Alpha, alpha_of
 from tether._files import read_json, read_tensors, write_tensors
 from tether.config import plain
+from tether.data.reading import files_digest
 from tether.data.records import Benchmark
 from tether.errors import TetherError
 from tether.evaluation import SplitScores, Sweep
@@ -143,6 +144,13 @@ def load_sweep(path: Path, benchmark: Benchmark) -> Sweep:
 
 
 def digests(benchmark: Benchmark) -> dict[str, Any]:
-    """Size and hash of every split, as they stand in a run's `splits.json`."""
+    """Size and hashes of every split, as they stand in a run's `splits.json`.
+
+    Raises:
+        TetherError: a picture is missing.
+    """
     splits = {"train": benchmark.train, "validation": benchmark.validation, **benchmark.tests}
-    return {name: {"pictures": len(split), "sha256": split.digest} for name, split in splits.items()}
+    return {
+        name: {"pictures": len(split), "sha256": split.digest, "files": files_digest(split)}
+        for name, split in splits.items()
+    }

@@ -128,6 +128,17 @@ def test_a_comparison_does_not_mix_old_runs_with_other_pictures(recipes, tiny_da
     assert "other pictures" in capsys.readouterr().err
 
 
+def test_a_picture_that_was_replaced_under_its_name_is_noticed(recipes, tiny_data, tmp_path, capsys):
+    shutil.copytree(tiny_data["train"], tmp_path / "pictures")
+    command = ["compare", "tiny.yaml", "--set", f"data.train={tmp_path / 'pictures'}", "--out", "out"]
+    assert main(command) == 0
+    one, other = sorted((tmp_path / "pictures" / "circle").iterdir())[:2]
+    assert one.stat().st_size != other.stat().st_size
+    shutil.copy(other, one)
+    assert main(command) == 2
+    assert "other pictures" in capsys.readouterr().err
+
+
 def test_a_base_that_was_replaced_under_its_name_is_noticed(recipes, make_tiny_model, tmp_path, capsys):
     """Whether the run is finished, stopped, or has weights that another recipe could take over."""
     base = tmp_path / "base"

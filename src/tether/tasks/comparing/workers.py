@@ -124,13 +124,15 @@ class _Here:
     """The base models and data sets that are there now, each read once."""
 
     fingerprints: dict[str, str] = field(default_factory=dict)
-    benchmarks: dict[str, Benchmark] = field(default_factory=dict)
+    data: dict[str, tuple[Benchmark, dict[str, Any]]] = field(default_factory=dict)
 
-    def benchmark(self, recipe: Recipe) -> Benchmark:
+    def benchmark(self, recipe: Recipe) -> tuple[Benchmark, dict[str, Any]]:
+        """The data and its digests."""
         key = json.dumps(to_plain(recipe)["data"], sort_keys=True)
-        if key not in self.benchmarks:
-            self.benchmarks[key] = load_benchmark(recipe.data)
-        return self.benchmarks[key]
+        if key not in self.data:
+            benchmark = load_benchmark(recipe.data)
+            self.data[key] = benchmark, digests(benchmark)
+        return self.data[key]
 
     def other(self, path: Path, recipe: Recipe) -> str:
         """What a run was made from that is not there any more; "" if all is as it was."""
@@ -139,7 +141,7 @@ class _Here:
         base = read_json(path / BASE) if (path / BASE).is_file() else {}
         if base.get("fingerprint") != self.fingerprints[recipe.model]:
             return "another base model"
-        if read_json(path / "splits.json") != digests(self.benchmark(recipe)):
+        if read_json(path / "splits.json") != self.benchmark(recipe)[1]:
             return "other pictures"
         return ""
 
@@ -268,7 +270,7 @@ def _read(job: Job, path: Path, here: _Here) -> Outcome:
         raise TetherError(
             f"{path} was made from {other} than what is there now under that name. Choose another --runs."
         )
-    return read_outcome(path, replace(job.recipe, search={}), here.benchmark(job.recipe))
+    return read_outcome(path, replace(job.recipe, search={}), here.benchmark(job.recipe)[0])
 
 
 def _wait(seconds: float) -> None:
