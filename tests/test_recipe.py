@@ -93,3 +93,17 @@ def test_a_recipe_extends_one_other(parent, tmp_path):
     (tmp_path / "own.yaml").write_text(f"extends: {parent}\nname: own\n")
     with pytest.raises(TetherError, match=r"own\.yaml: extends takes the name or path of one recipe"):
         recipes.read(tmp_path / "own.yaml")
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("optimizer=adamw", r"optimizer takes options by name; for this method write \{method: adamw\}"),
+        ("regularizers=[car_ft]", r"regularizers\[0\] takes options by name; .* \{method: car_ft\}"),
+        ("optimizer=adam", r"with a method \(adamw, sgd, .*found 'adam'"),
+        ("adapter=[1]", r"with a method \(r_adapter, .*found \[1\]"),
+    ],
+)
+def test_a_method_by_its_bare_name_is_told_how_to_write_it(word, told):
+    with pytest.raises(TetherError, match=told):
+        recipes.read("full", [word])

@@ -156,8 +156,13 @@ def _union(choices: tuple, value: Any, where: str) -> Any:
             return build(choice, value, where)
         except TetherError as error:
             last = error
+    if isinstance(value, str) and value in configs:
+        raise TetherError(f"{where} takes options by name; for this method write {{method: {value}}}.")
     if len(rest) == 1:
         raise last
+    if len(configs) == len(rest):
+        known = ", ".join(map(str, configs))
+        raise TetherError(f"{where} takes options by name, with a method ({known}); found {value!r}.")
     raise TetherError(f"{where} takes {' or '.join(map(_name, choices))}, found {value!r}.")
 
 

@@ -80,13 +80,7 @@ def read_recipes(sources: Sequence[str | Path], overrides: Sequence[str] = ()) -
         if not inside:
             raise TetherError(f"There is no recipe in the folder {source}: expected files that end in .yaml.")
         found += inside
-    recipes = []
-    for source in found:
-        try:
-            recipes.append(read(source, list(overrides)))
-        except TetherError as error:
-            raise TetherError(f"{source}: {error}") from error
-    return recipes
+    return [read(source, list(overrides)) for source in found]
 
 
 def variant(recipe: Recipe, seed: int, fold: int) -> Recipe:
