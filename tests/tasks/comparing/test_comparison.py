@@ -97,7 +97,7 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, caps
         (["--folds", "0", "1"], "Only the built-in data has folds"),
         (["full"], "share model and data"),
         (["none.yaml"], "no file"),
-        (["--set", "optimizer.lrr=1"], "tiny.yaml with optimizer.lrr=1: There is no option 'optimizer.lrr'; did you mean 'lr'"),
+        (["--set", "optimizer.lrr=1"], "tiny.yaml with optimizer.lrr=1: There is no option 'optimizer.lrr'"),
         (["empty"], "no recipe in the folder empty"),
         (["--baselines", "tiny,tiny"], "3 ordinary models or more; found 1"),
         (["--baselines", "tinny,tiny,head"], "no recipe 'tinny' in this comparison; did you mean 'tiny'"),
