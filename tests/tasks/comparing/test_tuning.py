@@ -244,7 +244,10 @@ def test_a_method_whose_alpha_is_given_is_tuned_too(tiny_recipe, tmp_path):
     [
         (["--tune-fold", "1"], "Only the built-in data has folds"),
         (["--set", "search={}"], "nothing to tune"),
-        (["--set", "optimizer.beta=1"], "fixed.yaml with optimizer.beta=1: There is no option 'optimizer.beta'"),
+        (
+            ["--set", "optimizer.beta=1"],
+            "fixed.yaml with optimizer.beta=1: There is no option 'optimizer.beta'",
+        ),
     ],
 )
 def test_what_cannot_be_tuned_is_refused_before_any_training(tuned, tmp_path, capsys, words, told):
