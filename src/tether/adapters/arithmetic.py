@@ -66,7 +66,7 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], alpha: Alpha 
     if alpha is None:
         if any(adapter.alpha != first.alpha for adapter in adapters):
             raise TetherError(
-                "The adapters have different alphas, so say which one the result shall have: alpha=…."
+                "The adapters have different alphas, so say which one the result shall have: alpha=… (--alpha)."
             )
         alpha = first.alpha
     states = [by_path(adapter.state) for adapter in adapters]

@@ -43,7 +43,7 @@ def average_adapters(adapters: Sequence[Adapter], alpha: Alpha | None = None) ->
     if alpha is None:
         if any(adapter.alpha != first.alpha for adapter in adapters):
             raise TetherError(
-                "The adapters have different alphas, so say which one the result shall have: alpha=…."
+                "The adapters have different alphas, so say which one the result shall have: alpha=… (--alpha)."
             )
         alpha = first.alpha
     state = average([adapter.state for adapter in adapters])

@@ -116,9 +116,11 @@ def run(
         if not from_main(lambda: is_finished(kept.path, test)):
             try:
                 _run(recipe, model, benchmark, kept, progress if is_main() else None, show_progress, test)
-            except TetherError:
-                if not resume:
-                    kept.discard_unused()
+            except TetherError as error:
+                if not resume and kept.discard_unused():
+                    raise TetherError(
+                        f"{error} Nothing was trained; {kept.path} is removed again."
+                    ) from error
                 raise
         outcome = read_outcome(kept.path, recipe, benchmark)
         if outcome.test.alphas and not (kept.path / REPORT).is_file():

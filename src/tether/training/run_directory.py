@@ -130,13 +130,18 @@ class RunDirectory:
         kept = [line for line in self.metrics.read_bytes().splitlines(keepends=True) if _is_up_to(line, step)]
         write_atomically(self.metrics, lambda path: path.write_bytes(b"".join(kept)))
 
-    def discard_unused(self) -> None:
-        """Remove the directory of a run that failed before it began: nothing stands in it but what `record` wrote."""
+    def discard_unused(self) -> bool:
+        """Remove the directory of a run that failed before it began: nothing stands in it but what `record` wrote.
+
+        Returns whether that was so. The first process does it, and waits for no other: they may have gone on.
+        """
         if not is_main():
-            return
+            return False
         begin = {"lock", "environment.json", "checkpoints", *self._recorded}
-        if {path.name for path in self.path.rglob("*")} <= begin:
+        unused = {path.name for path in self.path.rglob("*")} <= begin
+        if unused:
             shutil.rmtree(self.path, ignore_errors=True)
+        return unused
 
     def close(self) -> None:
         """Give the directory free."""
