@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -165,6 +166,7 @@ def test_a_report_replaces_none_of_another_comparison(recipes, tmp_path, capsys)
     assert main(["compare", *recipes, "--out", "out", "--highlight", "tiny", "--tune", "0"]) == 0
     results = Results.load(tmp_path / "out" / "results.json")
     assert results.highlighted == "tiny" and "--highlight tiny" in results.settings["command"]
+    assert results.title.startswith("2 methods on ")
     finished = stamps(tmp_path)
     assert main(["compare", *recipes, "--out", "out"]) == 2
     assert "holds another comparison, made by `tether compare tiny.yaml" in capsys.readouterr().err
@@ -252,3 +254,15 @@ def test_the_results_say_how_alpha_was_chosen(tiny_recipe, tmp_path):
     assert results.alpha is not None and results.alpha.alpha in (0.0, 0.5, 1.0)
     assert [point.alpha for point in results.alpha.curve] == [0.0, 0.5, 1.0]
     assert "No test picture" in results.alpha.reason
+
+
+def test_many_alphas_are_shown_by_their_range(tiny_recipe, tmp_path):
+    recipe = from_plain({**tiny_recipe, "training": {**tiny_recipe["training"], "epochs": 1}})
+    auto = replace(recipe, alpha=replace(recipe.alpha, value="auto"))
+    method = compare([auto], tmp_path, seeds=range(4), show_progress=False).method("tiny")
+    alphas = [read_json(path)["alpha"] for path in sorted(tmp_path.glob("*/result.json"))]
+    assert len(alphas) == 4
+    if len(set(alphas)) > 1:
+        assert method.alpha.startswith(f"by validation: {min(alphas):.4g} to {max(alphas):.4g}, median ")
+    else:
+        assert method.alpha == f"by validation: {alphas[0]:.4g}"

@@ -41,7 +41,7 @@ def compare(
     baselines: Sequence[str] = (),
     reference: str = "",
     workers: int = 1,
-    title: str = "Comparison",
+    title: str = "",
     command: str = "",
     highlighted: str = "",
     device: torch.device | str = "cpu",
@@ -61,6 +61,7 @@ def compare(
             drawn; three or more.
         reference: the method that all others are tested against; "full" by default, or zero-shot without one.
         workers: processes of this machine.
+        title: of the report; by default how many methods on which data.
         highlighted: name of the recipe that the report is about; the last one by default.
         announce: told about every run that begins or is found finished.
 
@@ -96,10 +97,13 @@ def compare(
             plan, device=device, progress=progress, announce=announce, show_progress=show_progress
         )
     data_set = benchmark_of(recipes[0], folds[0]).name
+    short = data_set.split(" (")[0]
+    if len(folds) > 1:
+        data_set = f"{short} (folds {', '.join(map(str, folds))} pooled)"
     return make_results(
         trained,
-        title=title,
-        data_set=data_set if len(folds) == 1 else f"{data_set.split(' (')[0]} (folds {list(folds)} pooled)",
+        title=title or f"{len(recipes)} method{'s'[: len(recipes) - 1]} on {short}",
+        data_set=data_set,
         highlighted=highlighted or rows[-1],
         reference=reference or (REFERENCE if REFERENCE in rows else ZERO_SHOT),
         baselines=baselines,

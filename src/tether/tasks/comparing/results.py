@@ -1,5 +1,6 @@
 """From finished runs of several methods to the results that tables and the report show."""
 
+import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -187,8 +188,14 @@ def _path(ones: Sequence[Outcome], in_distribution: str, shifted: Sequence[str])
 
 def _alphas(ones: Sequence[Outcome]) -> str:
     texts = [alpha_text(one.alpha) for one in ones]
-    how = "by validation: " if _by_validation(ones[0]) else ""
-    return how + (texts[0] if len(set(texts)) == 1 else ", ".join(texts))
+    numbers = [one.alpha for one in ones if not isinstance(one.alpha, Mapping)]
+    if len(set(texts)) == 1:
+        text = texts[0]
+    elif len(ones) > 3 and len(numbers) == len(ones):
+        text = f"{min(numbers):.4g} to {max(numbers):.4g}, median {statistics.median(numbers):.4g}"
+    else:
+        text = ", ".join(texts)
+    return ("by validation: " if _by_validation(ones[0]) else "") + text
 
 
 def _by_validation(outcome: Outcome) -> bool:
