@@ -146,3 +146,9 @@ def test_an_impossible_date_is_refused_as_yaml(tmp_path):
         read_yaml(tmp_path / "a.yaml")
     with pytest.raises(TetherError, match="not a valid value: month"):
         override({}, ["a=2020-13-45"])
+
+
+def test_yaml_may_merge_what_was_merged_before(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("b: &b {lr: 1, wd: 2}\ngroup: {x: &x {<<: *b, lr: 3}}\ny: {<<: *x, z: 1}\n")
+    assert read_yaml(path)["y"] == {"lr": 3, "wd": 2, "z": 1}

@@ -52,9 +52,9 @@ def _attempt(image: ImageRef) -> Unreadable | None:
 def require_readable(benchmark: Benchmark, *, threads: int = 8) -> None:
     """Refuse a benchmark with pictures that are missing, empty, no pictures or cut short.
 
-    Takes about 0.03 ms a picture: the header is parsed and the file's last bytes are looked at; only a picture
-    with something odd about these is decoded, and refused if that fails. Damage in between is not found; `check`
-    finds it.
+    Takes about 0.03 ms a picture: the header is parsed and the file's last bytes are looked at (an archive's member is
+    read whole); only a picture with something odd about these is decoded, and refused if that fails. Damage in
+    between is not found; `check` finds it.
 
     Raises:
         TetherError: with the number of such pictures, and the first ten.

@@ -23,6 +23,25 @@ PICTURE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 )
 
+_OTHER_PICTURES = frozenset(
+    (
+        ".heic",
+        ".heif",
+        ".jxl",
+        ".jp2",
+        ".jfif",
+        ".psd",
+        ".svg",
+        ".tga",
+        ".exr",
+        ".dng",
+        ".cr2",
+        ".nef",
+        ".arw",
+        ".raw",
+    )
+)
+
 # Pillow's other readers start programs (EPS) or are rarely exercised; none is needed for the formats above.
 Image.init()
 FORMATS = sorted(set(Image.OPEN) & {"JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"})
@@ -199,7 +218,8 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 def list_pictures(root: str | Path) -> list[str]:
     """Names (paths with forward slashes) of all picture files below `root`, sorted.
 
-    Hidden files and folders are passed over; files of other kinds too, with a warning that counts them.
+    Hidden files and folders are passed over; files of other kinds too, pictures among them (such as .heic) with a
+    warning that counts them.
 
     Raises:
         TetherError: there is no such folder.
@@ -221,12 +241,12 @@ def list_pictures(root: str | Path) -> list[str]:
             suffix = os.path.splitext(file)[1].lower()
             if suffix in PICTURE_SUFFIXES:
                 names.append(file if inside == "." else f"{inside}/{file}")
-            else:
-                others[suffix or "no suffix"] += 1
+            elif suffix in _OTHER_PICTURES:
+                others[suffix] += 1
     if others:
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(5))
         warnings.warn(
-            f"{root} holds {others.total():,} files that are no pictures of a known kind and are passed over: {kinds}.",
+            f"{root} also holds pictures of kinds that cannot be read here, which are passed over: {kinds}.",
             stacklevel=2,
         )
     return sorted(names)

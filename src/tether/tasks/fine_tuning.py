@@ -67,6 +67,7 @@ def run(
     progress: Progress | None = None,
     show_progress: bool = True,
     test: bool = True,
+    check_pictures: bool = True,
 ) -> Outcome:
     """Train as the recipe says, choose alpha, evaluate every test split, and keep it all in a run directory.
 
@@ -81,6 +82,7 @@ def run(
         started: told the run's directory before training begins.
         progress: told what is being evaluated, and how far it is.
         test: whether the test splits are looked at; a search for settings must not.
+        check_pictures: whether to see first that all pictures can be read; not, where that was seen just now.
 
     Raises:
         TetherError: the recipe does not fit the data or model, or anything the parts raise.
@@ -101,13 +103,18 @@ def run(
         )
     if recipe.ensemble and needs_validation(recipe.ensemble) and not len(benchmark.validation):
         raise TetherError("This ensemble is fitted on validation pictures; this data set has none.")
-    if not from_main(lambda: resume is not None and is_finished(resume, test)):
+    made_from = from_main(lambda: digests(benchmark))
+    finished = from_main(lambda: resume is not None and is_finished(resume, test))
+    if check_pictures and not finished:
         from_main(lambda: require_readable(benchmark))  # now, not when a test picture's turn comes
     directory = RunDirectory.open(resume) if resume else RunDirectory.create(root, recipe.name)
     with directory as kept:
         may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
         kept.record("config", to_plain(recipe), may_change=may_change)
-        kept.record("splits", digests(benchmark))
+        mended = (
+            [] if finished else [f"{split}.files" for split in made_from]
+        )  # what stopped the run may be mended
+        kept.record("splits", made_from, may_change=mended)
         kept.record("base", {"model": recipe.model, "fingerprint": fingerprint})
         if trained:
             from_main(lambda: take_over(trained, kept, recipe))
@@ -123,8 +130,8 @@ def run(
                     ) from error
                 raise
         outcome = read_outcome(kept.path, recipe, benchmark)
-        if outcome.test.alphas and not (kept.path / REPORT).is_file():
-            from_main(lambda: write_run(outcome))
+        if outcome.test.alphas:
+            from_main(lambda: (kept.path / REPORT).is_file() or write_run(outcome))
         return outcome
 
 

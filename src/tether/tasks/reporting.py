@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tether._files import read_json, write_atomically
+from tether._files import write_atomically
 from tether.data import read_image
 from tether.data.alterations import alter
 from tether.data.records import Split
@@ -33,11 +33,11 @@ def check_out(folder: Path, command: str) -> None:
     """
     path = folder / "results.json"
     if path.is_file():
-        before = read_json(path).get("settings", {}).get("command", "")
+        before = Results.load(path).settings.get("command")
         if before != command:
             raise TetherError(
-                f"{folder} holds another comparison, made by `{before}`, and nothing is overwritten. Name another "
-                "--out, or remove that folder: the runs lie elsewhere and are kept."
+                f"{folder} holds another comparison, made by `{before or 'no command'}`, and nothing is overwritten. "
+                "Name another --out, or remove that folder: the runs lie elsewhere and are kept."
             )
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
@@ -82,6 +82,7 @@ def write_run(outcome: Outcome) -> None:
         data_set=outcome.benchmark.name,
         highlighted=recipe.name,
         reference=ZERO_SHOT,
+        draws=2_000,  # it is made after every run
         settings={
             "model": recipe.model,
             "seed": str(recipe.training.seed),

@@ -266,3 +266,13 @@ def test_many_alphas_are_shown_by_their_range(tiny_recipe, tmp_path):
         assert method.alpha.startswith(f"by validation: {min(alphas):.4g} to {max(alphas):.4g}, median ")
     else:
         assert method.alpha == f"by validation: {alphas[0]:.4g}"
+
+
+def test_the_pictures_of_a_comparison_are_checked_once(tiny_recipe, tmp_path, monkeypatch):
+    from tether.tasks import fine_tuning
+
+    checked = []
+    monkeypatch.setattr(fine_tuning, "require_readable", lambda benchmark: checked.append(benchmark.name))
+    recipe = from_plain({**tiny_recipe, "training": {**tiny_recipe["training"], "epochs": 1}})
+    compare([recipe], tmp_path, seeds=(0, 1), show_progress=False)
+    assert len(checked) == 1

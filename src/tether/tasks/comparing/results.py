@@ -43,6 +43,7 @@ def make_results(
     baselines: Collection[str] = (),
     settings: Mapping[str, str],
     notes: Sequence[str] = (),
+    draws: int = 10_000,
     **rest: Any,
 ) -> Results:
     """The rows of all methods and of the zero-shot model, their differences, and what the report explains.
@@ -53,6 +54,7 @@ def make_results(
         baselines: methods that are ordinary models, for the line of effective robustness.
         settings: what else explains the numbers, in words.
         notes: what a reader must know beside the data set's own notes.
+        draws: of the bootstrap of differences.
         rest: other fields of `Results`.
     """
     first = next(iter(trained[0].by_seed.values()))
@@ -75,7 +77,7 @@ def make_results(
         changes=tuple(
             changed_answers(name, before[name], after[name], benchmark.class_names) for name in tested
         ),
-        differences=differences(runs, reference, tested, shifted),
+        differences=differences(runs, reference, tested, shifted, draws=draws),
         baseline=tuple(_baseline_points(methods, baselines, benchmark.in_distribution)),
         templates=benchmark.templates,
         settings={

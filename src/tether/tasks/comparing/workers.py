@@ -125,6 +125,7 @@ class _Here:
 
     fingerprints: dict[str, str] = field(default_factory=dict)
     data: dict[str, tuple[Benchmark, dict[str, Any]]] = field(default_factory=dict)
+    checked: set[str] = field(default_factory=set)
 
     def benchmark(self, recipe: Recipe) -> tuple[Benchmark, dict[str, Any]]:
         """The data and its digests."""
@@ -134,12 +135,20 @@ class _Here:
             self.data[key] = benchmark, digests(benchmark)
         return self.data[key]
 
+    def unchecked(self, recipe: Recipe) -> bool:
+        """Whether nobody has looked yet if the pictures can be read; once is enough."""
+        key = json.dumps(self.benchmark(recipe)[1], sort_keys=True)
+        new = key not in self.checked
+        self.checked.add(key)
+        return new
+
     def other(self, path: Path, recipe: Recipe) -> str:
         """What a run was made from that is not there any more; "" if all is as it was."""
         if recipe.model not in self.fingerprints:
             self.fingerprints[recipe.model] = load(recipe.model).fingerprint()
-        base = read_json(path / BASE) if (path / BASE).is_file() else {}
-        if base.get("fingerprint") != self.fingerprints[recipe.model]:
+        if not (path / BASE).is_file():
+            return "a base model that it does not name (by an earlier version of tether)"
+        if read_json(path / BASE)["fingerprint"] != self.fingerprints[recipe.model]:
             return "another base model"
         if read_json(path / "splits.json") != self.benchmark(recipe)[1]:
             return "other pictures"
@@ -235,6 +244,7 @@ def _make(
             progress=progress,
             show_progress=show_progress,
             test=job.test,
+            check_pictures=here.unchecked(job.recipe),
         )
     except TetherError:
         if _look(job, root)[1] != "diverged":
@@ -268,7 +278,7 @@ def _digest(options: Mapping[str, Any]) -> str:
 def _read(job: Job, path: Path, here: _Here) -> Outcome:
     if other := here.other(path, job.recipe):
         raise TetherError(
-            f"{path} was made from {other} than what is there now under that name. Choose another --runs."
+            f"{path} was made from {other}, not from what is there now under that name. Choose another --runs."
         )
     return read_outcome(path, replace(job.recipe, search={}), here.benchmark(job.recipe)[0])
 
