@@ -32,11 +32,11 @@ def member(name: str) -> zipfile.ZipInfo:
 
 
 def write_zip(path: Path, files: Mapping[str, bytes]) -> None:
-    """An archive of the files, sorted by name and stored as they are; the same files give the same bytes."""
+    """An archive of the files as they are, sorted by name without suffix: the same files give the same bytes."""
 
     def write(temporary: Path) -> None:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            for name in sorted(files):
+            for name in sorted(files, key=lambda name: name.rpartition(".")[0]):
                 archive.writestr(member(name), files[name])
 
     write_atomically(path, write)
