@@ -247,7 +247,8 @@ def _make(
             check_pictures=here.unchecked(job.recipe),
         )
     except TetherError:
-        if _look(job, root)[1] != "diverged":
+        # Only a loss that is not finite stops all processes alike; after another error some would wait here in vain.
+        if not job.may_diverge or _look(job, root)[1] != "diverged":
             raise
 
 
