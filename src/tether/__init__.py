@@ -3,9 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if (
-    TYPE_CHECKING
-):  # what editors and type checkers see; the names themselves are imported when they are first used
+# For editors and type checkers; the names themselves are imported when they are first used.
+if TYPE_CHECKING:
     from tether.adapters import Attached, FullConfig, RAdapterConfig, attach, load_adapter, save_adapter
     from tether.ensembles import Accumulation, wise_ft
     from tether.errors import TetherError

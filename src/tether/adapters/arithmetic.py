@@ -64,11 +64,7 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], alpha: Alpha 
                 f"{adapter.fingerprint[:12]}…."
             )
     if alpha is None:
-        if any(adapter.alpha != first.alpha for adapter in adapters):
-            raise TetherError(
-                "The adapters have different alphas, so say which one the result shall have: alpha=… (--alpha)."
-            )
-        alpha = first.alpha
+        alpha = shared_alpha(adapters)
     states = [by_path(adapter.state) for adapter in adapters]
     for state in states[1:]:
         if different := sorted(state.keys() ^ states[0].keys()):
@@ -80,6 +76,20 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], alpha: Alpha 
     config = config_for(first.config, combined)
     extra = {"combined": len(adapters)}
     return Adapter(config, combined, first.fingerprint, alpha, extra, source=first.source)
+
+
+def shared_alpha(adapters: Sequence[Adapter]) -> Alpha:
+    """The ensemble weight that all adapters have.
+
+    Raises:
+        TetherError: they differ in it.
+    """
+    first = adapters[0].alpha
+    if any(adapter.alpha != first for adapter in adapters):
+        raise TetherError(
+            "The adapters have different alphas, so say which one the result shall have: alpha=… (--alpha)."
+        )
+    return first
 
 
 def _combine(adapters: list[dict[str, Tensor]], weights: Sequence[float], path: str) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tether._alpha import Alpha, alpha_of
 from tether.adapters._tensors import base_tensors, check_state, difference, tensors_of
 from tether.errors import TetherError
-from tether.models.fingerprint import fingerprint
+from tether.models.fingerprint import fingerprint_of
 from tether.models.site import Site
 
 Probe = Callable[[], Any] | Tensor | tuple[Tensor, ...]
@@ -159,7 +159,7 @@ class Attached(ABC):
     def fingerprint(self) -> str:
         """Fingerprint of the base, whatever is attached, trained or merged."""
         with self._base():
-            return fingerprint(self.module) if self._model is self.module else self._model.fingerprint()
+            return fingerprint_of(self._model)
 
     @contextmanager
     def ordinary(self) -> Iterator[nn.Module]:

@@ -26,7 +26,7 @@ from tether.adapters.attached import MARK, Attached
 from tether.adapters.states import config_for
 from tether.config import build, method_of, plain
 from tether.errors import TetherError, near_misses
-from tether.models.fingerprint import fingerprint
+from tether.models.fingerprint import fingerprint_of
 from tether.models.load import absolute
 
 FORMAT = "tether-adapter"
@@ -212,7 +212,7 @@ def apply(model: Any, path: str | Path | Adapter, *, seed: int = 0) -> Attached:
     adapter = path if isinstance(path, Adapter) else load_adapter(path)
     module = model if isinstance(model, nn.Module) else model.module
     if not hasattr(module, MARK):  # with something attached already, `attach` says so
-        found = fingerprint(module) if model is module else model.fingerprint()
+        found = fingerprint_of(model)
         if found != adapter.fingerprint:
             wanted = f" ({adapter.source})" if adapter.source else ""
             given = "this module" if model is module else f"the model {model.source}"

@@ -81,11 +81,10 @@ _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}  # WEBP tel
 
 def _looks_whole(ref: ImageRef) -> bool:
     """Whether header and end are those of a whole picture; False where that takes decoding to know."""
-    path = os.path.join(ref.root, *ref.name.split("/"))
     try:
-        if not ref.in_archive and not os.path.isfile(path):  # opening a pipe would wait
+        if not ref.in_archive and not os.path.isfile(ref.path):  # opening a pipe would wait
             return False
-        with io.BytesIO(read_bytes(ref)) if ref.in_archive else open(path, "rb") as file:
+        with io.BytesIO(read_bytes(ref)) if ref.in_archive else open(ref.path, "rb") as file:
             with Image.open(file, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS or image.mode == "F":
                     return False

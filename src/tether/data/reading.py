@@ -24,22 +24,7 @@ PICTURE_SUFFIXES = frozenset(
 )
 
 _OTHER_PICTURES = frozenset(
-    (
-        ".heic",
-        ".heif",
-        ".jxl",
-        ".jp2",
-        ".jfif",
-        ".psd",
-        ".svg",
-        ".tga",
-        ".exr",
-        ".dng",
-        ".cr2",
-        ".nef",
-        ".arw",
-        ".raw",
-    )
+    ".heic .heif .jxl .jp2 .jfif .psd .svg .tga .exr .dng .cr2 .nef .arw .raw".split()
 )
 
 # Pillow's other readers start programs (EPS) or are rarely exercised; none is needed for the formats above.
@@ -107,8 +92,7 @@ def read_bytes(ref: ImageRef) -> bytes:
     try:
         if ref.in_archive:
             return _read_member(ref)
-        path = os.path.join(ref.root, *ref.name.split("/"))
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        with open(os.open(ref.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise TetherError("it is not a regular file.")
@@ -133,9 +117,7 @@ def files_digest(split: Split) -> str:
                 member = _open_archive(image.root, os.getpid()).getinfo(image.name)
                 digest.update(f"{member.file_size} {member.CRC}\n".encode())
             else:
-                digest.update(
-                    f"{os.stat(os.path.join(image.root, *image.name.split('/'))).st_size}\n".encode()
-                )
+                digest.update(f"{os.stat(image.path).st_size}\n".encode())
         except (KeyError, *_UNREADABLE) as error:
             raise TetherError(f"There is no picture {image} ({error}).") from error
     return digest.hexdigest()

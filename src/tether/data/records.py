@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,11 @@ class ImageRef:
     def in_archive(self) -> bool:
         """Whether the root is a zip archive rather than a folder."""
         return self.root.lower().endswith(".zip")
+
+    @property
+    def path(self) -> str:
+        """Where the file is; of a picture that lies in a folder."""
+        return os.path.join(self.root, *self.name.split("/"))
 
     def __str__(self) -> str:
         return f"{self.root}{'!' if self.in_archive else '/'}{self.name}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,3 +29,8 @@ def fingerprint(module: nn.Module, description: str = "") -> str:
         digest.update(json.dumps([name, list(values.shape), str(values.dtype)]).encode())
         digest.update(values.contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def fingerprint_of(model: Any) -> str:
+    """The fingerprint of a `tether.models.Model`, or of a bare module."""
+    return fingerprint(model) if isinstance(model, nn.Module) else model.fingerprint()

@@ -41,11 +41,7 @@ def average_adapters(adapters: Sequence[Adapter], alpha: Alpha | None = None) ->
             if one != other:
                 raise TetherError(f"Only adapters alike can be averaged; their {what} is {one} and {other}.")
     if alpha is None:
-        if any(adapter.alpha != first.alpha for adapter in adapters):
-            raise TetherError(
-                "The adapters have different alphas, so say which one the result shall have: alpha=… (--alpha)."
-            )
-        alpha = first.alpha
+        alpha = arithmetic.shared_alpha(adapters)
     state = average([adapter.state for adapter in adapters])
     extra = {"combined": len(adapters)}
     return Adapter(first.config, state, first.fingerprint, alpha, extra, source=first.source)

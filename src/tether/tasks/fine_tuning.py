@@ -111,9 +111,8 @@ def run(
     with directory as kept:
         may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
         kept.record("config", to_plain(recipe), may_change=may_change)
-        mended = (
-            [] if finished else [f"{split}.files" for split in made_from]
-        )  # what stopped the run may be mended
+        # A picture that stopped the run may have been mended since.
+        mended = [] if finished else [f"{split}.files" for split in made_from]
         kept.record("splits", made_from, may_change=mended)
         kept.record("base", {"model": recipe.model, "fingerprint": fingerprint})
         if trained:

@@ -14,6 +14,7 @@ import torch
 from tether._distributed import world_size
 from tether.data.records import Split
 from tether.errors import TetherError, near_misses
+from tether.evaluation._report_text import count
 from tether.evaluation.classifier import Progress
 from tether.evaluation.results import Results, Tuning
 from tether.optimizers.tpgm import TPGMConfig
@@ -102,7 +103,7 @@ def compare(
         data_set = f"{short} (folds {', '.join(map(str, folds))} pooled)"
     return make_results(
         trained,
-        title=title or f"{len(recipes)} method{'s'[: len(recipes) - 1]} on {short}",
+        title=title or f"{count(len(recipes), 'method')} on {short}",
         data_set=data_set,
         highlighted=highlighted or rows[-1],
         reference=reference or (REFERENCE if REFERENCE in rows else ZERO_SHOT),
