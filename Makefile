@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 TETHER := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 $(VENV)/bin/tether
 PACKAGES := build/packages
 
-.PHONY: demo test test-slow test-gpu lint benchmarks setup packages data pictures stem pretrain typefaces results results-typefaces
+.PHONY: demo test test-slow test-gpu golden lint benchmarks setup packages data pictures stem pretrain typefaces results results-typefaces
 
 demo: setup
 	$(TETHER) demo
@@ -19,9 +19,13 @@ test-slow: setup
 test-gpu: setup
 	$(PYTHON) -m pytest -q -m gpu
 
+# What short runs of every recipe compute, here and in another revision, bit for bit: `make golden BASE=REVISION`.
+golden: setup
+	$(PYTHON) scripts/golden.py $(BASE)
+
 lint: setup
-	$(VENV)/bin/ruff check src tests benchmarks makers
-	$(VENV)/bin/ruff format --check src tests benchmarks makers
+	$(VENV)/bin/ruff check src tests benchmarks makers scripts
+	$(VENV)/bin/ruff format --check src tests benchmarks makers scripts
 
 setup: $(VENV)/.done
 
