@@ -20,7 +20,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from tether.adapters import FullConfig, RAdapter, RAdapterConfig, attach
-from tether.adapters._fold import _schatten
+from tether.adapters.r_adapter.fold import _schatten
 from tether.data.prompts import fill
 from tether.data.records import Benchmark
 from tether.models import Model, Select, sites
@@ -95,7 +95,7 @@ def known_to_be_safe() -> Iterator[None]:
         return [True] * len(adapters)
 
     with (
-        patch("tether.adapters.r_attached.safe_to_fold", torch.no_grad()(checked)),
+        patch("tether.adapters.r_adapter.method.safe_to_fold", torch.no_grad()(checked)),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")

@@ -4,9 +4,12 @@ import dataclasses
 import re
 import types
 import typing
+from abc import ABC
 from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -14,7 +17,7 @@ from tether.errors import TetherError, near_misses
 
 
 def build(kind: Any, value: Any, where: str = "") -> Any:
-    """Make `kind` (a dataclass, a union of them told apart by `method`, or a plain type) from plain data.
+    """Make `kind` (a dataclass, a family of them told apart by `method`, a union, or a plain type) from plain data.
 
     Integers are taken where numbers are wanted, lists where tuples are; nothing else is converted.
 
@@ -26,6 +29,8 @@ def build(kind: Any, value: Any, where: str = "") -> Any:
         return _union(arguments, value, where)
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, where)
+    if is_family(kind):
+        return _member(kind, value, where)
     if origin is Literal:
         if value not in arguments:
             raise TetherError(
@@ -123,11 +128,67 @@ def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return result
 
 
+class Family(ABC):
+    """Base of the configs that answer one question; `methods_of` finds them in one folder of the package.
+
+    class AdapterConfig(Family, folder="tether.adapters"): ...
+
+    @method("mona")
+    @dataclass(frozen=True, kw_only=True)
+    class MonaConfig(AdapterConfig): ...
+    """
+
+    members: ClassVar[dict[str, type]]
+    folder: ClassVar[str]
+
+    def __init_subclass__(cls, folder: str = "", **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        if folder:
+            cls.folder, cls.members = folder, {}
+
+
+def is_family(kind: Any) -> bool:
+    """Whether a type is the base of a family, not one of its members."""
+    return isinstance(kind, type) and "members" in vars(kind)
+
+
+def methods_of(family: type[Family]) -> dict[str, type]:
+    """The configs of a family by name: those in its folder, and those of modules that were imported besides."""
+    _import_methods(family.folder)
+    return dict(sorted(family.members.items()))
+
+
+@cache
+def _import_methods(package: str) -> None:
+    """Import the files of a package in which a method is marked, and no others: they may be slow to import."""
+    (folder,) = map(Path, import_module(package).__path__)
+    for path in sorted(folder.rglob("*.py")):
+        if "@method(" in path.read_text(encoding="utf-8"):
+            import_module(".".join((package, *path.relative_to(folder).with_suffix("").parts)))
+
+
+def made(family: type[Family], name: str) -> Any:
+    """The config of a family's method with all its defaults, such as `made(AdapterConfig, "r_adapter")`."""
+    return build(family, {"method": name})
+
+
 def method(name: str):
-    """Class decorator: the `method` by which recipes and files name a config class."""
+    """Class decorator: the `method` by which recipes and files name a config class.
+
+    Raises:
+        TetherError: another class of the same family has the name already.
+    """
 
     def mark(cls: type) -> type:
         cls.__tether_method__ = name
+        for family in filter(is_family, cls.__mro__):
+            other = family.members.setdefault(name, cls)
+            if _place(other) != _place(cls):
+                raise TetherError(
+                    f"{_place(cls)} and {_place(other)} both call themselves {name!r}; each method of "
+                    f"{family.__name__} needs a name of its own."
+                )
+            family.members[name] = cls  # of a module that was imported anew
         return cls
 
     return mark
@@ -138,31 +199,36 @@ def method_of(cls: type) -> str | None:
     return vars(cls).get("__tether_method__")
 
 
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _member(family: type[Family], value: Any, where: str) -> Any:
+    """One of a family's configs, by its `method`."""
+    configs = methods_of(family)
+    if isinstance(value, Mapping):
+        name = value.get("method")
+        if name not in configs:
+            raise TetherError(f"{where}.method is {name!r}{near_misses(str(name), list(configs))}")
+        return _dataclass(configs[name], value, where)
+    if isinstance(value, str) and value in configs:
+        raise TetherError(f"{where} takes options by name; for this method write {{method: {value}}}.")
+    raise TetherError(
+        f"{where} takes options by name, with a method ({', '.join(configs)}); found {value!r}."
+    )
+
+
 def _union(choices: tuple, value: Any, where: str) -> Any:
     if value is None and type(None) in choices:
         return None
     rest = [choice for choice in choices if choice is not type(None)]
-    configs = {method_of(choice): choice for choice in rest if dataclasses.is_dataclass(choice)}
-    if isinstance(value, Mapping) and configs:
-        if len(configs) == 1 and "method" not in value:
-            return _dataclass(next(iter(configs.values())), value, where)
-        name = value.get("method")
-        if name not in configs:
-            known = [str(config) for config in configs]
-            raise TetherError(f"{where}.method is {name!r}{near_misses(str(name), known)}")
-        return _dataclass(configs[name], value, where)
+    if len(rest) == 1:
+        return build(rest[0], value, where)
     for choice in rest:
         try:
             return build(choice, value, where)
-        except TetherError as error:
-            last = error
-    if isinstance(value, str) and value in configs:
-        raise TetherError(f"{where} takes options by name; for this method write {{method: {value}}}.")
-    if len(rest) == 1:
-        raise last
-    if len(configs) == len(rest):
-        known = ", ".join(map(str, configs))
-        raise TetherError(f"{where} takes options by name, with a method ({known}); found {value!r}.")
+        except TetherError:
+            continue
     raise TetherError(f"{where} takes {' or '.join(map(_name, choices))}, found {value!r}.")
 
 

@@ -7,53 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from tether._alpha import TOWERS
-from tether.adapters.bias_only import BiasOnlyConfig
-from tether.adapters.full import FullConfig
-from tether.adapters.last_blocks import LastBlocksConfig
-from tether.adapters.norm_only import NormOnlyConfig
-from tether.adapters.r_adapter import RAdapterConfig
-from tether.config import build, merged, method, override, plain, read_yaml
-from tether.data.emoji_shift import EmojiShiftConfig
-from tether.data.folder import FolderConfig
-from tether.data.imagenet import ImageNetConfig
-from tether.data.manifest import ManifestConfig
+from tether.config import build, made, merged, override, plain, read_yaml
 from tether.ensembles.accumulation import Correction
 from tether.ensembles.choosing import Rule, check_weight
 from tether.errors import TetherError, near_misses
-from tether.objectives.mpm_nce import MPMNCEConfig
-from tether.optimizers.from_config import AdamWConfig, OptimizerConfig
+from tether.families import (
+    AdapterConfig,
+    DataConfig,
+    EnsembleConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RegularizerConfig,
+)
 from tether.optimizers.schedule import ScheduleConfig
-from tether.tasks.ensembling import EnsembleConfig
 from tether.tasks.probe import ProbeConfig, no_head
-from tether.tasks.terms import RegularizerConfig
 from tether.training.config import FitConfig
 from tether.training.radii import RadiiConfig
-
-
-@method("frozen")
-@dataclass(frozen=True, kw_only=True)
-class FrozenConfig:
-    """Nothing of the model moves; with cross-entropy this is the linear probe."""
-
-
-@method("info_nce")
-@dataclass(frozen=True, kw_only=True)
-class InfoNCEConfig:
-    """CLIP's own loss on picture–prompt pairs; with everything moving this is FLYP."""
-
-
-@method("cross_entropy")
-@dataclass(frozen=True, kw_only=True)
-class CrossEntropyConfig:
-    """A linear head, initialised with the zero-shot classifier, on the image tower."""
-
-    smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.smoothing < 1:
-            raise TetherError(
-                f"objective.smoothing is a share of at least 0 and less than 1, found {self.smoothing}."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +64,6 @@ class AlphaConfig:
             check_weight("alpha.value", value, self.grid, self.rule)
 
 
-Adapter = RAdapterConfig | FullConfig | BiasOnlyConfig | NormOnlyConfig | LastBlocksConfig | FrozenConfig
-Objective = MPMNCEConfig | InfoNCEConfig | CrossEntropyConfig
-Data = EmojiShiftConfig | FolderConfig | ManifestConfig | ImageNetConfig
-
-
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One fine-tuning run.
@@ -117,11 +81,11 @@ class Recipe:
 
     name: str
     model: str = "builtin"
-    data: Data = field(default_factory=EmojiShiftConfig)
-    adapter: Adapter = field(default_factory=RAdapterConfig)
-    objective: Objective = field(default_factory=MPMNCEConfig)
+    data: DataConfig = field(default_factory=lambda: made(DataConfig, "emoji_shift"))
+    adapter: AdapterConfig = field(default_factory=lambda: made(AdapterConfig, "r_adapter"))
+    objective: ObjectiveConfig = field(default_factory=lambda: made(ObjectiveConfig, "mpm_nce"))
     regularizers: tuple[RegularizerConfig, ...] = ()
-    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: made(OptimizerConfig, "adamw"))
     radii: RadiiConfig | None = None
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     accumulation: AccumulationConfig | None = None
@@ -133,11 +97,11 @@ class Recipe:
     search: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.adapter, FrozenConfig) and not isinstance(self.objective, CrossEntropyConfig):
+        if not self.adapter.moves and self.objective.pairs:
             raise TetherError(
                 "With a frozen model only a head can learn; use objective.method=cross_entropy."
             )
-        if self.probe and not isinstance(self.objective, CrossEntropyConfig):
+        if self.probe and self.objective.pairs:
             raise no_head()
 
 

@@ -19,7 +19,7 @@ from tether.errors import TetherError
 from tether.models.fingerprint import fingerprint
 
 from .models import TEXTS, features, open_clip_model, pixels, timm_model
-from .test_r_attached import assert_same, snapshot
+from .r_adapter.test_method import assert_same, snapshot
 
 CONFIGS = {
     "r_adapter": RAdapterConfig(),

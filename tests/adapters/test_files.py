@@ -25,7 +25,7 @@ from tether.models.site import Select
 
 from .models import features, open_clip_model
 from .test_attached import CONFIGS, EVERY_METHOD, train
-from .test_r_attached import assert_same, disturb, snapshot
+from .r_adapter.test_method import assert_same, disturb, snapshot
 
 
 def saved(path, config=None, **options):

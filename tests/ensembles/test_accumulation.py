@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tether.adapters import RAdapterConfig
-from tether.adapters.r_attached import RAttached
-from tether.adapters.states import matrices
+from tether.adapters.r_adapter.method import RAttached
+from tether.adapters.r_adapter.states import matrices
 from tether.ensembles.accumulation import CORRECTIONS, Accumulation
 from tether.errors import TetherError
 from tether.models.site import Site

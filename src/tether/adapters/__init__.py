@@ -1,25 +1,26 @@
 """What may move: methods that train a little of a model and leave the rest as it was."""
 
-from tether.adapters.arithmetic import add, average, combine
-from tether.adapters.attach import METHODS, attach
+from tether.adapters.r_adapter.arithmetic import add, average, combine
+from tether.adapters.attach import attach
 from tether.adapters.attached import Attached, MergeReport
 from tether.adapters.bias_only import BiasOnlyAttached, BiasOnlyConfig
 from tether.adapters.files import Adapter, apply, load_adapter, save_adapter
+from tether.adapters.frozen import FrozenConfig
 from tether.adapters.full import FullAttached, FullConfig
 from tether.adapters.last_blocks import LastBlocksAttached, LastBlocksConfig
 from tether.adapters.norm_only import NormOnlyAttached, NormOnlyConfig
-from tether.adapters.r_adapter import RAdapter, RAdapterConfig
-from tether.adapters.r_attached import RAttached
-from tether.adapters.rank import Factored, RankResult, at_rank, size_in_bytes, smallest_within
-from tether.adapters.states import full_rank, matrices
+from tether.adapters.r_adapter.method import RAdapterConfig, RAttached
+from tether.adapters.r_adapter.module import RAdapter
+from tether.adapters.r_adapter.rank import Factored, RankResult, at_rank, size_in_bytes, smallest_within
+from tether.adapters.r_adapter.states import full_rank, matrices
 
 __all__ = [
-    "METHODS",
     "Adapter",
     "Attached",
     "BiasOnlyAttached",
     "BiasOnlyConfig",
     "Factored",
+    "FrozenConfig",
     "FullAttached",
     "FullConfig",
     "LastBlocksAttached",

@@ -2,15 +2,20 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from tether.adapters.base_weights import LOGIT, BaseWeightsAttached
 from tether.config import method
+from tether.families import AdapterConfig
 
 
 @method("bias_only")
 @dataclass(frozen=True, kw_only=True)
-class BiasOnlyConfig:
+class BiasOnlyConfig(AdapterConfig):
     """Only biases are trained (BitFit; Ben Zaken, Ravfogel and Goldberg, ACL 2022)."""
+
+    def attach(self, model: Any, *, seed: int = 0) -> "BiasOnlyAttached":
+        return BiasOnlyAttached(model, self, seed=seed)
 
 
 class BiasOnlyAttached(BaseWeightsAttached):

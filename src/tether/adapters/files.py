@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from tether._alpha import Alpha, plain_alpha
 from tether._files import read_json, sha256_file, write_json, write_tensors
-from tether.adapters.attach import METHODS, attach
+from tether.adapters.attach import attach
 from tether.adapters.attached import MARK, Attached
-from tether.adapters.states import config_for
-from tether.config import build, method_of, plain
+from tether.config import build, method_of, methods_of, plain
 from tether.errors import TetherError, near_misses
+from tether.families import AdapterConfig
 from tether.models.fingerprint import fingerprint_of
 from tether.models.load import absolute
 
@@ -105,7 +105,7 @@ def save_adapter(
         state = attached.state_dict() if state is None else attached.complete(state)
         attached.delta(state)  # refuses what is no state of it
         own = attached.state_dict()
-        config = attached.config if own.keys() == state.keys() else config_for(attached.config, state)
+        config = attached.config if own.keys() == state.keys() else attached.config.fitting(state)
         source = attached.source and absolute(attached.source)
         adapter = Adapter(config, state, attached.fingerprint(), raw=own if keep_raw else None, source=source)
     else:
@@ -113,10 +113,10 @@ def save_adapter(
     if alpha is not None:
         adapter = replace(adapter, alpha=alpha)
     method = method_of(type(adapter.config))
-    if type(adapter.config) not in METHODS or method is None:
+    if not isinstance(adapter.config, AdapterConfig) or method is None:
         raise TetherError(
-            f"{type(adapter.config).__name__} is not the config of a method: it stands in tether.adapters.METHODS and "
-            f"is marked with @method of tether.config."
+            f"{type(adapter.config).__name__} is not the config of a method: that derives from "
+            f"tether.families.AdapterConfig and is marked with @method of tether.config."
         )
     parts = {NAME: adapter.state} | ({} if adapter.raw is None else {RAW: adapter.raw})
     description: dict[str, Any] = {
@@ -232,12 +232,13 @@ def apply(model: Any, path: str | Path | Adapter, *, seed: int = 0) -> Attached:
 
 
 def _config(name: str, options: Mapping[str, Any]) -> Any:
-    classes = {method_of(config): config for config in METHODS}
-    if name not in classes:
+    known = methods_of(AdapterConfig)
+    if name not in known:
         raise TetherError(
-            f"The adapter is of the unknown method {name!r}{near_misses(str(name), list(classes))}"
+            f"The adapter is of the unknown method {name!r}{near_misses(str(name), list(known))} If it is one of your "
+            f"own, import it first."
         )
-    return build(classes[name], options, "config")
+    return build(known[name], options, "config")
 
 
 def _store(name: str, tensor: Tensor, precision: torch.dtype) -> Tensor:

@@ -1,16 +1,18 @@
 """Full fine-tuning: the model moves as a whole."""
 
 from dataclasses import dataclass
+from typing import Any
 from fnmatch import fnmatchcase
 
 from tether.adapters.base_weights import LOGIT, BaseWeightsAttached
 from tether.config import method
 from tether.errors import TetherError, near_misses
+from tether.families import AdapterConfig
 
 
 @method("full")
 @dataclass(frozen=True, kw_only=True)
-class FullConfig:
+class FullConfig(AdapterConfig):
     """Full fine-tuning: every parameter is trained.
 
     Args:
@@ -30,6 +32,9 @@ class FullConfig:
         if isinstance(self.exclude, str):
             raise TetherError(f"exclude is a tuple of patterns, such as ({self.exclude!r},).")
         object.__setattr__(self, "exclude", tuple(self.exclude))
+
+    def attach(self, model: Any, *, seed: int = 0) -> "FullAttached":
+        return FullAttached(model, self, seed=seed)
 
 
 class FullAttached(BaseWeightsAttached):

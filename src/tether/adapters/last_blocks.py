@@ -1,17 +1,19 @@
 """Only the last blocks of each tower move."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from tether.adapters.base_weights import BaseWeightsAttached
 from tether.config import method
 from tether.errors import TetherError
+from tether.families import AdapterConfig
 from tether.models.site import Select
 from tether.models.sites import sites as find_sites
 
 
 @method("last_blocks")
 @dataclass(frozen=True, kw_only=True)
-class LastBlocksConfig:
+class LastBlocksConfig(AdapterConfig):
     """Only the last blocks of each tower are trained.
 
     Args:
@@ -26,6 +28,9 @@ class LastBlocksConfig:
     def __post_init__(self) -> None:
         if self.blocks < 1:
             raise TetherError(f"blocks is at least 1, not {self.blocks}.")
+
+    def attach(self, model: Any, *, seed: int = 0) -> "LastBlocksAttached":
+        return LastBlocksAttached(model, self, seed=seed)
 
 
 class LastBlocksAttached(BaseWeightsAttached):

@@ -1,16 +1,21 @@
 """Only normalisation layers move."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from tether.adapters.base_weights import BaseWeightsAttached
 from tether.config import method
+from tether.families import AdapterConfig
 from tether.models.site import NORMS
 
 
 @method("norm_only")
 @dataclass(frozen=True, kw_only=True)
-class NormOnlyConfig:
+class NormOnlyConfig(AdapterConfig):
     """Only the weights and biases of normalisation layers are trained."""
+
+    def attach(self, model: Any, *, seed: int = 0) -> "NormOnlyAttached":
+        return NormOnlyAttached(model, self, seed=seed)
 
 
 class NormOnlyAttached(BaseWeightsAttached):

@@ -14,6 +14,7 @@ from tether.config import method
 from tether.data.corrupted_tests import CorruptedTests, check_choice
 from tether.data.records import Benchmark, Example, ImageRef, Split
 from tether.errors import TetherError
+from tether.families import DataConfig
 
 FOLDER = Path(__file__).with_name("emoji_shift")
 TEMPLATES = (
@@ -29,7 +30,7 @@ VALIDATION_SHARE = 0.2
 
 @method("emoji_shift")
 @dataclass(frozen=True, kw_only=True)
-class EmojiShiftConfig:
+class EmojiShiftConfig(DataConfig):
     """Which third of the emoji is tested: `fold` 0, 1 or 2.
 
     Args:

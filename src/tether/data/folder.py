@@ -14,11 +14,12 @@ from tether.data.reading import PICTURE_SUFFIXES, list_pictures
 from tether.data.records import Benchmark, Example, ImageRef, Split, distinct
 from tether.data.splitting import split_by_identity
 from tether.errors import TetherError, near_misses
+from tether.families import DataConfig
 
 
 @method("folder")
 @dataclass(frozen=True, kw_only=True)
-class FolderConfig:
+class FolderConfig(DataConfig):
     """Where the pictures are. Every root holds one folder per class with its pictures, at any depth.
 
     Args:

@@ -29,13 +29,14 @@ from tether.data.reading import list_pictures
 from tether.data.records import Benchmark, Example, ImageRef, Split
 from tether.data.splitting import split_by_identity
 from tether.errors import TetherError
+from tether.families import DataConfig
 
 TRAIN_COUNT = 1_281_167
 
 
 @method("imagenet")
 @dataclass(frozen=True, kw_only=True)
-class ImageNetConfig:
+class ImageNetConfig(DataConfig):
     """Roots of the sets that are there.
 
     Args:

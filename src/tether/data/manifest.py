@@ -16,6 +16,7 @@ from tether.data.records import Benchmark, Example, ImageRef, Split, distinct
 from tether.data.splitting import split_by_identity
 from tether.data.tables import read_table
 from tether.errors import TetherError, near_misses
+from tether.families import DataConfig
 
 COLUMNS = ("path", "label", "caption", "domain", "split", "identity")
 _SPLITS = {
@@ -29,7 +30,7 @@ _SPLITS = {
 
 @method("manifest")
 @dataclass(frozen=True, kw_only=True)
-class ManifestConfig:
+class ManifestConfig(DataConfig):
     """A table with the columns `path` and `label`, and, where they are known, `caption`, `domain`, `split`,
     `identity`.
 

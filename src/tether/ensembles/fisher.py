@@ -18,13 +18,14 @@ from tether.ensembles.choosing import GRID, check_weight
 from tether.ensembles.model_average import State, check_compatible, normalised_weights
 from tether.ensembles.weight_space import WeightPath
 from tether.errors import TetherError
+from tether.families import EnsembleConfig
 
 Batch = TypeVar("Batch")
 
 
 @method("fisher")
 @dataclass(frozen=True, kw_only=True)
-class FisherConfig:
+class FisherConfig(EnsembleConfig):
     """Zero-shot and tuned weights averaged with (1−α)F_zero-shot and αF_tuned, α given or chosen on validation."""
 
     alpha: float | str = "auto"
@@ -37,6 +38,10 @@ class FisherConfig:
     labels: str = "model"
     """"model" draws the label from the model's own prediction (the Fisher); "data" is the empirical Fisher."""
     floor: float = 1e-8
+
+    @property
+    def needs_validation(self) -> bool:
+        return self.alpha == "auto"
 
     def __post_init__(self) -> None:
         check_weight("alpha", self.alpha, self.grid, self.rule)

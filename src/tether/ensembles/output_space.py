@@ -17,13 +17,14 @@ from tether.config import method
 from tether.ensembles.choosing import GRID, check_weight
 from tether.ensembles.views import Views
 from tether.errors import TetherError, near_misses
+from tether.families import EnsembleConfig
 
 SPACES = ("probabilities", "logits")
 
 
 @method("output")
 @dataclass(frozen=True, kw_only=True)
-class OutputConfig:
+class OutputConfig(EnsembleConfig):
     """Predictions mixed with one weight of the tuned model, given or chosen on validation pictures."""
 
     weight: float | str = "auto"
@@ -31,6 +32,10 @@ class OutputConfig:
     rule: str = "bounded loss"
     space: str = "probabilities"
     fit_temperatures: bool = True
+
+    @property
+    def needs_validation(self) -> bool:
+        return self.weight == "auto" or self.fit_temperatures
 
     def __post_init__(self) -> None:
         check_weight("weight", self.weight, self.grid, self.rule)

@@ -29,6 +29,7 @@ from tether.ensembles.choosing import check_rule
 from tether.ensembles.output_space import calibrate, output_ensemble, restrict
 from tether.ensembles.views import Views
 from tether.errors import TetherError, near_misses
+from tether.families import EnsembleConfig
 
 _CHUNK = 2**26  # cosines at a time, 256 MiB in fp32: 50,000 pictures × 250,000 failures are 50 GB
 K_RULES = ("share_of_failures", "per_thousand_training")
@@ -36,7 +37,7 @@ K_RULES = ("share_of_failures", "per_thousand_training")
 
 @method("vrf")
 @dataclass(frozen=True, kw_only=True)
-class VRFConfig:
+class VRFConfig(EnsembleConfig):
     """How the distance is measured and weighed; a and b left at None are chosen by validation accuracy."""
 
     share: float = 0.001  # p
@@ -47,6 +48,10 @@ class VRFConfig:
     fit_temperatures: bool = True
     rule: str = "in distribution"
     """How a run chooses a and b; the other rules also look at simulated shifts of the validation pictures."""
+
+    @property
+    def needs_validation(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         check_rule(self.rule)

@@ -9,12 +9,14 @@ picture encoder. The KL divergence of context distributions is the abstract's; i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tether.config import method
 from tether.errors import TetherError
+from tether.families import RegularizerConfig
 from tether.objectives._checks import check_strengths
 from tether.objectives._precision import cosine_logits, full_precision
 from tether.objectives.divergence import divergence
@@ -22,7 +24,7 @@ from tether.objectives.divergence import divergence
 
 @method("car_ft")
 @dataclass(frozen=True, kw_only=True)
-class CarFTConfig:
+class CarFTConfig(RegularizerConfig):
     """Weight of the term, and the contexts.
 
     Args:
@@ -35,6 +37,9 @@ class CarFTConfig:
 
     weight: float = 1.0
     contexts: tuple[str, ...] | None = None
+
+    def term(self, shared: Any) -> "CarFTTerm":
+        return CarFTTerm(self, shared)
 
     def __post_init__(self) -> None:
         check_strengths("car_ft", weight=self.weight)
@@ -96,3 +101,17 @@ class CarFT(nn.Module):
         """The term for the same pictures embedded by the model in training and by the pre-trained one."""
         logits, before = (cosine_logits(side, self.contexts, self.scale) for side in (image, reference))
         return car_ft(logits, before)
+
+
+class CarFTTerm:
+    """Contexts are read by the pre-trained text tower, once before training."""
+
+    separable = True
+
+    def __init__(self, config: CarFTConfig, shared: Any) -> None:
+        shared.require_images("car_ft")
+        contexts = config.contexts or contexts_of(shared.context.templates)
+        self._term = CarFT(shared.features(contexts), shared.scale)
+
+    def __call__(self, step: Any) -> Tensor:
+        return self._term(step.given.image, step.reference_image)

@@ -5,11 +5,37 @@ Architecture for Computer Vision", CVPR 2016, section 7: the target is (1−ε) 
 of the C classes.
 """
 
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tether.config import method
+from tether.errors import TetherError
+from tether.families import ObjectiveConfig
 from tether.objectives._precision import full_precision
+
+
+@method("cross_entropy")
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropyConfig(ObjectiveConfig):
+    """A linear head, initialised with the zero-shot classifier, on the image tower."""
+
+    pairs: ClassVar[bool] = False
+
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise TetherError(
+                f"objective.smoothing is a share of at least 0 and less than 1, found {self.smoothing}."
+            )
+
+    def loss(self) -> Any:
+        return partial(cross_entropy, smoothing=self.smoothing)
 
 
 @full_precision

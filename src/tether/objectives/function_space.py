@@ -17,6 +17,7 @@ x̃′ a small perturbation of x, sg no gradient; add it to a cross-entropy on x
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,7 +25,9 @@ from torch import Tensor, nn
 
 from tether.config import method
 from tether.errors import TetherError, near_misses
+from tether.families import RegularizerConfig
 from tether.objectives._checks import check_strengths
+from tether.objectives._precision import cosine_logits
 from tether.objectives.divergence import DIVERGENCES, divergence
 from tether.objectives.simulated_shifts import SHIFTS, Simulator, jitter
 
@@ -33,7 +36,7 @@ Logits = Callable[[Tensor], Tensor]
 
 @method("function_space")
 @dataclass(frozen=True, kw_only=True)
-class FunctionSpaceConfig:
+class FunctionSpaceConfig(RegularizerConfig):
     """Weights, divergences and the simulator; all of them this library's choice.
 
     Args:
@@ -53,6 +56,9 @@ class FunctionSpaceConfig:
     distance: str = "kl"
     consistency: str = "kl"
     shift: str = "any"
+
+    def term(self, shared: Any) -> "FunctionSpaceTerm":
+        return FunctionSpaceTerm(self, shared)
 
     def __post_init__(self) -> None:
         for kind in (self.distance, self.consistency):
@@ -132,3 +138,33 @@ def _evaluating(model: Logits) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+class FunctionSpaceTerm:
+    """Class logits on simulated shifts of the batch.
+
+    Pictures are classified with the head where there is one, else both models' with the pre-trained class
+    embeddings: then the term holds the image tower alone, and needs no text in a step. Shifts are drawn for the
+    batch as a whole.
+    """
+
+    separable = False
+
+    def __init__(self, config: FunctionSpaceConfig, shared: Any) -> None:
+        if shared.context.head is None:
+            shared.require_images("function_space")
+        self._shared, reference, zero_shot = shared, shared.reference, shared.zero_shot
+
+        def pretrained(pixels: Tensor) -> Tensor:
+            return cosine_logits(reference.encode_image(pixels), zero_shot, shared.scale)
+
+        self._term = FunctionSpace(pretrained, config)
+
+    def __call__(self, step: Any) -> Tensor:
+        given, classes = step.given, self._shared.classes
+
+        def model(pixels: Tensor) -> Tensor:
+            return cosine_logits(self._shared.context.model.encode_image(pixels), classes, given.scale)
+
+        logits = cosine_logits(given.image, classes, given.scale)
+        return self._term(model, given.pixels, logits, step.generator("function_space"))

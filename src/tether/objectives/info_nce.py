@@ -6,14 +6,29 @@ Goyal et al., "Finetune like you pretrain", CVPR 2023.
     L = ½ · mean_i [ −log softmax_j(s · f_i·g_j)[i] ]  +  ½ · mean_i [ −log softmax_j(s · g_i·f_j)[i] ]
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tether._distributed import gather_with_grad
+from tether.config import method
+from tether.families import ObjectiveConfig
 from tether.objectives._pairs import paired
 from tether.objectives._precision import full_precision
+
+
+@method("info_nce")
+@dataclass(frozen=True, kw_only=True)
+class InfoNCEConfig(ObjectiveConfig):
+    """CLIP's own loss on picture–prompt pairs; with everything moving this is FLYP."""
+
+    def loss(self) -> Any:
+        own = InfoNCE()  # labels play no part
+        return lambda image, text, labels, scale, *, index: own(image, text, scale, index=index)
 
 
 @full_precision

@@ -7,7 +7,9 @@ weights.
 """
 
 from collections.abc import Iterable, Mapping, Set
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,16 +17,20 @@ from torch import Tensor
 
 from tether.config import method
 from tether.errors import TetherError
+from tether.families import RegularizerConfig
 from tether.objectives._checks import check_strengths
 from tether.objectives._precision import widen
 
 
 @method("l2_sp_penalty")
 @dataclass(frozen=True, kw_only=True)
-class L2SPPenaltyConfig:
+class L2SPPenaltyConfig(RegularizerConfig):
     """`weight` is α; the original work searches 1e-3…1."""
 
     weight: float = 0.1
+
+    def term(self, shared: Any) -> "L2SPTerm":
+        return L2SPTerm(self, shared)
 
     def __post_init__(self) -> None:
         check_strengths("l2_sp_penalty", weight=self.weight)
@@ -118,3 +124,41 @@ def _expect_names(what: str, expected: Set[str], found: Set[str]) -> None:
         raise TetherError(
             f"The {what} do not fit the parameters: missing {missing}, unexpected {unexpected}."
         )
+
+
+class L2SPTerm:
+    """½ ‖θ − θ⁰‖² over what is trained, with θ⁰ where the pre-trained model is.
+
+    That is: for the model's own weights their pre-trained values; for a head what it starts
+    as; for the matrices of an adapter zero, and for its vectors and scalars (gains, norms) where they start.
+    """
+
+    separable = True
+
+    def __init__(self, config: L2SPPenaltyConfig, shared: Any) -> None:
+        context, attached = shared.context, shared.context.attached
+        with attached.ordinary() if attached is not None else nullcontext():
+            own = {id(tensor) for tensor in context.model.module.parameters()}
+            base = {name for name, tensor in context.parameters.items() if id(tensor) in own}
+            anchors = {
+                name: None if name not in base and tensor is not context.head and tensor.ndim >= 2 else tensor
+                for name, tensor in context.parameters.items()
+            }
+            self._penalty = L2SPPenalty(context.parameters, alpha=1.0, anchors=anchors)
+        self._kept = sorted(self._penalty.state_dict().keys() - base)
+
+    def __call__(self, step: Any) -> Tensor:
+        return self._penalty()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Anchors that are not the pre-trained weights, which any run has."""
+        anchors = self._penalty.state_dict()
+        return {name: anchors[name] for name in self._kept}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take saved anchors.
+
+        Raises:
+            TetherError: names or shapes do not fit.
+        """
+        self._penalty.load_state_dict(self._penalty.state_dict() | dict(state))

@@ -8,26 +8,31 @@ it costs one forward of the frozen picture encoder and one of some eighty short 
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tether._alpha import tower_of
 from tether.config import method
 from tether.errors import TetherError
+from tether.families import RegularizerConfig
 from tether.objectives._checks import check_strengths
 from tether.objectives._precision import cosine_logits, full_precision
 
 
 @method("lipsum_ft")
 @dataclass(frozen=True, kw_only=True)
-class LipsumFTConfig:
+class LipsumFTConfig(RegularizerConfig):
     """The published defaults: 80 texts of 8 random tokens a step, and weight 1."""
 
     weight: float = 1.0
     texts: int = 80
     length: int = 8
+
+    def term(self, shared: Any) -> "LipsumFTTerm":
+        return LipsumFTTerm(self, shared)
 
     def __post_init__(self) -> None:
         check_strengths("lipsum_ft", weight=self.weight)
@@ -143,3 +148,41 @@ class LipsumFT(nn.Module):
         """The term for the same pictures embedded by the model in training and by the pre-trained one."""
         texts = texts.detach()
         return lipsum_ft(*(cosine_logits(side, texts, self.scale) for side in (image, reference)))
+
+
+class LipsumFTTerm:
+    """New random texts in every step, read by the pre-trained text tower."""
+
+    separable = True
+
+    def __init__(self, config: LipsumFTConfig, shared: Any) -> None:
+        shared.require_images("lipsum_ft")
+        self._config, self._term = config, LipsumFT(shared.scale)
+        self._reference = shared.reference
+        model = shared.context.model
+        self._frame = text_frame(model.tokenize, _words(model.module))
+        self._draw(torch.Generator())  # refuses what does not fit before training
+
+    def __call__(self, step: Any) -> Tensor:
+        tokens = self._draw(step.generator("lipsum_ft"))
+        texts = self._reference.encode_text(tokens)
+        return self._term(step.given.image, step.reference_image, texts)
+
+    def _draw(self, generator: torch.Generator) -> Tensor:
+        return random_texts(self._config, generator, **self._frame._asdict())
+
+
+def _words(module: nn.Module) -> int:
+    """Rows of the text tower's embedding table.
+
+    Raises:
+        TetherError: there is none.
+    """
+    tables = [
+        part.num_embeddings
+        for path, part in module.named_modules()
+        if isinstance(part, nn.Embedding) and tower_of(path) == "text"
+    ]
+    if not tables:
+        raise TetherError(f"lipsum_ft finds no token embedding in the text tower of {type(module).__name__}.")
+    return max(tables)

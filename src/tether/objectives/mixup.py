@@ -6,7 +6,9 @@ defaults are those of the authors' scripts, which search the weight of m²-Mix i
 that of VL-Mix in {0.05, 0.1, 0.2}.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy
 import torch
@@ -14,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tether._distributed import gather_with_grad
-from tether.config import method
+from tether.config import method, method_of
+from tether.families import RegularizerConfig
 from tether.objectives._checks import check_positive, check_strengths
 from tether.objectives._pairs import paired
 from tether.objectives._precision import full_precision
@@ -22,7 +25,7 @@ from tether.objectives.geodesic import l_mix, m2_mix, v_mix, vl_mix
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixConfig:
+class MixConfig(RegularizerConfig):
     """What the four mixes have in common.
 
     Args:
@@ -46,6 +49,13 @@ class MixConfig:
         if self.temperature is not None:
             check_positive("geodesic mixup", temperature=self.temperature)
 
+    @abstractmethod
+    def mix(self, image: Tensor, text: Tensor, share: float, temperature: float) -> Tensor:
+        """The mix of a batch of pairs at a share, without weight and fading."""
+
+    def term(self, shared: Any) -> "MixupTerm":
+        return MixupTerm(self, shared)
+
 
 @method("m2_mix")
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,9 @@ class M2MixConfig(MixConfig):
         if self.negative_temperature is not None:
             check_positive("m2_mix", negative_temperature=self.negative_temperature)
 
+    def mix(self, image: Tensor, text: Tensor, share: float, temperature: float) -> Tensor:
+        return m2_mix(image, text, share, temperature, self.negative_temperature, self.halve)
+
 
 @method("v_mix")
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +84,9 @@ class VMixConfig(MixConfig):
     weight: float = 0.05
     original_negatives: bool = False
 
+    def mix(self, image: Tensor, text: Tensor, share: float, temperature: float) -> Tensor:
+        return v_mix(image, text, share, temperature, self.original_negatives)
+
 
 @method("l_mix")
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +95,9 @@ class LMixConfig(MixConfig):
 
     weight: float = 0.05
     original_negatives: bool = False
+
+    def mix(self, image: Tensor, text: Tensor, share: float, temperature: float) -> Tensor:
+        return l_mix(image, text, share, temperature, self.original_negatives)
 
 
 @method("vl_mix")
@@ -90,10 +109,13 @@ class VLMixConfig(MixConfig):
     original_negatives: bool = False
     normalise_target: bool = False
 
+    def mix(self, image: Tensor, text: Tensor, share: float, temperature: float) -> Tensor:
+        return vl_mix(image, text, share, temperature, self.original_negatives, self.normalise_target)
+
 
 @method("m3_mix")
 @dataclass(frozen=True, kw_only=True)
-class M3MixConfig:
+class M3MixConfig(RegularizerConfig):
     """m³-Mix: the four mixes with weights of their own, and one for their sum."""
 
     weight: float = 1.0
@@ -104,6 +126,9 @@ class M3MixConfig:
 
     def __post_init__(self) -> None:
         check_strengths("m3_mix", weight=self.weight)
+
+    def term(self, shared: Any) -> "MixupTerm":
+        return MixupTerm(self, shared)
 
 
 def draw_share(beta: float, generator: torch.Generator) -> float:
@@ -136,15 +161,8 @@ def mixup(
         ]
         return sum((weight * term for weight, term in terms if weight), start=image.new_zeros(()))
     share = draw_share(config.beta, generator)
-    common = (image, text, share, 1 / scale if config.temperature is None else config.temperature)
-    if isinstance(config, M2MixConfig):
-        term = m2_mix(*common, config.negative_temperature, config.halve)
-    elif isinstance(config, VMixConfig):
-        term = v_mix(*common, config.original_negatives)
-    elif isinstance(config, LMixConfig):
-        term = l_mix(*common, config.original_negatives)
-    else:
-        term = vl_mix(*common, config.original_negatives, config.normalise_target)
+    temperature = 1 / scale if config.temperature is None else config.temperature
+    term = config.mix(image, text, share, temperature)
     return term / (epoch + 1) if config.fade else term
 
 
@@ -176,3 +194,17 @@ class GeodesicMixup(nn.Module):
         """See `mixup`; `index` is the number of each picture's text where `text` holds distinct texts only."""
         text = gather_with_grad(paired(text, index, len(image)))
         return mixup(self.config, gather_with_grad(image), text, generator, scale=scale, epoch=epoch)
+
+
+class MixupTerm:
+    """One geodesic mix, or the four of m³-Mix, of the global batch."""
+
+    separable = False
+
+    def __init__(self, config: MixConfig | M3MixConfig, shared: Any) -> None:
+        self._config, self._name = config, method_of(type(config))
+        shared.require_texts(self._name)
+
+    def __call__(self, step: Any) -> Tensor:
+        generator = step.generator(self._name)
+        return mixup(self._config, *step.pairs, generator, scale=step.given.scale, epoch=step.epoch)

@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from tether._distributed import gather, gather_with_grad
 from tether.config import method
 from tether.errors import TetherError
+from tether.families import ObjectiveConfig
 from tether.objectives._pairs import paired
 from tether.objectives._precision import full_precision
 
 
 @method("mpm_nce")
 @dataclass(frozen=True, kw_only=True)
-class MPMNCEConfig:
+class MPMNCEConfig(ObjectiveConfig):
     """Options of MPM-NCE; the defaults are the paper's for classification.
 
     | setting | margin δ | smoothing ε |
@@ -45,6 +46,9 @@ class MPMNCEConfig:
     smoothing: float = 0.02
     temperature: float | None = None
     """τ; None takes the model's own logit scale (0.01 for OpenAI's models, the paper's value)."""
+
+    def loss(self) -> "MPMNCE":
+        return MPMNCE(self)
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:

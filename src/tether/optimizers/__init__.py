@@ -1,7 +1,7 @@
 """How weights move: optimizers that do not let go of the pre-trained weights."""
 
 from tether.optimizers.digrap import DiGraP, DiGraPConfig
-from tether.optimizers.from_config import AdamWConfig, OptimizerConfig, SGDConfig, create
+from tether.optimizers.from_config import AdamWConfig, SGDConfig, create
 from tether.optimizers.ftp import FTP, FTPConfig
 from tether.optimizers.groups import parameter_groups
 from tether.optimizers.l2sp import L2SP, L2SPConfig
@@ -21,7 +21,6 @@ __all__ = [
     "FTPConfig",
     "L2SPConfig",
     "MARSSPConfig",
-    "OptimizerConfig",
     "SGDConfig",
     "SPDConfig",
     "TPGMConfig",

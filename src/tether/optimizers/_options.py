@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import inf
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tether.errors import TetherError
+from tether.families import OptimizerConfig
 from tether.optimizers._checks import check_rates, choose, require
 
 COMMON: dict[str, Any] = {"weight_decay": 0.0, "maximize": False, "anchors": "start", "excluded": False}
@@ -17,7 +18,7 @@ OF_BASE: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnchoredConfig:
+class AnchoredConfig(OptimizerConfig):
     """What a recipe says of every robust optimizer; subclasses add the options of their method.
 
     Attributes:
@@ -32,6 +33,8 @@ class AnchoredConfig:
     Raises:
         TetherError: an option is out of range or belongs to the other base.
     """
+
+    anchored: ClassVar[bool] = True
 
     lr: float = 1e-4
     head_lr: float | None = None

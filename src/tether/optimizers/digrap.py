@@ -52,6 +52,9 @@ class DiGraPConfig(AnchoredConfig):
     normalization: Literal["rows", "tensor"] = "rows"
     bias_correction: BiasCorrection = "published"
 
+    def optimizer(self, groups: Any, anchors: Any) -> "DiGraP":
+        return DiGraP(groups, self.lr, anchors=anchors, **self.options())
+
     @staticmethod
     def check(options: Mapping[str, Any]) -> None:
         require(options["mu"] >= 0, "mu", options["mu"], "at least 0")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,20 +10,15 @@ from torch.optim import Optimizer
 
 from tether.config import method
 from tether.errors import TetherError, near_misses
+from tether.families import OptimizerConfig
 from tether.optimizers._checks import check_rates
 from tether.optimizers._options import check_shared
-from tether.optimizers.digrap import DiGraP, DiGraPConfig
-from tether.optimizers.ftp import FTP, FTPConfig
 from tether.optimizers.groups import Special, parameter_groups
-from tether.optimizers.l2sp import L2SP, L2SPConfig
-from tether.optimizers.marssp import MARSSP, MARSSPConfig
-from tether.optimizers.spd import SPD, SPDConfig
-from tether.optimizers.tpgm import TPGM, TPGMConfig
 
 
 @method("adamw")
 @dataclass(frozen=True, kw_only=True)
-class AdamWConfig:
+class AdamWConfig(OptimizerConfig):
     """AdamW; the defaults are R-Adapter's."""
 
     lr: float = 5e-4
@@ -36,10 +31,13 @@ class AdamWConfig:
         check_rates(self.lr, self.head_lr)
         check_shared({"base": "adamw", **vars(self)})
 
+    def optimizer(self, groups: Any, anchors: Any) -> Optimizer:
+        return torch.optim.AdamW(groups, self.lr, self.betas)
+
 
 @method("sgd")
 @dataclass(frozen=True, kw_only=True)
-class SGDConfig:
+class SGDConfig(OptimizerConfig):
     """SGD; the learning rate is that of FTP's and TPGM's DomainNet runs, which use Nesterov momentum 0.9."""
 
     lr: float = 1e-2
@@ -53,12 +51,8 @@ class SGDConfig:
         check_rates(self.lr, self.head_lr)
         check_shared({"base": "sgd", **vars(self)})
 
-
-OptimizerConfig = (
-    AdamWConfig | SGDConfig | FTPConfig | TPGMConfig | SPDConfig | DiGraPConfig | L2SPConfig | MARSSPConfig
-)
-
-_ROBUST = {optimizer.config: optimizer for optimizer in (FTP, TPGM, SPD, DiGraP, L2SP, MARSSP)}
+    def optimizer(self, groups: Any, anchors: Any) -> Optimizer:
+        return torch.optim.SGD(groups, self.lr, self.momentum, nesterov=self.nesterov)
 
 
 def create(
@@ -89,14 +83,9 @@ def create(
         raise TetherError(f"optimizer.head_lr is {config.head_lr}, but there is no head; leave it out.")
     if head is not None and head not in parameters:
         raise TetherError(f"The head {head!r} is not trained{near_misses(head, list(parameters))}")
-    robust = type(config) in _ROBUST
     of_head = {"lr": config.lr if config.head_lr is None else config.head_lr}
-    if robust:
+    if config.anchored:
         of_head["excluded"] = True
     special = {**(special or {}), **({} if head is None else {head: of_head})}
     groups = parameter_groups(parameters, lr=config.lr, weight_decay=config.weight_decay, special=special)
-    if robust:
-        return _ROBUST[type(config)](groups, config.lr, anchors=anchors, **config.options())
-    if isinstance(config, SGDConfig):
-        return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov)
-    return torch.optim.AdamW(groups, config.lr, config.betas)
+    return config.optimizer(groups, anchors)

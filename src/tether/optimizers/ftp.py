@@ -49,6 +49,9 @@ class FTPConfig(AnchoredConfig):
     bias_correction: BiasCorrection = "published"
     first_radius: Literal["start", "published"] = "start"
 
+    def optimizer(self, groups: Any, anchors: Any) -> "FTP":
+        return FTP(groups, self.lr, anchors=anchors, **self.options())
+
     @staticmethod
     def check(options: Mapping[str, Any]) -> None:
         require(0 <= options["k"] <= 1, "k", options["k"], "in [0, 1]")

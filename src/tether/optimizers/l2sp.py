@@ -33,6 +33,9 @@ class L2SPConfig(AnchoredConfig):
     alpha: float = 0.01
     decoupled: bool = False
 
+    def optimizer(self, groups: Any, anchors: Any) -> "L2SP":
+        return L2SP(groups, self.lr, anchors=anchors, **self.options())
+
     @staticmethod
     def check(options: Mapping[str, Any]) -> None:
         require(options["alpha"] >= 0, "alpha", options["alpha"], "at least 0")

@@ -35,6 +35,9 @@ class MARSSPConfig(AnchoredConfig):
     strength: float | None = None
     radius: float | None = None
 
+    def optimizer(self, groups: Any, anchors: Any) -> "MARSSP":
+        return MARSSP(groups, self.lr, anchors=anchors, **self.options())
+
     @staticmethod
     def check(options: Mapping[str, Any]) -> None:
         given = {name: options[name] for name in ("strength", "radius") if options[name] is not None}

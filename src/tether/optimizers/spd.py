@@ -42,6 +42,9 @@ class SPDConfig(AnchoredConfig):
     strength: float = 1.0
     times_lr: bool = False
 
+    def optimizer(self, groups: Any, anchors: Any) -> "SPD":
+        return SPD(groups, self.lr, anchors=anchors, **self.options())
+
     @staticmethod
     def check(options: Mapping[str, Any]) -> None:
         require(options["strength"] >= 0, "strength", options["strength"], "at least 0")

@@ -44,6 +44,9 @@ class TPGMConfig(AnchoredConfig):
     norm: Literal["mars", "l2"] = "mars"
     radius_lr: float = 1e-2
 
+    def optimizer(self, groups: Any, anchors: Any) -> "TPGM":
+        return TPGM(groups, self.lr, anchors=anchors, **self.options())
+
     @staticmethod
     def check(options: Mapping[str, Any]) -> None:
         choose(options, "norm", "mars", "l2")

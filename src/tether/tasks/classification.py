@@ -12,10 +12,7 @@ from tether.adapters import Attached
 from tether.data.prompts import fill
 from tether.data.records import Benchmark
 from tether.models import Model
-from tether.objectives.cross_entropy import cross_entropy
-from tether.objectives.info_nce import InfoNCE
-from tether.objectives.mpm_nce import MPMNCE, MPMNCEConfig
-from tether.recipe import CrossEntropyConfig, Recipe
+from tether.recipe import Recipe
 from tether.tasks.terms import Terms
 from tether.tasks.terms.step import StepInput
 
@@ -42,7 +39,7 @@ class Classification:
         benchmark: Benchmark,
         zero_shot: Float[Tensor, "classes dim"] | None = None,
     ):
-        self.model, self._attached, self._objective = model, attached, recipe.objective
+        self.model, self._attached = model, attached
         self._trains_scale = attached is not None and "logit_scale" in attached.named_parameters()
         self._fixed_scale = model.logit_scale
         self._templates = len(benchmark.templates)
@@ -50,13 +47,9 @@ class Classification:
         self._tokens = torch.stack([model.tokenize(row) for row in prompts])
         self.head: nn.Parameter | None = None
         self._terms: Terms | None = None
-        if isinstance(recipe.objective, CrossEntropyConfig):
+        self._loss = recipe.objective.loss()
+        if not recipe.objective.pairs:
             self.head = nn.Parameter(zero_shot.clone())
-        elif isinstance(recipe.objective, MPMNCEConfig):
-            self._loss = MPMNCE(recipe.objective)
-        else:
-            info_nce = InfoNCE()
-            self._loss = lambda image, text, labels, scale, index: info_nce(image, text, scale, index=index)
 
     def add(self, terms: Terms) -> None:
         """Have regularizers added to the loss of every step."""
@@ -109,7 +102,7 @@ class Classification:
         labels = batch["label"]
         image = self.model.encode_image(batch["pixels"])
         if self.head is not None:
-            loss = cross_entropy(image, self.head, labels, self.scale, smoothing=self._objective.smoothing)
+            loss = self._loss(image, self.head, labels, self.scale)
             accuracy = (image @ self.head.T).argmax(1).eq(labels).float().mean()
             return loss, {"accuracy": accuracy}, {"image": image}
         distinct, inverse = self._texts(batch).unique(return_inverse=True)

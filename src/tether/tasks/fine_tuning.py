@@ -30,9 +30,8 @@ from tether.models.last_block import fast_last_block
 from tether.optimizers.from_config import create
 from tether.optimizers.schedule import Schedule
 from tether.optimizers.tpgm import TPGM
-from tether.recipe import FrozenConfig, Recipe, to_plain
+from tether.recipe import Recipe, to_plain
 from tether.tasks.classification import HEAD, Classification
-from tether.tasks.ensembling import needs_validation
 from tether.tasks.judging import judge
 from tether.tasks.outcome import (
     ADAPTER,
@@ -101,7 +100,7 @@ def run(
         raise TetherError(
             "alpha.value=auto needs validation pictures; this data set has none. Give a number."
         )
-    if recipe.ensemble and needs_validation(recipe.ensemble) and not len(benchmark.validation):
+    if recipe.ensemble and recipe.ensemble.needs_validation and not len(benchmark.validation):
         raise TetherError("This ensemble is fitted on validation pictures; this data set has none.")
     made_from = from_main(lambda: digests(benchmark))
     finished = from_main(lambda: resume is not None and is_finished(resume, test))
@@ -144,10 +143,9 @@ def _run(
     test: bool,
 ) -> None:
     torch.manual_seed(recipe.training.seed)
-    frozen = isinstance(recipe.adapter, FrozenConfig)
     zero_shot = class_embeddings(model, benchmark.class_names, benchmark.templates)
     model.module.requires_grad_(False)
-    attached = None if frozen else attach(model, recipe.adapter, seed=recipe.training.seed)
+    attached = attach(model, recipe.adapter, seed=recipe.training.seed) if recipe.adapter.moves else None
     task = Classification(model, attached, recipe, benchmark, zero_shot)
     if attached and set(task.named_parameters()) == {HEAD}:
         raise TetherError(
@@ -227,7 +225,7 @@ def _train(
     augmentation = train_transform(model.image, **asdict(recipe.augmentation))
     data = ImageDataset(benchmark.train, augmentation, seed=seed, cache_bytes=2**29)
     if recipe.probe:
-        options = {"smoothing": recipe.objective.smoothing, "seed": seed, "show_progress": show_progress}
+        options = {"loss": recipe.objective.loss(), "seed": seed, "show_progress": show_progress}
         task.head.data = probed_head(
             kept.path / PROBE, recipe.probe, model, data, task.head.detach(), **options
         )

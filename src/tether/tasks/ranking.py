@@ -10,8 +10,8 @@ from torch import Tensor
 from tether._alpha import TOWERS, alpha_of
 from tether._files import new_folder, refuse_existing
 from tether.adapters.files import apply, load_adapter, save_adapter
-from tether.adapters.rank import RankResult, smallest_within
-from tether.adapters.states import config_for
+from tether.adapters.r_adapter.rank import RankResult, smallest_within
+from tether.adapters.r_adapter.states import config_for
 from tether.data import ImageDataset, test_transform
 from tether.data.records import Benchmark
 from tether.errors import TetherError

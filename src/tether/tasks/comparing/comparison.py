@@ -17,13 +17,11 @@ from tether.errors import TetherError, near_misses
 from tether.evaluation._report_text import count
 from tether.evaluation.classifier import Progress
 from tether.evaluation.results import Results, Tuning
-from tether.optimizers.tpgm import TPGMConfig
 from tether.recipe import Recipe
 from tether.tasks.comparing import tuning
 from tether.tasks.comparing.plan import Plan, benchmark_of, identities_tuned_on, variant
 from tether.tasks.comparing.results import ZERO_SHOT, Trained, joined, make_results, without
 from tether.tasks.comparing.workers import Job, finish, local_workers, own_device
-from tether.tasks.ensembling import needs_validation
 from tether.training.environment import package_versions
 
 REFERENCE = "full"
@@ -188,12 +186,12 @@ def _reuse_notes(plan: Plan) -> list[str]:
     radii = [
         recipe.name
         for recipe in plan.recipes
-        if isinstance(recipe.optimizer, TPGMConfig) and (plan.tune or recipe.alpha.value == "auto")
+        if recipe.optimizer.held_out and (plan.tune or recipe.alpha.value == "auto")
     ]
     fitted = [
         recipe.name
         for recipe in plan.recipes
-        if plan.tune and recipe.search and recipe.ensemble and needs_validation(recipe.ensemble)
+        if plan.tune and recipe.search and recipe.ensemble and recipe.ensemble.needs_validation
     ]
     notes = []
     if radii:

@@ -17,53 +17,17 @@ R is computed once a step for all that need it. Where the model's own weights mo
 R; adapters are switched off for it instead.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from tether.config import method_of
 from tether.errors import TetherError
-from tether.objectives.car_ft import CarFTConfig
-from tether.objectives.carot import CaRotConfig
-from tether.objectives.function_space import FunctionSpaceConfig
-from tether.objectives.l2_sp import L2SPPenaltyConfig
-from tether.objectives.lipsum_ft import LipsumFTConfig
-from tether.objectives.mixup import LMixConfig, M2MixConfig, M3MixConfig, VLMixConfig, VMixConfig
-from tether.objectives.star_ft import StarFTConfig
-from tether.tasks.terms.images import CarFTTerm, FunctionSpaceTerm, LipsumFTTerm, StarFTTerm
-from tether.tasks.terms.pairs import CaRotTerm, MixupTerm
+from tether.families import RegularizerConfig
 from tether.tasks.terms.reference import Reference as Reference
 from tether.tasks.terms.step import Shared, Step, StepInput, TermContext
-from tether.tasks.terms.weights import L2SPTerm
-
-RegularizerConfig = (
-    CarFTConfig
-    | CaRotConfig
-    | FunctionSpaceConfig
-    | L2SPPenaltyConfig
-    | LMixConfig
-    | LipsumFTConfig
-    | M2MixConfig
-    | M3MixConfig
-    | StarFTConfig
-    | VLMixConfig
-    | VMixConfig
-)
-
-_TERMS: dict[type, tuple[str, Callable[..., Any]]] = {
-    CarFTConfig: ("car_ft", CarFTTerm),
-    CaRotConfig: ("carot", CaRotTerm),
-    FunctionSpaceConfig: ("function_space", FunctionSpaceTerm),
-    L2SPPenaltyConfig: ("l2_sp_penalty", L2SPTerm),
-    LMixConfig: ("l_mix", MixupTerm),
-    LipsumFTConfig: ("lipsum_ft", LipsumFTTerm),
-    M2MixConfig: ("m2_mix", MixupTerm),
-    M3MixConfig: ("m3_mix", MixupTerm),
-    StarFTConfig: ("star_ft", StarFTTerm),
-    VLMixConfig: ("vl_mix", MixupTerm),
-    VMixConfig: ("v_mix", MixupTerm),
-}
 
 
 class Terms:
@@ -124,11 +88,10 @@ def make_terms(configs: Sequence[RegularizerConfig], context: TermContext) -> Te
     """
     shared, terms = Shared(context), {}
     for config in configs:
-        name, kind = _TERMS[type(config)]
+        name = method_of(type(config))
         if name in terms:
             raise TetherError(f"The regularizer {name} is given twice; give it once.")
         if config.weight == 0:
             continue
-        made = kind(config, shared, name) if kind is MixupTerm else kind(config, shared)
-        terms[name] = (config.weight, made)
+        terms[name] = (config.weight, config.term(shared))
     return Terms(terms, shared)

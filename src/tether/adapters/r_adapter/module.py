@@ -15,88 +15,20 @@ Letters: d width of the site, r rank, i width of the linear's input.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tether.adapters._drop import KeepAll, NothingDrawn
-from tether.config import method
-from tether.errors import TetherError, near_misses
-from tether.models.site import Select
+from tether.adapters.r_adapter.drop import KeepAll, NothingDrawn
 
 Factors = tuple[Tensor] | tuple[Tensor, Tensor]
 """(F,) with F [d, d], or (U, D) with U [d, r] and D [r, d]."""
 
 Rank = int | None
 TENSORS = ("weight", "up", "down", "scale")
-
-
-@method("r_adapter")
-@dataclass(frozen=True, kw_only=True)
-class RAdapterConfig:
-    """What an R-Adapter is; the defaults are those of the paper's full-data recipe.
-
-    Args:
-        rank: rank of A; None, or anything from the width on, is full rank (paper: full data), 4 is the
-            paper's choice for few-shot. 0 leaves a tower alone. A mapping gives it per tower, {"image": 128,
-            "text": None}, or per adapter by its path; what it does not name has full rank.
-        drop: probability p of adapter drop (paper: 0.2). What is kept is scaled by 1 / (1 − p).
-        granularity: what is dropped together. The paper writes one draw per call ("batch"). The published
-            code most likely draws one per token position, shared by the batch ("token"), because its layout
-            puts tokens first and it means to draw per sample. "sample" is the default: it is that intention,
-            it has the least variance per step, and it does not depend on the layout of the model.
-        scale: initial value of a learned factor s per adapter; None leaves it out, as the paper's text does.
-            The default, 0.1, is the published code's: the published learning rate of 5e-4 belongs to it.
-            Without it the same rate moves s·F about ten times as fast.
-        select: the sites.
-        fold: "auto" folds adapters into the frozen weights during training where that saves work, which
-            changes results by rounding only; "always" and "never" are for measuring.
-
-    Raises:
-        TetherError: a value is out of range or misspelt.
-    """
-
-    rank: Rank | Mapping[str, Rank] = None
-    drop: float = 0.2
-    granularity: Literal["batch", "sample", "token"] = "sample"
-    scale: float | None = 0.1
-    select: Select = field(default_factory=Select)
-    fold: Literal["auto", "always", "never"] = "auto"
-
-    def __post_init__(self) -> None:
-        ranks = self.rank.values() if isinstance(self.rank, Mapping) else [self.rank]
-        if any(
-            rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0)
-            for rank in ranks
-        ):
-            raise TetherError(
-                f"rank is None (full), 0 (no adapter) or a positive integer, not {self.rank!r}."
-            )
-        if not 0 <= self.drop < 1:
-            raise TetherError(f"drop is a probability from 0 to below 1, not {self.drop!r}.")
-        for name, known in (
-            ("granularity", ("batch", "sample", "token")),
-            ("fold", ("auto", "always", "never")),
-        ):
-            if getattr(self, name) not in known:
-                raise TetherError(
-                    f"Unknown {name} {getattr(self, name)!r}{near_misses(str(getattr(self, name)), known)}"
-                )
-        if self.scale is not None and not 0 < self.scale < float("inf"):
-            raise TetherError(
-                f"scale is a positive number or None, not {self.scale!r}: at 0 neither s nor F would ever "
-                f"get a gradient."
-            )
-
-    def rank_of(self, tower: str, path: str) -> Rank:
-        """The rank of one adapter."""
-        if not isinstance(self.rank, Mapping):
-            return self.rank
-        return self.rank.get(path, self.rank.get(tower))
 
 
 def branch(y: Float[Tensor, "*batch d"], factors: Factors) -> Float[Tensor, "*batch d"]:

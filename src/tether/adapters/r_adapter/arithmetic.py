@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tether._alpha import Alpha
 from tether.adapters.files import Adapter
-from tether.adapters.r_adapter import product
-from tether.adapters.states import PART, by_path, config_for, factors_of
+from tether.adapters.r_adapter.module import product
+from tether.adapters.r_adapter.states import PART, by_path, factors_of
 from tether.errors import TetherError
 
 
@@ -73,7 +73,7 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], alpha: Alpha 
     for path in states[0]:
         tensors = _combine([state[path] for state in states], weights, path)
         combined |= {f"{path}{PART}{name}": tensor for name, tensor in tensors.items()}
-    config = config_for(first.config, combined)
+    config = first.config.fitting(combined)
     extra = {"combined": len(adapters)}
     return Adapter(config, combined, first.fingerprint, alpha, extra, source=first.source)
 

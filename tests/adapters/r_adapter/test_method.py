@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from tether.adapters import RAdapterConfig, attach
-from tether.adapters._fold import FoldedRAdapter, SkippedRAdapter
-from tether.adapters.r_adapter import RAdapter
-from tether.adapters.r_attached import RAttached, adapter_path
+from tether.adapters.r_adapter.fold import FoldedRAdapter, SkippedRAdapter
+from tether.adapters.r_adapter.module import RAdapter
+from tether.adapters.r_adapter.method import RAttached, adapter_path
 from tether.errors import TetherError
 from tether.models.site import Select, Site
 
-from .models import (
+from ..models import (
     CONTEXT,
     MODELS,
     TEXTS,

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tether.adapters._drop import KeepAll
-from tether.adapters._fold import (
+from tether.adapters.r_adapter.drop import KeepAll
+from tether.adapters.r_adapter.fold import (
     NORM_LIMIT,
     FoldedRAdapter,
     SkippedRAdapter,
@@ -19,7 +19,7 @@ from tether.adapters._fold import (
     self_attention,
     skip,
 )
-from tether.adapters.r_adapter import AdaptedAttention, RAdapter
+from tether.adapters.r_adapter.module import AdaptedAttention, RAdapter
 
 from .test_drop import KEEP, drop_rows
 

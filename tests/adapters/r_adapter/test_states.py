@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tether.adapters import RAdapterConfig, attach, full_rank, matrices
-from tether.adapters.states import by_path, config_for
+from tether.adapters.r_adapter.states import by_path, config_for
 from tether.errors import TetherError
 
-from .models import open_clip_model
-from .test_r_attached import disturb
+from ..models import open_clip_model
+from .test_method import disturb
 
 
 def test_every_form_stands_for_one_matrix():

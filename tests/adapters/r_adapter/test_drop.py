@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tether.adapters._drop import DropRows, DropTokens, KeepAll
-from tether.adapters._masks import keep_rows, signed, stream
+from tether.adapters.r_adapter.drop import DropRows, DropTokens, KeepAll
+from tether.adapters.r_adapter.masks import keep_rows, signed, stream
 from tether.errors import TetherError
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tether.adapters._masks import keep_rows
+from tether.adapters.r_adapter.masks import keep_rows
 from tether.errors import TetherError
 
 Linear = Callable[[Tensor], Tensor]

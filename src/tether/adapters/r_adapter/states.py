@@ -6,12 +6,11 @@ matrices are equal, whatever they are made of: averages, sums and truncated rank
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor
 
-from tether.adapters.r_adapter import TENSORS, Factors, RAdapterConfig, product
+from tether.adapters.r_adapter.module import TENSORS, Factors, product
 from tether.errors import TetherError
 
 PART = ".r_adapter."
@@ -57,20 +56,6 @@ def matrices(state: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "d d"]]:
 def full_rank(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same adapters with one full matrix each and no scale."""
     return {f"{path}{PART}weight": matrix for path, matrix in matrices(state).items()}
-
-
-def config_for(config: RAdapterConfig, state: Mapping[str, Tensor]) -> RAdapterConfig:
-    """The config that builds adapters of the ranks of a state, and of its scales or none.
-
-    Raises:
-        TetherError: the config is of another method, or the state no R-Adapter's.
-    """
-    if not isinstance(config, RAdapterConfig):
-        raise TetherError(f"This is for R-Adapters, and the config is a {type(config).__name__}.")
-    adapters = by_path(state)
-    ranks = {path: len(tensors["down"]) if "down" in tensors else None for path, tensors in adapters.items()}
-    scaled = all("scale" in tensors for tensors in adapters.values())
-    return replace(config, rank=ranks, scale=config.scale if scaled else None)
 
 
 def _fits(tensors: Mapping[str, Tensor]) -> bool:

@@ -11,12 +11,12 @@ from torch import nn
 import tether
 from tether.adapters import RAdapterConfig, attach
 from tether.adapters.files import apply, save_adapter
-from tether.adapters.rank import Factored
+from tether.adapters.r_adapter.rank import Factored
 from tether.models.hybrid import LiteStem
 from tether.models.site import Select
 
-from .models import randomise, seeded
-from .test_r_attached import assert_same, disturb, snapshot
+from ..models import randomise, seeded
+from .test_method import assert_same, disturb, snapshot
 
 STEM = Select(kinds=("stem", "attention", "mlp"))
 

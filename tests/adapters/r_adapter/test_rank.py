@@ -19,8 +19,8 @@ from tether.adapters import (
 )
 from tether.errors import TetherError
 
-from .models import features, open_clip_model
-from .test_r_attached import disturb
+from ..models import features, open_clip_model
+from .test_method import disturb
 
 
 def state_of(*singular_values: list[float], scale: float = 0.1) -> dict[str, torch.Tensor]:

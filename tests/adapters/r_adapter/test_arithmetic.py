@@ -21,7 +21,7 @@ from tether.adapters import (
 from tether.adapters.files import apply
 from tether.errors import TetherError
 
-from .models import features, open_clip_model
+from ..models import features, open_clip_model
 
 
 def adapter(seed: int, rank: int | None, d: int = 16, scale: float | None = 0.1, **options) -> Adapter:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether.adapters.files import Adapter
-from tether.adapters.states import PART, by_path, config_for, matrices
+from tether.adapters.r_adapter.states import PART, by_path, matrices
 from tether.errors import TetherError
 
 State = dict[str, Tensor]
@@ -105,7 +105,7 @@ def at_rank(adapter: Adapter, rank: int) -> Adapter:
         TetherError: it is no R-Adapter, or the rank is below 1.
     """
     state = Factored(adapter.state).at_rank(rank)
-    return replace(adapter, config=config_for(adapter.config, state), state=state, raw=None)
+    return replace(adapter, config=adapter.config.fitting(state), state=state, raw=None)
 
 
 def size_in_bytes(state: Mapping[str, Tensor]) -> int:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tether.adapters._masks import keep, keep_rows, mix, signed, stream
+from tether.adapters.r_adapter.masks import keep, keep_rows, mix, signed, stream
 
 KEYS = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=20)
 

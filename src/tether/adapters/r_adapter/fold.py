@@ -19,7 +19,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tether.adapters.r_adapter import Factors, RAdapter, fold
+from tether.adapters.r_adapter.module import Factors, RAdapter, fold
 
 NORM_LIMIT = 0.8
 """Folded only while ‖k A‖₂ is provably below this: then cond(M) < (1 + 0.8) / (1 − 0.8) = 9."""
