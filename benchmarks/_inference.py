@@ -15,7 +15,8 @@ from benchmarks._methods import Making
 from tether.adapters import RAdapterConfig, attach
 from tether.data import test_transform
 from tether.data.records import Benchmark, Split
-from tether.evaluation import Classifier, alpha_sweep
+from tether.ensembles import alpha_sweep
+from tether.evaluation import Classifier
 from tether.models import Model
 
 

@@ -10,7 +10,7 @@ from tether import recipe as recipes
 from tether._files import read_tensors
 from tether.models import load
 from tether.optimizers import FTP, L2SP, MARSSP, SPD, TPGM, DiGraP
-from tether.tasks.fine_tuning import run
+from tether.runs.train import run
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-import tether.tasks.fine_tuning
+import tether.runs.train
 from tether.cli import main
 
 # Once here, not in every life: what training, loading and evaluating import when they are first used.
-import tether.tasks.show, tether.models.load_open_clip, torch._dynamo, torch.utils.tensorboard  # noqa: E401, F401  # isort: skip
+import tether.runs.show, tether.models.load_open_clip, torch._dynamo, torch.utils.tensorboard  # noqa: E401, F401  # isort: skip
 
 FAR = 240.0  # seconds after which something hangs, also on a loaded machine
 

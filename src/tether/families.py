@@ -102,9 +102,26 @@ class EnsembleConfig(Family, folder="tether.ensembles"):
     def needs_validation(self) -> bool:
         """Whether something is chosen or fitted on validation pictures."""
 
+    @abstractmethod
+    def fit(self, pair: Any, *, train: Any, validation: Any, seed: int = 0) -> Any:
+        """Fit the ensemble of a pair; gives a `tether.ensembles.ensemble.Ensemble`. No test picture is involved.
+
+        Args:
+            pair: the zero-shot and the tuned model, a `tether.ensembles.pair.Pair`.
+            train: the split that the tuned model was trained on, unaugmented.
+            validation: in-distribution pictures that it was not trained on.
+            seed: of whatever is drawn.
+        """
+
 
 class DataConfig(Family, folder="tether.data"):
-    """What is learned from, and what is tested on."""
+    """What is learned from, and what is tested on.
+
+    Attributes:
+        corruptions: which tests of corrupted pictures are added, see `tether.data.corrupted_tests`.
+    """
+
+    corruptions: str = "none"
 
     @abstractmethod
     def load(self) -> Any:

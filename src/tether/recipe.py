@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tether._alpha import TOWERS
+from tether._choosing import Rule, check_weight
 from tether.config import build, made, merged, override, plain, read_yaml
 from tether.ensembles.accumulation import Correction
-from tether.ensembles.choosing import Rule, check_weight
 from tether.errors import TetherError, near_misses
 from tether.families import (
     AdapterConfig,

@@ -24,8 +24,8 @@ from tether.errors import TetherError
 from tether.models.site import Select
 
 from .models import features, open_clip_model
-from .test_attached import CONFIGS, EVERY_METHOD, train
 from .r_adapter.test_method import assert_same, disturb, snapshot
+from .test_attached import CONFIGS, EVERY_METHOD, train
 
 
 def saved(path, config=None, **options):

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tether.ensembles.output_space import calibrate, output_ensemble
-from tether.ensembles.vrf import (
+from tether.ensembles.output import calibrate, output_ensemble
+from tether.ensembles.vrf.method import (
     VRF,
     Views,
     VRFConfig,

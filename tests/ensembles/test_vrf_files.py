@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import tether.ensembles.vrf_files
-from tether.ensembles.vrf import VRF, Views, VRFConfig
-from tether.ensembles.vrf_files import load_vrf, save_vrf
+import tether.ensembles.vrf.files
+from tether.ensembles.vrf.files import load_vrf, save_vrf
+from tether.ensembles.vrf.method import VRF, Views, VRFConfig
 from tether.errors import TetherError
 
 
@@ -50,7 +50,7 @@ def test_a_crash_between_the_files_leaves_the_old_pair_in_force(tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tether.ensembles.vrf_files, "write_json", crash)
+        patch.setattr(tether.ensembles.vrf.files, "write_json", crash)
         save_vrf(tmp_path, fitted(1), fingerprint="g")
     assert torch.equal(load_vrf(tmp_path, fingerprint="f").failures, fitted().failures)
 

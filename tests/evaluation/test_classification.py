@@ -7,8 +7,9 @@ import torch
 from tether.data.dataset import ImageDataset
 from tether.data.records import Example, ImageRef
 from tether.data.transforms import test_transform as plain_transform
+from tether.ensembles import alpha_sweep
 from tether.errors import TetherError
-from tether.evaluation.classification import alpha_sweep, evaluate
+from tether.evaluation.classification import evaluate
 from tether.evaluation.classifier import (
     Classifier,
     class_embeddings,

@@ -11,7 +11,8 @@ from forked import alone_and_together
 from tiny import NAMES, TEMPLATES, tiny_delta, tiny_model, tiny_split
 
 from tether.data.records import Split
-from tether.evaluation import alpha_sweep, evaluate, zero_shot_classifier
+from tether.ensembles import alpha_sweep
+from tether.evaluation import evaluate, zero_shot_classifier
 
 
 def found(splits: dict[str, Split]) -> dict[str, torch.Tensor]:

@@ -12,8 +12,8 @@ from tether.data import load_benchmark
 from tether.errors import TetherError
 from tether.evaluation import class_embeddings
 from tether.models import load
+from tether.runs.train import run
 from tether.tasks.classification import Classification
-from tether.tasks.fine_tuning import run
 
 
 def made(options, **parts):

@@ -1,6 +1,5 @@
 """What may move: methods that train a little of a model and leave the rest as it was."""
 
-from tether.adapters.r_adapter.arithmetic import add, average, combine
 from tether.adapters.attach import attach
 from tether.adapters.attached import Attached, MergeReport
 from tether.adapters.bias_only import BiasOnlyAttached, BiasOnlyConfig
@@ -9,6 +8,7 @@ from tether.adapters.frozen import FrozenConfig
 from tether.adapters.full import FullAttached, FullConfig
 from tether.adapters.last_blocks import LastBlocksAttached, LastBlocksConfig
 from tether.adapters.norm_only import NormOnlyAttached, NormOnlyConfig
+from tether.adapters.r_adapter.arithmetic import add, average, combine
 from tether.adapters.r_adapter.method import RAdapterConfig, RAttached
 from tether.adapters.r_adapter.module import RAdapter
 from tether.adapters.r_adapter.rank import Factored, RankResult, at_rank, size_in_bytes, smallest_within

@@ -16,15 +16,13 @@ from tether.adapters._tensors import base_tensors, check_state, difference, tens
 from tether.errors import TetherError
 from tether.models.fingerprint import fingerprint_of
 from tether.models.site import Site
+from tether.models.weight_path import MARK
 
 Probe = Callable[[], Any] | Tensor | tuple[Tensor, ...]
 """A function that runs the model and returns tensors, or the inputs to run the module on."""
 
 ERROR_BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest accepted error of a merge, relative to the largest output, by the precision of the weights."""
-
-MARK = "_tether_attached"
-"""Set on a module that something is attached to: the class of the handle, or None while it is withdrawn."""
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from tether._alpha import Alpha, plain_alpha
 from tether._files import read_json, sha256_file, write_json, write_tensors
 from tether.adapters.attach import attach
-from tether.adapters.attached import MARK, Attached
+from tether.adapters.attached import Attached
 from tether.config import build, method_of, methods_of, plain
 from tether.errors import TetherError, near_misses
 from tether.families import AdapterConfig
 from tether.models.fingerprint import fingerprint_of
 from tether.models.load import absolute
+from tether.models.weight_path import MARK
 
 FORMAT = "tether-adapter"
 FORMAT_VERSION = 1

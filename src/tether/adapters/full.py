@@ -1,8 +1,8 @@
 """Full fine-tuning: the model moves as a whole."""
 
 from dataclasses import dataclass
-from typing import Any
 from fnmatch import fnmatchcase
+from typing import Any
 
 from tether.adapters.base_weights import LOGIT, BaseWeightsAttached
 from tether.config import method

@@ -12,8 +12,8 @@ def train(options: argparse.Namespace, device: Any) -> int:
     from tether import recipe as recipes
     from tether._files import read_json
     from tether.config import override
-    from tether.tasks import fine_tuning
-    from tether.tasks.show import show_run
+    from tether.runs import train as fine_tuning
+    from tether.runs.show import show_run
 
     words = [*options.overrides, *([f"alpha.value={options.alpha}"] if options.alpha else [])]
     if options.recipe and "=" in options.recipe:
@@ -64,10 +64,10 @@ def compare(options: argparse.Namespace, device: Any) -> int:
     import shlex
 
     from tether._distributed import from_main
-    from tether.tasks import reporting
-    from tether.tasks.comparing import comparison
-    from tether.tasks.comparing.plan import read_recipes
-    from tether.tasks.show import show_comparison
+    from tether.runs import report as reporting
+    from tether.runs.comparing import comparison
+    from tether.runs.comparing.plan import read_recipes
+    from tether.runs.show import show_comparison
 
     chosen = read_recipes(options.recipes, options.set)
     words = [*options.recipes, "--seeds", *map(str, options.seeds), "--folds", *map(str, options.folds)]
@@ -131,8 +131,8 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
 def merge(options: argparse.Namespace) -> int:
     from tether.adapters.files import load_adapter
     from tether.evaluation.scores import alpha_text
-    from tether.tasks.export import export
-    from tether.tasks.outcome import HEAD_FILE
+    from tether.runs.export import export
+    from tether.runs.outcome import HEAD_FILE
 
     report = export(options.model, options.adapter, options.out, alpha=options.alpha, head=options.head)
     error = (
@@ -165,9 +165,9 @@ def rank(options: argparse.Namespace) -> int:
 
     from tether.adapters.files import load_adapter
     from tether.models import load
-    from tether.tasks.export import base_of, run_config
-    from tether.tasks.outcome import head_of
-    from tether.tasks.ranking import shrink
+    from tether.runs.export import base_of, run_config
+    from tether.runs.outcome import head_of
+    from tether.runs.rank import shrink
 
     saved = load_adapter(options.adapter)
     data = run_config(options.adapter).get("data", {})
@@ -201,8 +201,8 @@ def rank(options: argparse.Namespace) -> int:
 
 
 def average(options: argparse.Namespace) -> int:
-    from tether.tasks.averaging import average_folders, average_models
-    from tether.tasks.outcome import HEAD_FILE
+    from tether.runs.average import average_folders, average_models
+    from tether.runs.outcome import HEAD_FILE
 
     if all((folder / "adapter.json").is_file() for folder in options.folders):
         average_folders(options.folders, options.out, options.alpha)
@@ -218,7 +218,7 @@ def average(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    from tether.tasks.ensembling import export_predictor
+    from tether.runs.predictor import export_predictor
 
     export_predictor(options.run, options.out)
     print(f"Predictor: {options.out} (tether.tasks.ensembling.load_predictor reads it)")
@@ -236,7 +236,7 @@ def pretrain(options: argparse.Namespace) -> int:
 
 
 def demo(options: argparse.Namespace, device: Any) -> int:
-    from tether.tasks.demo import demo
+    from tether.runs.demo import demo
 
     demo(options.runs, _progress(), device=device)
     return 0
@@ -246,17 +246,17 @@ def _benchmark(data: dict[str, Any], overrides: list[str]) -> Any:
     """The benchmark of data options with overrides."""
     from tether.config import build, override
     from tether.data import load_benchmark
-    from tether.recipe import Data
+    from tether.families import DataConfig
 
     wanted = override({"data": data}, overrides)
     if extra := set(wanted) - {"data"}:
         raise TetherError(
             f"Here only options of the data can be given (data.…), not {', '.join(sorted(extra))}."
         )
-    return load_benchmark(build(Data, wanted["data"], "data"))
+    return load_benchmark(build(DataConfig, wanted["data"], "data"))
 
 
 def _progress():
-    from tether.tasks.show import EvaluationProgress
+    from tether.runs.show import EvaluationProgress
 
     return EvaluationProgress()

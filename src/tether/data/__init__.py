@@ -5,9 +5,11 @@ Names are imported when they are first used, so that reading a listing does not 
 
 from importlib import import_module
 
+from tether.config import methods_of
 from tether.data.corrupted_tests import with_corrupted_tests
 from tether.data.records import Benchmark, Example, ImageRef, Split
 from tether.errors import TetherError
+from tether.families import DataConfig
 
 _HOME = {
     "CORRUPTIONS": "corruptions",
@@ -35,9 +37,6 @@ _HOME = {
     "train_transform": "transforms",
 }
 
-# The module of each configuration has a `load` that takes it.
-_CONFIGS = ("EmojiShiftConfig", "FolderConfig", "ImageNetConfig", "ManifestConfig")
-
 __all__ = ["Benchmark", "Example", "ImageRef", "Split", "load_benchmark", *_HOME]
 
 
@@ -51,16 +50,16 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def load_benchmark(config) -> Benchmark:
-    """The benchmark that a `FolderConfig`, `ManifestConfig`, `ImageNetConfig` or `EmojiShiftConfig`
-    describes, with the corrupted tests that it asks for.
+def load_benchmark(config: DataConfig) -> Benchmark:
+    """The benchmark that a config describes, with the corrupted tests that it asks for.
+
+    Args:
+        config: a `FolderConfig`, `ManifestConfig`, `ImageNetConfig`, `EmojiShiftConfig`, or a `DataConfig` of your own.
 
     Raises:
-        TetherError: the data are not there, not whole or not of the described form; or `config` is none of
-            these.
+        TetherError: the data are not there, not whole or not of the described form; or `config` is none.
     """
-    kind = type(config).__name__
-    if kind not in _CONFIGS:
-        raise TetherError(f"Expected one of {', '.join(_CONFIGS)}, not {kind}.")
-    benchmark = import_module(f"{__name__}.{_HOME[kind]}").load(config)
-    return with_corrupted_tests(benchmark, config.corruptions)
+    if not isinstance(config, DataConfig):
+        known = ", ".join(cls.__name__ for cls in methods_of(DataConfig).values())
+        raise TetherError(f"Expected one of {known}, not {type(config).__name__}.")
+    return with_corrupted_tests(config.load(), config.corruptions)

@@ -44,6 +44,9 @@ class EmojiShiftConfig(DataConfig):
     fold: int = 0
     corruptions: CorruptedTests = "none"
 
+    def load(self) -> Benchmark:
+        return load(self)
+
     def __post_init__(self):
         if self.fold not in (0, 1, 2):
             raise TetherError(f"emoji-shift has the folds 0, 1 and 2, not {self.fold}.")

@@ -51,6 +51,9 @@ class FolderConfig(DataConfig):
     seed: int = 0
     corruptions: CorruptedTests = "none"
 
+    def load(self) -> Benchmark:
+        return load(self)
+
     def __post_init__(self):
         if self.domain in self.shifted:
             raise TetherError(

@@ -63,6 +63,9 @@ class ImageNetConfig(DataConfig):
     seed: int = 0
     corruptions: CorruptedTests = "none"
 
+    def load(self) -> Benchmark:
+        return load(self)
+
     def __post_init__(self):
         templates(self.templates)
         check_choice(self.corruptions)

@@ -1,7 +1,7 @@
 """How good a model is on the data it was tuned for and on data that look different, and how sure that is."""
 
 from tether.evaluation.alpha import AlphaChoice, choose_alpha
-from tether.evaluation.classification import alpha_sweep, evaluate
+from tether.evaluation.classification import evaluate
 from tether.evaluation.classifier import Classifier, class_embeddings, zero_shot_classifier
 from tether.evaluation.report import write_report
 from tether.evaluation.results import Results, results_schema
@@ -15,7 +15,6 @@ __all__ = [
     "Results",
     "SplitScores",
     "Sweep",
-    "alpha_sweep",
     "changed_answers",
     "choose_alpha",
     "class_embeddings",

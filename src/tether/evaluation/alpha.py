@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 
 from tether._alpha import Alpha, alpha_of
-from tether.ensembles.choosing import check_rule
+from tether._choosing import check_rule
 from tether.errors import TetherError, near_misses
 from tether.evaluation.scores import SplitScores, Sweep, alpha_text
 

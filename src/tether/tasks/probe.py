@@ -5,6 +5,7 @@ Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-
 ordinary fine-tuning with cross-entropy, as a rule at a tenth of the usual learning rate.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def train_probe(
     data: ImageDataset,
     head: Float[Tensor, "classes dim"] | None,
     *,
-    smoothing: float = 0.0,
+    loss: Callable[..., Tensor] = cross_entropy,
     seed: int = 0,
     workers: int = 0,
     progress: Progress | None = None,
@@ -78,7 +79,7 @@ def train_probe(
     Args:
         data: training pictures; their augmentation is used where the config asks for it.
         head: where it starts, as a rule the zero-shot classifier; logits are logit scale · features · headᵀ.
-        smoothing: of the labels.
+        loss: of features, head, labels and scale; the objective's.
         seed: of the order of the pictures.
         workers: processes that read pictures.
         progress: told how many pictures are encoded.
@@ -97,7 +98,7 @@ def train_probe(
         workers=workers if config.augmented else 0,
     )
     examples = data if config.augmented else _encoded(model, data.split, workers, progress)
-    task = _Head(model, head, smoothing)
+    task = _Head(model, head, loss)
     optimizer = torch.optim.AdamW([task.head], lr=config.lr, weight_decay=config.weight_decay)
     steps = training.total_steps(len(data))
     schedule = Schedule.of(optimizer, ScheduleConfig(warmup=0), steps)
@@ -135,9 +136,9 @@ class _Head:
 
     separable = True
 
-    def __init__(self, model: Model, head: Tensor, smoothing: float) -> None:
+    def __init__(self, model: Model, head: Tensor, loss: Callable[..., Tensor]) -> None:
         self.head = nn.Parameter(head.detach().clone())
-        self._model, self._smoothing = model, smoothing
+        self._model, self._loss = model, loss
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return {"head.weight": self.head}
@@ -148,7 +149,7 @@ class _Head:
             with torch.no_grad():
                 features = self._model.encode_image(batch["pixels"])
         scale = self._model.logit_scale
-        loss = cross_entropy(features, self.head, batch["label"], scale, smoothing=self._smoothing)
+        loss = self._loss(features, self.head, batch["label"], scale)
         return loss, {"accuracy": (features @ self.head.T).argmax(1).eq(batch["label"]).float().mean()}
 
     def state_dict(self) -> dict[str, Tensor]:

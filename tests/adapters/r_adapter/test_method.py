@@ -9,8 +9,8 @@ from torch import nn
 
 from tether.adapters import RAdapterConfig, attach
 from tether.adapters.r_adapter.fold import FoldedRAdapter, SkippedRAdapter
-from tether.adapters.r_adapter.module import RAdapter
 from tether.adapters.r_adapter.method import RAttached, adapter_path
+from tether.adapters.r_adapter.module import RAdapter
 from tether.errors import TetherError
 from tether.models.site import Select, Site
 

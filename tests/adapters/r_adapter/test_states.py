@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tether.adapters import RAdapterConfig, attach, full_rank, matrices
-from tether.adapters.r_adapter.states import by_path, config_for
+from tether.adapters.r_adapter.states import by_path
 from tether.errors import TetherError
 
 from ..models import open_clip_model
@@ -68,5 +68,5 @@ def test_config_of_a_state():
         "b.r_adapter.up": torch.zeros(4, 1),
         "b.r_adapter.down": torch.zeros(1, 4),
     }
-    config = config_for(RAdapterConfig(drop=0.3), state)
+    config = RAdapterConfig(drop=0.3).fitting(state)
     assert config.rank == {"a": None, "b": 1} and config.scale is None and config.drop == 0.3

@@ -9,10 +9,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from tether._alpha import Alpha, alpha_of
+from tether.adapters.attached import Attached, Probe
 from tether.adapters.r_adapter.drop import DropRows, DropTokens, KeepAll
 from tether.adapters.r_adapter.fold import break_even, fold_in, safe_to_fold, skip
 from tether.adapters.r_adapter.masks import keep, keep_rows, signed, stream
-from tether.adapters.attached import Attached, Probe
 from tether.adapters.r_adapter.module import (
     AdaptedAttention,
     AdaptedConvolution,

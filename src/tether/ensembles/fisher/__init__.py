@@ -1,0 +1,1 @@
+"""Fisher-weighted averaging: its formulas, and the method in a run."""

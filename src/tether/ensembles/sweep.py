@@ -1,0 +1,95 @@
+"""Every alpha on the way from the zero-shot model to the tuned one, on pictures that are read once."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tether._alpha import TOWERS, Alpha, alpha_of, tower_of
+from tether.data.records import Split
+from tether.errors import TetherError
+from tether.evaluation.classification import answer, batches_of, no_autocast_cache
+from tether.evaluation.classifier import Classifier, Progress, evaluating
+from tether.evaluation.scores import Sweep, alpha_text
+from tether.evaluation.sharing import shared_prefix
+from tether.models.model import Model
+from tether.models.weight_path import WeightPath
+
+
+def alpha_sweep(
+    model: Model,
+    delta: Mapping[str, Tensor],
+    splits: Mapping[str, Split],
+    alphas: Sequence[Alpha],
+    classifier: Callable[[float], Classifier],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    open_split: Callable[[Split], Dataset] | None = None,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Scores of the weights W0 + alpha · delta for every alpha, reading each picture once.
+
+    Per batch the weights are set to one alpha after the other. Pictures are encoded once per distinct alpha
+    of the image tower, from the first module that delta changes on, and classifiers are made once per distinct
+    alpha of the text tower, so a grid of i × t alphas costs i image passes and t text passes. The weights are
+    as before afterwards, bit for bit, whatever happens.
+
+    Args:
+        delta: fine-tuned minus base weights, by parameter name.
+        alphas: numbers, or `{"image": a, "text": b}`.
+        classifier: called once per distinct alpha of the text tower with the weights set, for example
+            `lambda alpha: zero_shot_classifier(model, names, templates)` or an interpolated linear head.
+
+    Raises:
+        TetherError: as `evaluate`; no alpha, one that is given twice or is not finite.
+    """
+    towers = _towers(alphas)
+    image_changes, text_changes = (
+        {name: change for name, change in delta.items() if tower_of(name) == tower} for tower in TOWERS
+    )
+    image_path, text_path = WeightPath(model.module, image_changes), WeightPath(model.module, text_changes)
+    with image_path, text_path, evaluating(model), no_autocast_cache():
+        classifiers: dict[float, Classifier] = {}
+        for _, text in towers:
+            if text not in classifiers:
+                image_path.set(
+                    text
+                )  # what belongs to neither tower, such as the logit scale, is counted there
+                text_path.set(text)
+                classifiers[text] = classifier(text)
+        images = list(dict.fromkeys(image for image, _ in towers))
+        members = [[i for i, (image, _) in enumerate(towers) if image == one] for one in images]
+
+        def batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+            return batches_of(model, split, batch_size, workers, open_split)
+
+        def respond(pixels: Tensor, split: Split) -> Iterator[Tensor]:
+            for image, group in zip(images, members, strict=True):
+                image_path.set(image)
+                features = model.encode_image(pixels)
+                for i in group:
+                    yield classifiers[towers[i][1]](features)
+
+        classes = len(next(iter(classifiers.values())).weight)
+        with shared_prefix(model.module, image_changes) as forget_useless:
+            answers = answer(splits, classes, batches, respond, progress, forget_useless)
+    order = {member: place for place, member in enumerate(itertools.chain(*members))}
+    return Sweep(tuple(alphas), tuple(answers[order[i]] for i in range(len(towers))))
+
+
+def _towers(alphas: Iterable[Alpha]) -> list[tuple[float, float]]:
+    """Every alpha as (image, text)."""
+    pairs = []
+    for alpha in alphas:
+        pair = (alpha_of(alpha, "image"), alpha_of(alpha, "text"))
+        if not all(map(math.isfinite, pair)):
+            raise TetherError(f"Every alpha must be a finite number; found {alpha_text(alpha)}.")
+        if pair in pairs:
+            raise TetherError(f"Alpha {alpha_text(alpha)} is given twice.")
+        pairs.append(pair)
+    if not pairs:
+        raise TetherError("A sweep needs at least one alpha, for example 0, 0.1, …, 1.")
+    return pairs

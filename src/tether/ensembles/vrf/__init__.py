@@ -1,0 +1,1 @@
+"""VRF: its formulas, the method, and its files."""

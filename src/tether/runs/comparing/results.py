@@ -1,0 +1,218 @@
+"""From finished runs of several methods to the results that tables and the report show."""
+
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tether.data.records import Benchmark, Split
+from tether.evaluation.alpha import AlphaChoice, AlphaPoint
+from tether.evaluation.results import BaselinePoint, Method, PathPoint, Results, Tuning
+from tether.evaluation.scores import SplitScores, Sweep, alpha_text
+from tether.evaluation.summary import Runs, changed_answers, describe_domains, differences, summarise
+from tether.recipe import Recipe, to_plain
+from tether.runs.outcome import Outcome
+
+ZERO_SHOT = "zero-shot"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """All runs of a method, by seed one per fold; its recipe has the settings that were chosen."""
+
+    recipe: Recipe
+    tuning: Tuning | None
+    by_seed: Mapping[int, Sequence[Outcome]]
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return [outcome for own in self.by_seed.values() for outcome in own]
+
+    def runs(self) -> Runs:
+        """Test answers at the chosen alpha, those of all folds together."""
+        return {seed: _pool([one.test.at(one.alpha) for one in own]) for seed, own in self.by_seed.items()}
+
+
+def make_results(
+    trained: Sequence[Trained],
+    *,
+    highlighted: str,
+    reference: str,
+    baselines: Collection[str] = (),
+    settings: Mapping[str, str],
+    notes: Sequence[str] = (),
+    draws: int = 10_000,
+    **rest: Any,
+) -> Results:
+    """The rows of all methods and of the zero-shot model, their differences, and what the report explains.
+
+    Args:
+        highlighted: the method that the report is about.
+        reference: the method that all others are tested against.
+        baselines: methods that are ordinary models, for the line of effective robustness.
+        settings: what else explains the numbers, in words.
+        notes: what a reader must know beside the data set's own notes.
+        draws: of the bootstrap of differences.
+        rest: other fields of `Results`.
+    """
+    first = next(iter(trained[0].by_seed.values()))
+    benchmark = first[0].benchmark
+    runs: dict[str, Runs] = {ZERO_SHOT: {0: _pool([one.test.at(0.0) for one in first])}}
+    runs |= {one.recipe.name: one.runs() for one in trained}
+    corruptions = [n for n, split in benchmark.tests.items() if split.is_corruption]
+    domains = describe_domains(runs[ZERO_SHOT][0], benchmark.in_distribution, corruptions)
+    shifted = [domain.name for domain in domains if domain.kind == "shifted"]
+    tested = [domain.name for domain in domains if domain.kind != "corruption" or len(corruptions) == 1]
+    methods = [summarise(ZERO_SHOT, runs[ZERO_SHOT], shifted, description="The model as it was loaded.")]
+    methods += [_method(one, runs[one.recipe.name], benchmark, shifted) for one in trained]
+    before, after = runs[ZERO_SHOT][0], next(iter(runs[highlighted].values()))
+    results = Results(
+        domains=domains,
+        methods=tuple(methods),
+        zero_shot=ZERO_SHOT,
+        highlighted=highlighted,
+        alpha=_choice(next(one for one in trained if one.recipe.name == highlighted)),
+        changes=tuple(
+            changed_answers(name, before[name], after[name], benchmark.class_names) for name in tested
+        ),
+        differences=differences(runs, reference, tested, shifted, draws=draws),
+        baseline=tuple(_baseline_points(methods, baselines, benchmark.in_distribution)),
+        templates=benchmark.templates,
+        settings={
+            **settings,
+            "training pictures": f"{len(benchmark.train)} in a fold",
+            "validation pictures": f"{len(benchmark.validation)} in a fold",
+        },
+        notes=(*benchmark.notes, *notes),
+        **rest,
+    )
+    if baselines and results.baseline_line() is None:
+        note = (
+            "The ordinary models are equally good in-distribution, or there are no shifts: no line fits them."
+        )
+        return replace(results, notes=(*results.notes, note))
+    return results
+
+
+def joined(splits: Sequence[Split], left_out: Collection[str] = ()) -> Split:
+    """The examples of one domain's splits in several folds, without some identities."""
+    examples = [example for split in splits for example in split.examples]
+    return replace(splits[0], examples=tuple(one for one in examples if one.identity not in left_out))
+
+
+def without(outcome: Outcome, identities: Collection[str]) -> Outcome:
+    """An outcome without its answers to test pictures of some identities."""
+
+    def kept(scores: SplitScores) -> SplitScores:
+        places = [i for i, identity in enumerate(scores.identities) if identity not in identities]
+        tensors = {name: getattr(scores, name)[places] for name in ("predictions", "confidences", "ranks")}
+        return replace(scores, split=joined([scores.split], identities), **tensors)
+
+    if not identities:
+        return outcome
+    swept = [{name: kept(scores) for name, scores in by_name.items()} for by_name in outcome.test.scores]
+    return replace(outcome, test=Sweep(outcome.test.alphas, tuple(swept)))
+
+
+def _method(trained: Trained, runs: Runs, benchmark: Benchmark, shifted: Sequence[str]) -> Method:
+    """The row of a method."""
+    outcomes = trained.outcomes
+    return summarise(
+        trained.recipe.name,
+        runs,
+        shifted,
+        description=_description(trained.recipe),
+        alpha=_alphas(outcomes),
+        trained_parameters=outcomes[0].trained_parameters,
+        file_bytes=outcomes[0].file_bytes,
+        steps=trained.recipe.training.total_steps(len(benchmark.train)),
+        seconds=sum(one.seconds for one in outcomes) / len(outcomes),
+        peak_memory_bytes=max(one.peak_memory_bytes for one in outcomes),
+        tuning=trained.tuning,
+        path=_path(outcomes, benchmark.in_distribution, shifted),
+    )
+
+
+def _baseline_points(methods: Sequence[Method], names: Sequence[str], home: str) -> list[BaselinePoint]:
+    """One point per ordinary model: its seeds are too much alike to count as models of their own."""
+    return [
+        BaselinePoint(
+            name=method.name,
+            in_distribution=method.measures[home].mean,
+            shifted_mean=method.shifted_mean.value,
+        )
+        for method in methods
+        if method.name in names and method.shifted_mean is not None
+    ]
+
+
+def _choice(trained: Trained) -> AlphaChoice | None:
+    """How alpha was chosen in the first run of a method; None where its recipe gave it."""
+    first, recipe = trained.outcomes[0], trained.recipe
+    if not _by_validation(first):
+        return None
+    return AlphaChoice(
+        alpha=first.alpha,
+        rule=(recipe.ensemble or recipe.alpha).rule,
+        reason=first.alpha_reason,
+        pictures=len(first.benchmark.validation),
+        curve=tuple(AlphaPoint(**point) for point in first.validation),
+    )
+
+
+def _pool(parts: Sequence[Mapping[str, SplitScores]]) -> dict[str, SplitScores]:
+    """Answers on the test pictures of several folds as answers on one split per domain."""
+    return {
+        name: SplitScores(
+            split=joined([part[name].split for part in parts]),
+            predictions=torch.cat([part[name].predictions for part in parts]),
+            confidences=torch.cat([part[name].confidences for part in parts]),
+            ranks=torch.cat([part[name].ranks for part in parts]),
+            classes=parts[0][name].classes,
+        )
+        for name in parts[0]
+    }
+
+
+def _path(ones: Sequence[Outcome], in_distribution: str, shifted: Sequence[str]) -> tuple[PathPoint, ...]:
+    """Mean test accuracy over runs at the alphas that all of them share."""
+    shared = [alpha for alpha in ones[0].test.alphas if all(alpha in one.test.alphas for one in ones)]
+    points = []
+    for alpha in shared if len(shared) > 2 and shifted else ():
+        scores = [one.test.at(alpha) for one in ones]
+        home = sum(own[in_distribution].top1 for own in scores) / len(scores)
+        away = sum(own[name].top1 for own in scores for name in shifted) / (len(scores) * len(shifted))
+        points.append(PathPoint(alpha=alpha, in_distribution=home, shifted_mean=away))
+    return tuple(points)
+
+
+def _alphas(ones: Sequence[Outcome]) -> str:
+    texts = [alpha_text(one.alpha) for one in ones]
+    numbers = [one.alpha for one in ones if not isinstance(one.alpha, Mapping)]
+    if len(set(texts)) == 1:
+        text = texts[0]
+    elif len(ones) > 3 and len(numbers) == len(ones):
+        text = f"{min(numbers):.4g} to {max(numbers):.4g}, median {statistics.median(numbers):.4g}"
+    else:
+        text = ", ".join(texts)
+    return ("by validation: " if _by_validation(ones[0]) else "") + text
+
+
+def _by_validation(outcome: Outcome) -> bool:
+    """Whether alpha was chosen among several on validation pictures."""
+    return len(outcome.validation) > 1
+
+
+def _description(recipe: Recipe) -> str:
+    """The methods that a recipe combines, in the order of its options, and its learning rate."""
+    parts = []
+    for value in to_plain(recipe).values():
+        parts += [entry["method"] for entry in _entries(value) if "method" in entry]
+    parts.remove(to_plain(recipe)["data"]["method"])
+    return f"{' + '.join(parts)}, lr {recipe.optimizer.lr:g}"
+
+
+def _entries(value: Any) -> list[Mapping[str, Any]]:
+    return [entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, dict)]

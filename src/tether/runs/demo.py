@@ -1,0 +1,46 @@
+"""The main job in minutes: zero-shot, full fine-tuning and R-Adapter on the built-in model and data."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from tether import recipe as recipes
+from tether._distributed import from_main
+from tether.evaluation.classifier import Progress
+from tether.evaluation.tables import bytes_text
+from tether.runs import report as reporting
+from tether.runs.comparing import comparison
+from tether.runs.show import show_comparison
+
+RECIPES = ("full", "r-adapter")
+
+
+def demo(
+    root: Path,
+    progress: Progress | None,
+    console: Console | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Compare, print the table, and say where the adapter and the report are; gives the report's path."""
+    console = console or Console()
+    chosen = [recipes.read(name) for name in RECIPES]
+    results = comparison.compare(
+        chosen,
+        root / "demo",
+        title="R-Adapter on emoji-shift",
+        command="make demo",
+        device=device,
+        progress=progress,
+        announce=lambda line: console.print(line, highlight=False),
+    )
+    out = root / "demo" / "report"
+    tests = comparison.pooled_tests(chosen[0], (0,))
+    from_main(lambda: reporting.write_comparison(results, out, tests))
+    show_comparison(results, console)
+    newest = max((root / "demo").glob("r-adapter-*/adapter"), key=lambda path: path.stat().st_mtime)
+    size = sum(file.stat().st_size for file in newest.iterdir())
+    console.print(f"Adapter: {newest} ({bytes_text(size)})", soft_wrap=True, highlight=False)
+    console.print(f"Report:  {out / 'report.html'}", soft_wrap=True, highlight=False)
+    return out / "report.html"

@@ -1,0 +1,72 @@
+"""An adapter merged into its base and saved as an ordinary model folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tether._alpha import Alpha, alpha_of
+from tether._files import new_folder, read_json, refuse_existing, save_tensors
+from tether.adapters import MergeReport
+from tether.adapters.files import Adapter, apply, load_adapter
+from tether.errors import TetherError
+from tether.models import load
+from tether.models.load import is_here
+from tether.runs.outcome import HEAD_FILE, head_at, read_head
+
+
+def export(
+    source: str | None, adapter: Path, out: Path, *, alpha: Alpha | None = None, head: Path | None = None
+) -> MergeReport:
+    """Merge an adapter into its base and save the result in the format of the base's library.
+
+    Args:
+        source: the base, as `tether.load` takes it; None for where the adapter says that it is.
+        adapter: folder written by `save_adapter`.
+        out: new folder; nothing is overwritten.
+        alpha: ensemble weight; by default the one saved with the adapter.
+        head: a run's linear head, to be saved with the model as it is at this alpha (the text tower's).
+
+    Raises:
+        TetherError: `out` exists, the adapter belongs to another base or that is not where it was, `head` is no
+            head's file, or the disk is full.
+    """
+    refuse_existing(out)
+    saved = load_adapter(adapter)
+    ends = read_head(head) if head else None
+    model = load(source or base_of(saved, adapter))
+    attached = apply(model, saved)
+    alpha = saved.alpha if alpha is None else alpha
+    probe = torch.randn(2, 3, model.image.size, model.image.size, generator=torch.Generator().manual_seed(0))
+    report = attached.merge(alpha, probe=lambda: model.encode_image(probe))
+    with new_folder(out) as folder:
+        model.save_into(folder)
+        if ends:
+            save_tensors(folder / HEAD_FILE, {"weight": head_at(*ends, alpha_of(alpha, "text"))})
+    return report
+
+
+def base_of(adapter: Adapter, folder: Path) -> str:
+    """Where the base of an adapter is, by the adapter itself or else by the run that its folder lies in.
+
+    Raises:
+        TetherError: neither says it, or nothing is there any more.
+    """
+    said = [source for source in (adapter.source, run_config(folder).get("model")) if source]
+    if not said:
+        raise TetherError(
+            f"{folder} does not say which model it belongs to, and lies in no run. Name the model: --model."
+        )
+    for source in said:
+        if is_here(source):
+            return source
+    raise TetherError(
+        f"There is no {said[0]!r} here, the model that {folder} belongs to. Say where it is: --model."
+    )
+
+
+def run_config(adapter: Path) -> dict[str, Any]:
+    """The recipe of the run that an adapter's folder lies in; empty where it lies in none."""
+    path = adapter.absolute().parent / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    return config if isinstance(config, dict) else {}

@@ -1,0 +1,104 @@
+"""The files that explain results to people: of a comparison a folder, of a run one page in its directory."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from tether._files import write_atomically
+from tether.data import read_image
+from tether.data.alterations import alter
+from tether.data.records import Split
+from tether.errors import TetherError
+from tether.evaluation.report import write_report, write_robustness_figure
+from tether.evaluation.results import Results
+from tether.evaluation.tables import differences_csv, to_csv, to_markdown
+from tether.runs.comparing.results import ZERO_SHOT, Trained, make_results
+from tether.runs.outcome import Outcome
+from tether.training.environment import package_versions
+
+REPORT = "report.html"
+
+
+def check_out(folder: Path, command: str) -> None:
+    """See, before any work is done for it, that a comparison's files can be written and replace no other's.
+
+    Args:
+        command: what makes the comparison again; that of the files which are there already must be the same.
+
+    Raises:
+        TetherError: the folder cannot be written, or holds what another command made.
+    """
+    path = folder / "results.json"
+    if path.is_file():
+        before = Results.load(path).settings.get("command")
+        if before != command:
+            raise TetherError(
+                f"{folder} holds another comparison, made by `{before or 'no command'}`, and nothing is overwritten. "
+                "Name another --out, or remove that folder: the runs lie elsewhere and are kept."
+            )
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise TetherError(
+            f"{folder} cannot be written, because {there} is no folder that can. Name another --out."
+        )
+
+
+def write_comparison(results: Results, folder: Path, tests: Mapping[str, Split]) -> None:
+    """Put into `folder`: `results.json`, `report.html`, `effective_robustness.svg` (where there are shifts),
+    `table.csv`, `table.md` and `differences.csv`.
+
+    Args:
+        tests: the test splits, for the pictures whose answer changed.
+    """
+    results.save(folder / "results.json")
+    for name, make in (
+        ("table.csv", to_csv),
+        ("table.md", to_markdown),
+        ("differences.csv", differences_csv),
+    ):
+        text = make(results)
+        write_atomically(
+            folder / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8")
+        )
+    write_robustness_figure(results, folder / "effective_robustness.svg")
+    write_report(results, folder / REPORT, _pictures(tests))
+
+
+def write_run(outcome: Outcome) -> None:
+    """Put `report.html` into the directory of a finished run: the zero-shot model and what was trained.
+
+    Raises:
+        TetherError: a test picture cannot be read, or the file cannot be written.
+    """
+    recipe, tests = outcome.recipe, outcome.benchmark.tests
+    if recipe.name == ZERO_SHOT:  # the name of the other row
+        recipe = replace(recipe, name="tuned")
+    results = make_results(
+        [Trained(recipe=recipe, tuning=None, by_seed={recipe.training.seed: [outcome]})],
+        title=f"{recipe.name} on {outcome.benchmark.name}",
+        data_set=outcome.benchmark.name,
+        highlighted=recipe.name,
+        reference=ZERO_SHOT,
+        draws=2_000,  # it is made after every run
+        settings={
+            "model": recipe.model,
+            "seed": str(recipe.training.seed),
+            "recipe": "config.json beside this page",
+        },
+        versions=package_versions(),
+    )
+    write_report(results, outcome.run / REPORT, _pictures(tests))
+
+
+def _pictures(tests: Mapping[str, Split]) -> Callable[[str, int], Image.Image]:
+    """Test pictures by domain and index, as the models saw them."""
+
+    def picture(domain: str, index: int) -> Image.Image:
+        split = tests[domain]
+        image = split.examples[index].image
+        return alter(read_image(image), split.alteration, image.name)
+
+    return picture

@@ -1,0 +1,169 @@
+"""Processes that share the runs of a comparison: they join, wait, die, and are taken over."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+
+import pytest
+import torch
+
+from tether._files import read_json
+from tether.errors import TetherError
+from tether.recipe import from_plain
+from tether.runs.comparing import workers
+from tether.runs.comparing.claims import claim
+from tether.runs.comparing.comparison import compare
+from tether.runs.comparing.workers import Job, finish, own_device
+from tether.training.run_directory import read_metrics
+
+DIES = """
+import os, signal, sys
+from tether.cli import main
+from tether.training import RunDirectory
+
+log = RunDirectory.log
+def log_then_die(self, kind, step, values):
+    log(self, kind, step, values)
+    if step >= 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+RunDirectory.log = log_then_die
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def options(tiny_recipe):
+    training = {**tiny_recipe["training"], "epochs": 3, "checkpoint_every": 4, "log_every": 2}
+    return {**tiny_recipe, "training": training}
+
+
+def start(code, *words):
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def directories(root):
+    return sorted(path.name for path in root.iterdir() if path.is_dir())
+
+
+def test_a_second_process_skips_what_another_holds_waits_and_takes_it_over(options, tmp_path):
+    """The test is the first process: it holds the first of two runs, and gives it back without having made it."""
+    (tmp_path / "tiny.yaml").write_text(json.dumps(options))
+    recipe = from_plain(options)
+    first = [from_plain({**options, "training": {**options["training"], "seed": seed}}) for seed in (3, 4)]
+    assert first[0] == recipe
+    held = tmp_path / "runs" / f".{Job(recipe=recipe, label='').training}.claim"
+    command = ["compare", "tiny.yaml", "--seeds", "3", "4", "--runs", "runs", "--out", "out"]
+    code = f"import os, sys; os.chdir({str(tmp_path)!r}); from tether.cli import main; sys.exit(main(sys.argv[1:]))"
+    with ExitStack() as ours:
+        assert ours.enter_context(claim(held, "tiny"))
+        other = start(code, *command)
+        lines = [other.stdout.readline() for _ in range(2)]
+    rest, told = other.communicate()
+    assert other.returncode == 0, told
+    assert lines == ["[2/2] tiny, seed 4, fold 0\n", "Waiting for other processes: tiny, seed 3, fold 0\n"]
+    assert "[1/2] tiny, seed 3, fold 0" in rest
+    assert len(directories(tmp_path / "runs")) == 2 and not held.exists()
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_killed_process_s_run_is_gone_on_with(options, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(json.dumps(options))
+    runs = tmp_path / "runs"
+    words = ["compare", str(tmp_path / "tiny.yaml"), "--seeds", "3", "--runs", str(runs)]
+    killed = start(DIES, *words, "--out", tmp_path / "out")
+    _, told = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, told
+    (run,) = (path for path in runs.iterdir() if path.is_dir())
+    assert read_json(run / "lock")["pid"] == killed.pid and not (run / "result.json").exists()
+    assert list(runs.glob(".*.claim"))
+
+    said = []
+    results = compare([from_plain(options)], runs, seeds=[3], announce=said.append, show_progress=False)
+    assert said == ["[1/1] tiny, seed 3, fold 0"]
+    assert directories(runs) == [run.name] and not list(runs.glob(".*.claim"))
+    steps = [row["step"] for row in read_metrics(run) if row["kind"] == "train"]
+    assert steps == [2, 4, 6, 8, 9]  # from the checkpoint of step 4 on
+    assert results.method("tiny").seeds == (3,)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_lock_of_another_machine_goes_with_its_claim_and_only_with_it(options, tmp_path, same, monkeypatch):
+    """The lock of a process elsewhere says nothing of whether it lives; a claim that was given back does."""
+    job = Job(recipe=from_plain(options), label="tiny")
+    run = tmp_path / f"{job.name}-001"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "environment.json").write_text("{}")
+    holder = {"host": "elsewhere", "pid": 7, "started": "long ago"}
+    (run / "lock").write_text(json.dumps(holder))
+    former = {"run": job.name, "host": "elsewhere", "pid": 7 if same else 8}
+    (tmp_path / f".{job.training}.claim").write_text(json.dumps(former))
+    if same:
+        (outcome,) = finish([job], tmp_path, show_progress=False)
+        assert outcome.run == run
+    else:
+        with pytest.raises(TetherError, match="in use by process 7 on elsewhere"):
+            finish([job], tmp_path, show_progress=False)
+
+
+def test_runs_that_differ_after_training_only_train_once(options, tmp_path, monkeypatch):
+    half = from_plain(options)
+    full = from_plain({**options, "name": "other", "alpha": {"value": 1.0}})
+    jobs = [Job(recipe=recipe, label=recipe.name) for recipe in (half, full)]
+    assert jobs[0].training == jobs[1].training and jobs[0].name != jobs[1].name
+    first, second = finish(jobs, tmp_path, show_progress=False)
+    assert (first.alpha, second.alpha) == (0.5, 1.0) and first.run != second.run
+    assert (
+        not [row for row in read_metrics(second.run) if row["kind"] == "train"]
+        if (second.run / "metrics.jsonl").exists()
+        else True
+    )
+    assert second.test.at(1.0)["outline"].predictions.equal(first.test.at(1.0)["outline"].predictions)
+    assert second.seconds == pytest.approx(first.seconds, rel=0.5)
+
+
+def test_further_processes_of_this_machine_do_the_work(options, tmp_path, monkeypatch):
+    """This process gets no claim, so whatever is made was made by the other."""
+
+    @contextmanager
+    def never(path, run=""):
+        yield False
+
+    monkeypatch.setattr(workers, "claim", never)
+    monkeypatch.setattr(workers, "LONGEST_WAIT", 0.5)
+    threads, said = torch.get_num_threads(), []
+    results = compare(
+        [from_plain(options)],
+        tmp_path,
+        seeds=[3, 4],
+        workers=2,
+        announce=said.append,
+        show_progress=False,
+    )
+    assert said[0] == "Waiting for other processes: tiny, seed 3, fold 0; tiny, seed 4, fold 0"
+    assert {"[1/2] tiny, seed 3, fold 0", "[2/2] tiny, seed 4, fold 0"} < set(said)
+    assert results.method("tiny").seeds == (3, 4) and len(directories(tmp_path)) == 2
+    assert torch.get_num_threads() == threads
+
+
+def test_the_gpus_go_round(monkeypatch):
+    assert own_device("cpu", 3) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [own_device("cuda", number).index for number in (1, 2, 3)] == [1, 0, 1]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert own_device("cuda:0", 1) == torch.device("cuda:0")
+
+
+@pytest.mark.parametrize(("count", "told"), [(0, "one worker or more"), (-1, "found -1")])
+def test_a_number_of_workers_that_makes_no_sense_is_refused(options, tmp_path, count, told):
+    with pytest.raises(TetherError, match=told):
+        compare([from_plain(options)], tmp_path, workers=count)

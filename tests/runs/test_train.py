@@ -1,0 +1,355 @@
+"""Whole runs of fine-tuning for classification on a tiny model: what they report is what they saved."""
+
+import json
+from dataclasses import replace
+from shutil import copytree
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import tether.data.dataset
+from tether import recipe as recipes
+from tether._files import read_json, read_tensors
+from tether.adapters.files import apply, load_adapter
+from tether.data import load_benchmark
+from tether.errors import TetherError
+from tether.evaluation import Classifier, class_embeddings, evaluate, zero_shot_classifier
+from tether.models import load
+from tether.runs import train as fine_tuning
+from tether.runs.outcome import HEAD_FILE, head_at, load_sweep
+from tether.runs.train import run
+from tether.training import read_metrics
+
+METHODS = {
+    "r_adapter + mpm_nce": ({"method": "r_adapter", "drop": 0.3}, {"method": "mpm_nce"}),
+    "full + cross_entropy": ({"method": "full"}, {"method": "cross_entropy", "smoothing": 0.1}),
+    "full + info_nce": ({"method": "full"}, {"method": "info_nce"}),
+    "frozen + cross_entropy": ({"method": "frozen"}, {"method": "cross_entropy"}),
+}
+
+
+def changed(options, **parts):
+    """The options of a recipe, some of them others; mappings are merged."""
+    result = dict(options)
+    for name, part in parts.items():
+        fresh = not isinstance(part, dict) or "method" in part or not isinstance(result.get(name), dict)
+        result[name] = part if fresh else {**result[name], **part}
+    return result
+
+
+def quiet(options, root, **keywords):
+    return run(recipes.from_plain(options), root, show_progress=False, **keywords)
+
+
+def answers(scores):
+    return {name: own.predictions.tolist() for name, own in scores.items()}
+
+
+def confidences(scores):
+    return torch.cat([own.confidences for own in scores.values()])
+
+
+def zero_shot_scores(options):
+    model, benchmark = load(options["model"]), load_benchmark(recipes.from_plain(options).data)
+    classifier = zero_shot_classifier(model, benchmark.class_names, benchmark.templates)
+    return evaluate(model, benchmark.tests, classifier)
+
+
+OPTIMIZERS = ("sgd", "ftp", "tpgm", "spd", "digrap", "l2_sp", "mars_sp")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("method", ("r_adapter + mpm_nce", "full + cross_entropy"))
+def test_every_optimizer_trains_every_kind_of_adapter(name, method, tiny_recipe, tmp_path):
+    adapter, objective = METHODS[method]
+    options = changed(tiny_recipe, adapter=adapter, objective=objective, training={"epochs": 1})
+    options = changed(options, optimizer={"method": name, "lr": 0.01}, alpha={"value": 1.0, "grid": [1.0]})
+    outcome = quiet(options, tmp_path)
+    assert confidences(outcome.test.at(1.0)).ne(confidences(outcome.test.at(0.0))).any()
+
+
+REGULARIZERS = {
+    "r_adapter + mpm_nce": ("car_ft", "carot", "function_space", "lipsum_ft", "star_ft", "m3_mix"),
+    "full + cross_entropy": ("car_ft", "function_space", "l2_sp_penalty", "lipsum_ft"),
+}
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_regularizers_are_added_to_the_objective_and_logged(name, tiny_recipe, tmp_path):
+    adapter, objective = METHODS[name]
+    options = changed(tiny_recipe, adapter=adapter, objective=objective, training={"epochs": 1})
+    options = changed(options, optimizer={"lr": 0.002}, alpha={"value": 1.0, "grid": [1.0]})
+    methods = REGULARIZERS[name]
+    own = {"car_ft": {"contexts": ["a photo", "a sketch"]}, "star_ft": {"fade": False}}
+    regularizers = [{"method": method, **own.get(method, {})} for method in methods]
+    outcome = quiet({**options, "regularizers": regularizers}, tmp_path)
+    last = [row for row in read_metrics(outcome.run) if row["kind"] == "train"][-1]
+    assert last["loss"] == pytest.approx(
+        last["objective"] + sum(last[method] for method in methods), rel=1e-4
+    )
+    assert all(last[method] != 0 for method in methods)
+
+
+ENSEMBLES = {
+    "output": {"method": "output"},
+    "vrf": {"method": "vrf", "share": 0.2},
+    "fisher": {"method": "fisher"},
+}
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_an_ensemble_stands_between_the_two_models_and_is_kept_with_the_run(name, tiny_recipe, tmp_path):
+    options = changed(tiny_recipe, adapter={"method": "full"}, optimizer={"lr": 2e-3}, training={"epochs": 1})
+    outcome = quiet({**options, "ensemble": ENSEMBLES[name]}, tmp_path)
+    assert {0.0, outcome.alpha, 1.0} <= set(outcome.test.alphas)
+    assert answers(outcome.test.at(0.0)) == answers(zero_shot_scores(options))
+    assert "validation" in outcome.alpha_reason
+    assert list(outcome.run.glob("*/classifier.safetensors" if name == "fisher" else "*.json"))
+
+
+def test_a_probe_gives_the_head_that_fine_tuning_begins_with(tiny_recipe, tmp_path):
+    adapter, objective = METHODS["full + cross_entropy"]
+    options = changed(tiny_recipe, adapter=adapter, objective=objective, optimizer={"lr": 1e-9})
+    options = changed(options, training={"epochs": 1}, accumulation=None, probe={"epochs": 3, "lr": 0.1})
+    outcome = quiet(options, tmp_path)
+    probe = read_tensors(outcome.run / "probe.safetensors")["weight"]
+    head = read_tensors(outcome.run / HEAD_FILE)
+    torch.testing.assert_close(head["weight"], probe, atol=1e-6, rtol=0)
+    assert (head["weight"] - head["zero_shot"]).abs().max() > 0.01
+
+
+@pytest.fixture
+def bases(monkeypatch):
+    """Every model a run loads, with its weights as they were loaded."""
+    seen = []
+
+    def spy(*arguments, **options):
+        model = load(*arguments, **options)
+        seen.append((model, {name: t.clone() for name, t in model.module.state_dict().items()}))
+        return model
+
+    monkeypatch.setattr(fine_tuning, "load", spy)
+    return seen
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_was_saved_gives_the_reported_answers(name, tiny_recipe, tmp_path, bases):
+    adapter, objective = METHODS[name]
+    rate = {"r_adapter": 0.02, "full": 2e-3, "frozen": 0.05}[adapter["method"]]
+    options = changed(tiny_recipe, adapter=adapter, objective=objective, optimizer={"lr": rate})
+    options = changed(options, alpha={"value": 0.7, "grid": [0.5, 1.0]})
+    outcome = quiet(options, tmp_path)
+
+    (model, before) = bases[0]
+    after = model.module.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert outcome.test.alphas == (0.0, 0.5, 0.7, 1.0)
+    losses = [row["loss"] for row in read_metrics(outcome.run) if row["kind"] == "train"]
+    assert losses and all(torch.isfinite(torch.tensor(losses)))
+
+    fresh, benchmark = load(options["model"]), outcome.benchmark
+    embed = lambda: class_embeddings(fresh, benchmark.class_names, benchmark.templates)  # noqa: E731
+    zero_shot = embed()
+    if adapter["method"] != "frozen":
+        apply(fresh, outcome.run / "adapter").merge(outcome.alpha)
+    if objective["method"] == "cross_entropy":
+        head = read_tensors(outcome.run / HEAD_FILE)
+        torch.testing.assert_close(head["zero_shot"], zero_shot)
+        weight = head_at(head["weight"], head["zero_shot"], outcome.alpha)
+    else:
+        weight = embed()
+    found = evaluate(fresh, benchmark.tests, Classifier(weight=weight, scale=fresh.logit_scale))
+    reported = outcome.test.at(outcome.alpha)
+    assert answers(found) == answers(reported)
+    torch.testing.assert_close(confidences(found), confidences(reported), rtol=1e-4, atol=1e-6)
+
+    expected = zero_shot_scores(options)
+    assert answers(outcome.test.at(0.0)) == answers(expected)
+    torch.testing.assert_close(confidences(outcome.test.at(0.0)), confidences(expected), rtol=1e-4, atol=1e-6)
+    tuned = confidences(outcome.test.at(1.0))
+    assert (tuned - confidences(expected)).abs().max() > 1e-3  # it did train
+
+
+def test_training_lowers_the_loss_and_the_numbers_are_kept(tiny_recipe, tmp_path):
+    options = changed(tiny_recipe, training={"epochs": 12, "log_every": 3}, adapter={"drop": 0.1})
+    outcome = quiet(options, tmp_path)
+    losses = [row["loss"] for row in read_metrics(outcome.run) if row["kind"] == "train"]
+    assert losses[-1] < losses[0] - 0.1
+    result = read_json(outcome.run / "result.json")
+    assert result["alpha"] == 0.5 and result["alpha_reason"] == "given in the recipe"
+    assert set(map(json.loads, result["test"])) == {0.0, 0.5, 1.0}
+    files = [path for path in (outcome.run / "adapter").iterdir() if path.is_file()]
+    assert outcome.file_bytes == sum(path.stat().st_size for path in files)
+    kept = load_sweep(outcome.run / "scores.safetensors", outcome.benchmark)
+    assert kept.alphas == outcome.test.alphas
+    with pytest.raises(TetherError, match="test splits"):
+        other = replace(outcome.benchmark, tests={"colour": outcome.benchmark.tests["colour"]})
+        load_sweep(outcome.run / "scores.safetensors", other)
+
+
+def test_one_alpha_per_tower(tiny_recipe, tmp_path):
+    both = {"value": {"image": 1.0, "text": 0.0}, "grid": [0.0, 1.0]}
+    outcome = quiet(changed(tiny_recipe, alpha=both), tmp_path)
+    assert outcome.alpha == {"image": 1.0, "text": 0.0} == load_adapter(outcome.run / "adapter").alpha
+
+    model, benchmark = load(tiny_recipe["model"]), outcome.benchmark
+    untouched = class_embeddings(model, benchmark.class_names, benchmark.templates)
+    apply(model, outcome.run / "adapter").merge(outcome.alpha)
+    classifier = Classifier(weight=untouched, scale=model.logit_scale)
+    found = evaluate(model, benchmark.tests, classifier)
+    torch.testing.assert_close(
+        confidences(found), confidences(outcome.test.at(outcome.alpha)), rtol=1e-4, atol=1e-6
+    )
+    assert (confidences(found) - confidences(outcome.test.at(1.0))).abs().max() > 1e-4
+
+
+def test_equal_alphas_of_both_towers_are_one_number(tiny_recipe, tmp_path):
+    alpha = {"value": {"image": 0.5, "text": 0.5}, "grid": [0.0, 0.5]}
+    assert quiet(changed(tiny_recipe, alpha=alpha), tmp_path).alpha == 0.5
+
+
+@pytest.mark.parametrize("per_tower", [False, True])
+def test_alpha_is_chosen_without_a_look_at_any_test_picture(tiny_recipe, tmp_path, monkeypatch, per_tower):
+    reads = []
+    read_image = tether.data.dataset.read_image
+    monkeypatch.setattr(tether.data.dataset, "read_image", lambda ref: reads.append(ref) or read_image(ref))
+    alpha = {"value": "auto", "grid": [0.0, 0.5, 1.0], "per_tower": per_tower}
+    outcome = quiet(changed(tiny_recipe, alpha=alpha), tmp_path, test=False)
+    tested = {image for split in outcome.benchmark.tests.values() for image in split.images}
+    assert reads and not tested & set(reads)
+    assert outcome.benchmark.validation.images <= set(reads)
+    assert "No test picture was used" in outcome.alpha_reason
+    assert len(outcome.validation) == (9 if per_tower else 3)
+    assert outcome.test.alphas == ()
+
+    reads.clear()  # the same run, continued with the test: alpha stays, and now every test picture is read
+    again = quiet(changed(tiny_recipe, alpha=alpha), tmp_path, resume=outcome.run)
+    assert again.alpha == outcome.alpha and tested <= set(reads)
+
+
+def test_a_finished_run_is_read_and_not_repeated(tiny_recipe, tmp_path, bases, monkeypatch):
+    outcome = quiet(tiny_recipe, tmp_path)
+    kept = {path: path.read_bytes() for path in outcome.run.rglob("*.safetensors")}
+    monkeypatch.setattr(fine_tuning, "fit", None)
+    again = quiet(tiny_recipe, tmp_path, resume=outcome.run)
+    assert answers(again.test.at(1.0)) == answers(outcome.test.at(1.0))
+    assert (again.seconds, again.alpha, again.file_bytes) == (
+        outcome.seconds,
+        outcome.alpha,
+        outcome.file_bytes,
+    )
+    assert kept == {path: path.read_bytes() for path in outcome.run.rglob("*.safetensors")}
+
+
+def test_half_an_adapter_of_a_killed_part_is_made_again(tiny_recipe, tmp_path):
+    outcome = quiet(tiny_recipe, tmp_path)
+    whole = (outcome.run / "adapter" / "adapter.safetensors").read_bytes()
+    (outcome.run / "result.json").unlink()
+    (outcome.run / "adapter" / "adapter.json").unlink()
+    (outcome.run / "adapter" / ".adapter.json.1234.tmp").write_text("{")
+    again = quiet(tiny_recipe, tmp_path, resume=outcome.run)
+    assert (outcome.run / "adapter" / "adapter.safetensors").read_bytes() == whole
+    assert again.file_bytes == outcome.file_bytes
+
+
+def test_alpha_by_validation_needs_validation_pictures(tiny_recipe, tmp_path):
+    options = changed(
+        tiny_recipe, data={**tiny_recipe["data"], "validation_share": 0.0}, alpha={"value": "auto"}
+    )
+    with pytest.raises(TetherError, match="validation"):
+        quiet(options, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_differs_after_training_takes_the_weights_of_another(tiny_recipe, tmp_path):
+    first = quiet(changed(tiny_recipe, alpha={"value": 1.0, "grid": [0.0, 0.25, 1.0]}), tmp_path)
+    options = changed(tiny_recipe, name="other", alpha={"value": 0.25, "grid": [0.0, 0.25]})
+    second = quiet(options, tmp_path, trained=first.run)
+    assert second.alpha == 0.25 and second.seconds >= first.seconds
+    assert answers(second.test.at(0.25)) == answers(first.test.at(0.25))
+    assert not (second.run / "metrics.jsonl").exists()
+
+    with pytest.raises(TetherError, match="otherwise"):
+        quiet(changed(options, optimizer={"lr": 0.01}), tmp_path, trained=first.run)
+
+
+def test_without_a_curve_the_test_is_answered_at_zero_one_and_the_chosen_alpha(tiny_recipe, tmp_path):
+    options = changed(tiny_recipe, alpha={"value": 0.5, "grid": [0.2, 0.8], "curve": False})
+    assert quiet(options, tmp_path).test.alphas == (0.0, 0.5, 1.0)
+
+
+def test_a_run_whose_options_do_not_fit_the_data_leaves_nothing_behind(tiny_recipe, tmp_path):
+    options = changed(tiny_recipe, schedule={"warmup": 500})
+    with pytest.raises(TetherError, match="500"):
+        quiet(options, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_explains_itself_whatever_its_name(tiny_recipe, tmp_path):
+    outcome = quiet({**tiny_recipe, "name": "zero-shot"}, tmp_path)
+    page = (outcome.run / "report.html").read_text()
+    for text in ("tuned on ", "Against the zero-shot model, tuned changes", "outline", "data:image"):
+        assert text in page
+
+
+def test_a_broken_test_picture_is_found_before_training(tiny_recipe, tmp_path):
+    copytree(tiny_recipe["data"]["shifted"]["outline"], tmp_path / "outline")
+    (tmp_path / "outline" / "cross" / "1.png").write_bytes(b"half a pic")
+    options = changed(tiny_recipe, data={"shifted": {"outline": str(tmp_path / "outline")}})
+    with pytest.raises(TetherError, match=r"1 of 42 pictures(?s:.)*cross/1\.png"):
+        quiet(options, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_picture_that_breaks_in_evaluation_loses_no_training(tiny_recipe, tmp_path, monkeypatch):
+    copytree(tiny_recipe["data"]["shifted"]["outline"], tmp_path / "outline")
+    file = tmp_path / "outline" / "cross" / "1.png"
+    whole = file.read_bytes()
+    options = changed(tiny_recipe, data={"shifted": {"outline": str(tmp_path / "outline")}})
+    damaged = bytearray(whole)
+    damaged[whole.index(b"IDAT") + 8] ^= 255  # between a whole header and a whole end
+    file.write_bytes(damaged)
+    with pytest.raises(TetherError, match=r"cross/1\.png(?s:.)*--resume .*tiny-001"):
+        quiet(options, tmp_path / "runs")
+    file.write_bytes(whole + b"by another program")  # a mended file has another size
+    monkeypatch.setattr(tether.tasks.classification.Classification, "loss", None)  # nothing is trained again
+    outcome = quiet(options, tmp_path / "runs", resume=tmp_path / "runs" / "tiny-001")
+    assert len(outcome.test.at(1.0)["outline"].predictions) == 12
+
+
+def test_workers_read_for_the_evaluation_too_and_change_nothing(tiny_recipe, tmp_path, monkeypatch):
+    counts = []
+
+    def spy(*arguments, num_workers):
+        counts.append(num_workers)
+        return DataLoader(*arguments, num_workers=num_workers)
+
+    monkeypatch.setattr("tether.evaluation.classification.DataLoader", spy)
+    alone = quiet(changed(tiny_recipe, training={"epochs": 1}), tmp_path)
+    assert set(counts) == {0}
+    counts.clear()
+    helped = quiet(changed(tiny_recipe, training={"epochs": 1, "workers": 1}), tmp_path)
+    assert set(counts) == {1}
+    assert torch.equal(confidences(helped.test.at(0.5)), confidences(alone.test.at(0.5)))
+
+
+def test_a_single_class_is_refused(tiny_recipe, tmp_path):
+    copytree(f"{tiny_recipe['data']['train']}/cross", tmp_path / "data" / "cross")
+    options = {**tiny_recipe, "data": {"method": "folder", "train": str(tmp_path / "data")}}
+    with pytest.raises(TetherError, match="only the class 'cross'"):
+        quiet(options, tmp_path / "runs")
+
+
+ONLY_TEXT = (
+    {"method": "r_adapter", "select": {"tower": "text"}},
+    {"method": "r_adapter", "rank": {"image": 0}},
+    {"method": "full", "exclude": ["visual.*"]},
+)
+
+
+@pytest.mark.parametrize("adapter", ONLY_TEXT)
+def test_cross_entropy_with_an_adapter_of_the_text_tower_alone_is_refused(adapter, tiny_recipe, tmp_path):
+    options = changed(tiny_recipe, adapter=adapter, objective={"method": "cross_entropy"})
+    with pytest.raises(TetherError, match="nothing but the head would be trained"):
+        quiet(options, tmp_path)
