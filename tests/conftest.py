@@ -19,6 +19,18 @@ settings.load_profile("tether")
 CONTEXT = 16
 
 
+@pytest.fixture
+def own_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods that a test marks, and where their files were found, are forgotten after it."""
+    from tether import families
+    from tether.config import is_family, methods_of
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for family in filter(is_family, vars(families).values()):
+        methods_of(family)
+        monkeypatch.setattr(family, "members", dict(family.members))
+
+
 @pytest.fixture(scope="session")
 def make_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """An open_clip folder with a random model of two towers of two blocks, the same for the same seed."""

@@ -507,14 +507,14 @@ def test_nothing_is_overwritten(trained, fails, tmp_path):
 
 
 def test_ctrl_c_while_evaluating_leaves_a_run_that_goes_on(recipe, trained, fails, tmp_path, monkeypatch):
-    from tether.tasks import judging
+    from tether.runs import judge
 
     with monkeypatch.context() as patch:
 
         def interrupt(*arguments, **options):
             raise KeyboardInterrupt
 
-        patch.setattr(judging, "alpha_sweep", interrupt)
+        patch.setattr(judge, "alpha_sweep", interrupt)
         line = fails("train", recipe, code=130)
     assert line == "tether: To go on: tether train --resume runs/tiny-001"
     assert main(["train", "--resume", "runs/tiny-001"]) == 0

@@ -6,19 +6,23 @@ from typing import Literal
 
 import pytest
 
-from tether.config import build, method, override, plain, read_yaml
+from tether.config import Family, build, method, override, plain, read_yaml
 from tether.errors import TetherError
+
+
+class Shape(Family, folder="tether.models"):
+    """Its methods are here alone."""
 
 
 @method("test-round")
 @dataclass(frozen=True, kw_only=True)
-class Round:
+class Round(Shape):
     radius: float = 1.0
 
 
 @method("test-square")
 @dataclass(frozen=True, kw_only=True)
-class Square:
+class Square(Shape):
     side: float
 
 
@@ -31,7 +35,7 @@ class Inner:
 @dataclass(frozen=True, kw_only=True)
 class Outer:
     name: str
-    shape: Round | Square = field(default_factory=Round)
+    shape: Shape = field(default_factory=Round)
     inner: Inner = field(default_factory=Inner)
     limit: float | None = None
     count: int = 0

@@ -4,6 +4,7 @@ import copy
 import importlib
 import re
 import shlex
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import yaml
 
 from tether import recipe
 from tether.cli.parser import parse
+
+pytestmark = pytest.mark.usefixtures("own_methods")
 
 ROOT = Path(__file__).parents[1]
 START = ROOT / "docs" / "README.md"
@@ -91,9 +94,18 @@ def test_hardly_an_example_is_left_out():
     assert marks.count("no-run") <= 2
 
 
+def write_named_files(page: Path, folder: Path) -> None:
+    """Python blocks that begin with the name of their file, which recipes of the page may import."""
+    for block in blocks(page, "python"):
+        if named := re.match(r"# (\w+\.py)\n", block.text):
+            (folder / named[1]).write_text(block.text)
+            sys.modules.pop(Path(named[1]).stem, None)  # of another folder
+
+
 @pytest.mark.parametrize("page", with_blocks("yaml"))
 def test_the_recipes_are_read(page, tmp_path):
     """A block that is no whole recipe is completed by a name and a length, so that its options are read as well."""
+    write_named_files(page, tmp_path)
     for block in blocks(page, "yaml"):
         options = yaml.safe_load(block.text)
         whole = options if "extends" in options else {"name": "page", "training": {"epochs": 1}, **options}
@@ -106,6 +118,7 @@ def test_the_recipes_are_read(page, tmp_path):
 @pytest.mark.parametrize("page", with_blocks("yaml"))
 def test_an_alpha_to_be_chosen_has_a_choice(page, tmp_path):
     """`extends: flyp` alone would leave its two ends to choose from."""
+    write_named_files(page, tmp_path)
     for block in blocks(page, "yaml"):
         if "extends" in yaml.safe_load(block.text):
             (tmp_path / "recipe.yaml").write_text(block.text)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 import types
 import typing
 from abc import ABC
@@ -165,6 +166,39 @@ def _import_methods(package: str) -> None:
     for path in sorted(folder.rglob("*.py")):
         if "@method(" in path.read_text(encoding="utf-8"):
             import_module(".".join((package, *path.relative_to(folder).with_suffix("").parts)))
+
+
+def import_methods(name: str) -> str:
+    """Import a module, or a Python file by its path, whose methods can then be named; gives what to import again.
+
+    A file is imported under its own name, with its folder on `sys.path`: so processes that are started find it too.
+
+    Raises:
+        TetherError: it is not there, cannot be imported, or a module of that name is another file.
+    """
+    path = Path(name)
+    if path.suffix != ".py":
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise TetherError(
+                f"imports: {name!r} cannot be imported ({error}). A file's path ends in .py."
+            ) from error
+        return name
+    path = path.resolve()
+    if not path.is_file():
+        raise TetherError(f"imports: there is no file {path}.")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    try:
+        module = import_module(path.stem)
+    except ImportError as error:
+        raise TetherError(f"imports: {path} cannot be imported ({error}).") from error
+    if Path(module.__file__ or "").resolve() != path:
+        raise TetherError(
+            f"imports: {path} has the name of another module, {module.__file__}. Give the file another name."
+        )
+    return str(path)
 
 
 def made(family: type[Family], name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tether._alpha import TOWERS
 from tether._choosing import Rule, check_weight
-from tether.config import build, made, merged, override, plain, read_yaml
+from tether.config import build, import_methods, made, merged, override, plain, read_yaml
 from tether.ensembles.accumulation import Correction
 from tether.errors import TetherError, near_misses
 from tether.families import (
@@ -75,6 +75,7 @@ class Recipe:
         training: how long and in what batches; its seed decides everything random in the run.
         probe: trains the head alone first (LP-FT).
         ensemble: another combination of zero-shot and tuned model than by `alpha`, fitted after training.
+        imports: modules, or Python files by path, with methods of your own; imported before the recipe is read.
         search: values to try for options, such as `{"optimizer.lr": (1e-4, 3e-4)}`, where a comparison tunes its
             methods; a single run does not look at it.
     """
@@ -94,6 +95,7 @@ class Recipe:
     alpha: AlphaConfig = field(default_factory=AlphaConfig)
     probe: ProbeConfig | None = None
     ensemble: EnsembleConfig | None = None
+    imports: tuple[str, ...] = ()
     search: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -122,8 +124,13 @@ def read(source: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def from_plain(options: Mapping[str, Any]) -> Recipe:
-    """A recipe from plain data, as `to_plain` or YAML gives it."""
-    return build(Recipe, options)
+    """A recipe from plain data, as `to_plain` or YAML gives it.
+
+    Raises:
+        TetherError: an option is wrong, or a module that it imports is not there.
+    """
+    imports = build(tuple[str, ...], options.get("imports", ()), "imports")
+    return build(Recipe, {**options, "imports": [import_methods(name) for name in imports]})
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
@@ -147,6 +154,12 @@ def _options(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in children:
         raise TetherError(f"{path} extends itself, by way of {len(children) - 1} others.")
     options = read_yaml(path)
+    if isinstance(options.get("imports"), list):  # their paths are from the file's own folder
+        beside = [path.parent / str(name) for name in options["imports"]]
+        options["imports"] = [
+            str(file.resolve()) if file.suffix == ".py" else name
+            for file, name in zip(beside, options["imports"], strict=True)
+        ]
     parent = options.pop("extends", None)
     if parent is None:
         return options

@@ -29,7 +29,7 @@ from tether.ensembles.vrf.method import find_failures
 from tether.errors import TetherError
 from tether.evaluation import Classifier, evaluate, zero_shot_classifier
 from tether.models import load
-from tether.runs.predictor import Predictor, export_predictor, load_predictor, save_predictor
+from tether.runs.predictor import Predictor, export_predictor, load_predictor, save_ensemble, save_predictor
 
 from ..evaluation.tiny import NAMES, TEMPLATES, tiny_delta, tiny_model, tiny_split
 
@@ -185,7 +185,7 @@ def batched(split, model, size=8):
 def test_vrf_is_that_of_the_library_and_answers_by_its_formula(pair, splits, train, validation, model, reads):
     ensemble = VRFConfig(share=0.2).fit(pair, train=train, validation=validation)
     assert set(reads) == train.images | validation.images and len(reads) == len(train) + len(validation)
-    found = ensemble.predictor(NAMES).mix
+    found = ensemble.mix
     with pair.ready():
         expected = VRF.fit(pair, batched(train, model), batched(validation, model), VRFConfig(share=0.2))
     assert 2 < len(found.failures) < 30 and found.neighbours == expected.neighbours
@@ -215,7 +215,7 @@ def test_vrf_by_the_bounded_loss_looks_at_shifts_and_given_shapes_are_taken(pair
     assert all(len(point.simulated) == 9 for point in ensemble.choice.curve)
     assert ensemble.alpha in [point.alpha for point in ensemble.choice.curve if point.allowed]
     given = VRFConfig(a=1.5, b=0.6).fit(pair, train=train, validation=validation)
-    mix = given.predictor(NAMES).mix
+    mix = given.mix
     assert (mix.a, mix.b, given.choice, given.reason) == (1.5, 0.6, None, "given in the recipe")
 
 
@@ -278,7 +278,7 @@ def test_fisher_chooses_alpha_on_validation_and_its_file_answers_as_reported(
     assert sweep.alphas == (0.0, 0.5, 0.9, 1.0)
     ensemble = replace(config, alpha=0.5).fit(pair, train=train, validation=validation)
     for _ in range(2):  # as after a kill
-        assert ensemble.save(tmp_path, NAMES) == [tmp_path / "fisher"]
+        assert save_ensemble(tmp_path, ensemble, NAMES) == [tmp_path / "fisher"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.module.state_dict().items())
     assert grads == {name: parameter.requires_grad for name, parameter in model.module.named_parameters()}
     fresh = tiny_model()
@@ -402,10 +402,12 @@ def test_opened_pictures_are_answered_as_their_files_are_in_evaluation(tiny_mode
     ensemble = config.fit(pair, train=split, validation=split)
     expected = ensemble.sweep({"test": split}).at(0.5)["test"]
     opened = [Image.open(path) for path in paths]
-    answers = ensemble.predictor(names).classify(opened)
+    answers = Predictor(ensemble.pair, ensemble.mix, names).classify(opened)
     assert [names.index(name) for name, _ in answers] == expected.predictions.tolist()
     assert [share for _, share in answers] == pytest.approx(expected.confidences.tolist(), abs=1e-6)
-    wrong = ensemble.predictor(names).classify([picture.convert("RGB") for picture in opened])
+    wrong = Predictor(ensemble.pair, ensemble.mix, names).classify(
+        [picture.convert("RGB") for picture in opened]
+    )
     assert answers[0][1] != pytest.approx(wrong[0][1], abs=1e-6)
     assert answers[2][1] != pytest.approx(wrong[2][1], abs=1e-6)
 

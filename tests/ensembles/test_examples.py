@@ -6,7 +6,17 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["fisher", "model_average", "output_space", "shared_copy", "views", "vrf"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ensembles.fisher.formulas",
+        "ensembles.model_average",
+        "ensembles.output",
+        "ensembles.views",
+        "ensembles.vrf.method",
+        "models.shared_copy",
+    ],
+)
 def test_examples(name):
-    result = doctest.testmod(importlib.import_module(f"tether.ensembles.{name}"))
+    result = doctest.testmod(importlib.import_module(f"tether.{name}"))
     assert result.attempted > 0 and result.failed == 0

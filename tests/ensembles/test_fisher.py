@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tether.ensembles.fisher.method import FisherConfig, FisherPath, diagonal_fisher, fisher_average
+from tether.ensembles import FisherConfig, FisherPath, diagonal_fisher, fisher_average
 from tether.ensembles.model_average import average
 from tether.errors import TetherError
 

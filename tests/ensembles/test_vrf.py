@@ -77,7 +77,7 @@ def test_features_are_compared_in_chunks_without_another_result(chunk, monkeypat
     largest = []
     whole = neighbour_distance(features, failures, 3)
     topk = torch.Tensor.topk
-    monkeypatch.setattr("tether.ensembles.vrf._CHUNK", chunk)
+    monkeypatch.setattr("tether.ensembles.vrf.formulas._CHUNK", chunk)
     monkeypatch.setattr(torch.Tensor, "topk", lambda own, k: largest.append(own.numel()) or topk(own, k))
     torch.testing.assert_close(neighbour_distance(features, failures, 3), whole, rtol=0, atol=1e-14)
     assert max(largest) <= max(chunk, len(failures))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tether.ensembles.weight_space import WeightPath, interpolate, wise_ft
+from tether.ensembles import WeightPath, interpolate, wise_ft
 from tether.errors import TetherError
 
 ALPHA = st.floats(-0.5, 1.5)

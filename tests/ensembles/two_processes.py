@@ -36,7 +36,7 @@ def found(splits: dict[str, Split]) -> dict[str, torch.Tensor]:
         for name, own in ensemble.sweep(tests).at(ensemble.alpha).items():
             result |= {f"{method} {name} {what}": getattr(own, what) for what in ("ranks", "confidences")}
         if method == "VRFConfig":
-            result["failures"] = ensemble.predictor(NAMES).mix.failures.clone()
+            result["failures"] = ensemble.mix.failures.clone()
     data = ImageDataset(splits["training"], test_transform(model.image))
     start = class_embeddings(model, NAMES, TEMPLATES)
     result["head"] = train_probe(ProbeConfig(epochs=2, batch_size=6), model, data, start, show_progress=False)

@@ -5,7 +5,8 @@ import torch
 
 from tether.config import build, plain
 from tether.errors import TetherError
-from tether.optimizers import FTP, L2SP, MARSSP, SPD, TPGM, DiGraP, OptimizerConfig, create
+from tether.families import OptimizerConfig
+from tether.optimizers import FTP, L2SP, MARSSP, SPD, TPGM, DiGraP, create
 
 ROBUST = {"ftp": FTP, "tpgm": TPGM, "spd": SPD, "digrap": DiGraP, "l2_sp": L2SP, "mars_sp": MARSSP}
 SGD = {"momentum": 0.9, "nesterov": True}

@@ -1,5 +1,7 @@
 """The first stage of LP-FT: the head alone, on the frozen model's features."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from tether.data.transforms import test_transform as plain_transform
 from tether.data.transforms import train_transform
 from tether.errors import TetherError
 from tether.evaluation import class_embeddings
+from tether.objectives import cross_entropy
 from tether.optimizers.schedule import ScheduleConfig, schedule_factor
 from tether.tasks.probe import ProbeConfig, probed_head, train_probe
 from tether.training.sampler import shuffled
@@ -71,7 +74,9 @@ def test_it_is_a_plain_loop_over_the_head_alone(model, data, augmented):
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     model.train()
     config = ProbeConfig(epochs=4, lr=0.03, batch_size=8, augmented=augmented)
-    found = train_probe(config, model, data, start, smoothing=0.1, seed=5, **QUIET)
+    found = train_probe(
+        config, model, data, start, loss=partial(cross_entropy, smoothing=0.1), seed=5, **QUIET
+    )
     assert model.module.training and not found.requires_grad
     assert torch.equal(start, zero_shot(model))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.module.state_dict().items())

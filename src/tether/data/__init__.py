@@ -4,6 +4,7 @@ Names are imported when they are first used, so that reading a listing does not 
 """
 
 from importlib import import_module
+from typing import Any
 
 from tether.config import methods_of
 from tether.data.corrupted_tests import with_corrupted_tests
@@ -50,7 +51,7 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def load_benchmark(config: DataConfig) -> Benchmark:
+def load_benchmark(config: DataConfig | Any) -> Benchmark:
     """The benchmark that a config describes, with the corrupted tests that it asks for.
 
     Args:

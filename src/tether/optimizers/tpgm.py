@@ -41,6 +41,8 @@ class TPGMConfig(AnchoredConfig):
         radius_lr: learning rate of the radii, 1e-2 in the published code.
     """
 
+    held_out: ClassVar[bool] = True
+
     norm: Literal["mars", "l2"] = "mars"
     radius_lr: float = 1e-2
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tether.adapters.r_adapter.module import RAdapter, RAdapterConfig, branch, delta, fold, product
+from tether.adapters import RAdapterConfig
+from tether.adapters.r_adapter.module import RAdapter, branch, delta, fold, product
 from tether.errors import TetherError
 
 SHAPES = st.tuples(st.integers(1, 8), st.integers(1, 8), st.integers(1, 6), st.integers(0, 10**6))

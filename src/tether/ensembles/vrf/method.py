@@ -86,7 +86,7 @@ class VRF(nn.Module):
     """The fitted ensemble: logits and features in, probabilities out. The failure set is a buffer and
     exports along.
 
-    >>> failures = F.normalize(torch.eye(3, 8), dim=-1)
+    >>> failures = torch.eye(3, 8)
     >>> vrf = VRF(VRFConfig(), failures, training_size=10, a=1.5, b=0.6)
     >>> vrf(Views(torch.zeros(1, 2), torch.tensor([[9.0, 0.0]]), failures[:1])).argmax().item()
     0
