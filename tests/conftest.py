@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,16 @@ settings.register_profile("tether", deadline=None)  # a loaded machine is no fai
 settings.load_profile("tether")
 
 CONTEXT = 16
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No check of annotations at run time, as for users."""
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")
