@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,16 @@ def own_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     for family in filter(is_family, vars(families).values()):
         methods_of(family)
         monkeypatch.setattr(family, "members", dict(family.members))
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No check of annotations at run time, as for users."""
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

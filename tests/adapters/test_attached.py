@@ -39,8 +39,8 @@ class Wrapped:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
-    def fingerprint(self) -> str:
-        return fingerprint(self.module, "quick_gelu")
+    def fingerprint(self, *, without=()) -> str:
+        return fingerprint(self.module, "quick_gelu", without=without)
 
 
 def train(attached, steps: int = 3) -> None:
@@ -292,3 +292,142 @@ def test_frozen_batch_norms_keep_their_statistics_and_trained_ones_come_back():
         assert_same(snapshot(model), base)
         model.train()
         assert model.stem[1].training
+
+
+@EVERY_METHOD
+def test_weights_that_are_no_numbers_are_not_merged(config):
+    model = open_clip_model()
+    attached = attach(model, config)
+    train(attached)
+    state = {name: tensor.clone() for name, tensor in attached.state_dict().items()}
+    name = next(name for name in state if "weight" in name or "bias" in name or "up" in name)
+    state[name].view(-1)[0] = torch.inf
+    before = snapshot(model)
+    with pytest.raises(
+        TetherError, match=r"NaN or infinity would be merged into .*; nothing was merged.*diverged"
+    ):
+        attached.merge(0.5, state=state)
+    assert_same(snapshot(model), before)
+    attached.merge(0.5)
+
+
+@EVERY_METHOD
+@torch.no_grad()
+def test_a_merged_model_that_answers_no_numbers_on_the_probe_is_undone(config):
+    """Finite weights of 1e38 overflow only in the tower that has them; also where there are no outputs to compare."""
+    model = open_clip_model()
+    attached = attach(model, config)
+    with torch.enable_grad():
+        train(attached)
+    state = {name: tensor.clone() for name, tensor in attached.state_dict().items()}
+    for name, tensor in state.items():
+        if name.startswith("transformer.") and not name.endswith(("scale", "down")):
+            tensor.fill_(1e37)
+    before = snapshot(model)
+    with pytest.raises(
+        TetherError, match=r"answers NaN or infinity on the probe.*change is .*e\+3\d in transformer\."
+    ):
+        attached.merge(1.0, state=state, probe=lambda: features(model))
+    assert_same(snapshot(model), before)
+
+
+@pytest.mark.parametrize("config", [FullConfig(), BiasOnlyConfig()], ids=["full", "bias_only"])
+def test_float16_weights_are_not_trained(config):
+    """AdamW's second moment of a small gradient is 0 in float16, and its ε too."""
+    attached = attach(open_clip_model().half(), config)
+    for begin in (attached.train_mode, lambda: attached.begin_step(0)):
+        with pytest.raises(TetherError, match=r"is float16.*Load the model in float32.*torch\.autocast"):
+            begin()
+    attached.eval_mode()
+    attached.merge(0.5)  # inference stays possible
+    base = attach(open_clip_model().half(), RAdapterConfig())
+    base.train_mode()  # its adapters are float32
+
+
+def with_head(classes: int = 3, seed: int = 0) -> nn.Module:
+    """A backbone of timm and a new head, random by the seed, as every program makes its own."""
+    model = timm_model()
+    model.reset_classifier(classes)
+    with torch.no_grad():
+        model.head.weight.normal_(generator=torch.Generator().manual_seed(seed))
+    return model
+
+
+def train_with_head(model: nn.Module, config):
+    attached = attach(model, config)
+    model.head.requires_grad_(True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    attached.train_mode()
+    for step in range(3):
+        attached.begin_step(step, KEYS)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(pixels()), KEYS % 3).backward()
+        optimizer.step()
+    attached.eval_mode()
+    return attached
+
+
+HEADED = pytest.mark.parametrize(
+    "config",
+    [RAdapterConfig(), RAdapterConfig(rank=3), LastBlocksConfig(), FullConfig(exclude=("head",))],
+    ids=["r_adapter", "rank 3", "last_blocks", "full"],
+)
+
+
+@HEADED
+def test_what_is_unfrozen_is_no_part_of_the_base(config):
+    frozen = attach(with_head(), config)
+    assert frozen.unfrozen() == {}
+    attached = train_with_head(with_head(), config)
+    model = attached.module
+    names = {"head.weight", "head.bias"}
+    assert attached.unfrozen().keys() == names
+    expected = fingerprint(with_head(), without=names)
+    assert attached.fingerprint() == expected != fingerprint(with_head())
+    head = model.head.weight.detach().clone()
+    attached.merge(0.5)
+    assert torch.equal(model.head.weight, head)
+    assert attached.fingerprint() == expected
+    attached.detach()
+    assert torch.equal(attached.unfrozen()["head.weight"], head)
+    assert attached.fingerprint() == expected
+
+
+def test_a_tied_parameter_that_is_trained_is_unfrozen_under_no_other_name():
+    model = with_head()
+    model.twin = model.head
+    attached = attach(model, FullConfig())
+    assert attached.unfrozen() == {}
+    model.requires_grad_(True)
+    assert attached.unfrozen() == {}
+    attached.detach()
+    attached = attach(model, RAdapterConfig())
+    model.head.requires_grad_(True)
+    assert {"head.weight", "twin.weight"} <= attached.unfrozen().keys()
+
+
+@HEADED
+def test_unfreezing_takes_values_in_and_detaching_takes_them_out(config):
+    model = with_head()
+    base = snapshot(model)
+    attached = attach(model, config)
+    values = {"head.weight": torch.ones_like(model.head.weight)}
+    for wrong, message in (
+        (
+            {"heads.weight": values["head.weight"]},
+            r"no parameter of that name.*same head.*did you mean 'head\.weight'",
+        ),
+        ({"head.weight": torch.ones(5, 16)}, r"with shape \[5, 16\], and this module has \[3, 16\]"),
+        ({next(iter(attached.named_parameters())): torch.ones(1)}, "no parameter of that name"),
+    ):
+        with pytest.raises(TetherError, match=message):
+            attached.unfreeze({**values, **wrong})
+        assert attached.unfrozen() == {}
+        assert torch.equal(model.head.weight, base["head.weight"])
+    attached.unfreeze(values)
+    attached.unfreeze({"head.weight": 2 * values["head.weight"]})
+    assert model.head.weight.requires_grad and (model.head.weight == 2).all()
+    attached.merge(0.5)
+    attached.detach()
+    assert_same(snapshot(model), base)

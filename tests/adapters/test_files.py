@@ -23,9 +23,9 @@ from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
 from tether.models.site import Select
 
-from .models import features, open_clip_model
+from .models import features, open_clip_model, pixels, timm_model
 from .r_adapter.test_method import assert_same, disturb, snapshot
-from .test_attached import CONFIGS, EVERY_METHOD, train
+from .test_attached import CONFIGS, EVERY_METHOD, HEADED, train, train_with_head, with_head
 
 
 def saved(path, config=None, **options):
@@ -104,7 +104,71 @@ def test_what_cannot_be_stored_is_not(tmp_path, value):
         load_adapter(tmp_path / "a")
 
 
-def test_nothing_is_overwritten_and_options_are_checked(tmp_path):
+@HEADED
+@torch.no_grad()
+def test_what_was_trained_beside_the_method_is_stored_and_fits_the_base_of_any_program(tmp_path, config):
+    """The base's own head was never trained: another program makes another one."""
+    with torch.enable_grad():
+        attached = train_with_head(with_head(seed=0), config)
+    save_adapter(tmp_path / "a", attached, alpha=0.5)
+    adapter = load_adapter(tmp_path / "a")
+    assert_same(adapter.unfrozen, attached.unfrozen())
+    model = with_head(seed=1)
+    base = snapshot(model)
+    again = apply(model, tmp_path / "a")
+    assert torch.equal(model(pixels()), attached.module(pixels()))
+    save_adapter(tmp_path / "b", again)  # what is applied and trained on is stored again
+    assert_same(load_adapter(tmp_path / "b").unfrozen, adapter.unfrozen)
+    save_adapter(tmp_path / "c", adapter)
+    assert load_adapter(tmp_path / "c").fingerprint == adapter.fingerprint == again.fingerprint()
+    attached.merge(0.5)
+    again.merge(0.5)
+    assert torch.equal(model(pixels()), attached.module(pixels()))
+    again.detach()
+    assert_same(snapshot(model), base)
+
+
+def test_what_was_trained_beside_the_method_wants_the_same_head(tmp_path):
+    save_adapter(tmp_path / "a", train_with_head(with_head(), RAdapterConfig()))
+    for model, message in (
+        (
+            with_head(classes=5),
+            r"head.bias was trained .* with shape \[3\], and this module has \[5\]",
+        ),
+        (
+            timm_model(),
+            "head.bias was trained beside the adapter, and this module has no parameter of that name",
+        ),
+    ):
+        before = snapshot(model)
+        with pytest.raises(TetherError, match=message):
+            apply(model, tmp_path / "a")
+        assert_same(snapshot(model), before)
+        attach(model, RAdapterConfig())
+    other = with_head()
+    with torch.no_grad():
+        other.blocks[0].mlp.fc1.weight[0, 0] += 1e-3
+    with pytest.raises(TetherError, match="belongs to a base with fingerprint"):
+        apply(other, tmp_path / "a")
+    change_json(tmp_path / "a", unfrozen=3)
+    with pytest.raises(TetherError, match="unfrozen takes dict"):
+        load_adapter(tmp_path / "a")
+
+
+@pytest.mark.parametrize("keep_raw", [False, True])
+def test_nothing_is_written_where_one_of_the_parts_is_no_number(tmp_path, keep_raw):
+    attached = train_with_head(with_head(), RAdapterConfig())
+    state = {name: tensor.clone() for name, tensor in attached.state_dict().items()}
+    with torch.no_grad():
+        attached.module.head.weight[0, 0] = torch.nan
+        if keep_raw:
+            next(iter(attached.named_parameters().values()))[0, 0] = torch.nan
+    with pytest.raises(TetherError, match="holds NaN or infinity"):
+        save_adapter(tmp_path / "a", attached, state=state, keep_raw=keep_raw)
+    assert not (tmp_path / "a").exists()
+
+
+def test_nothing_is_overwritten_and_options_are_checked(tmp_path, unchecked):
     attached = saved(tmp_path / "a")
     with pytest.raises(TetherError, match="none is overwritten"):
         save_adapter(tmp_path / "a", attached)

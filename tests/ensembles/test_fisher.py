@@ -165,18 +165,21 @@ def test_the_path_is_the_fisher_average_at_every_alpha_and_exact_at_its_ends():
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "message"),
     [
-        {"alpha": 1.5},
-        {"alpha": "best"},
-        {"grid": ()},
-        {"grid": (0.5, 2.0)},
-        {"rule": "best"},
-        {"examples": 0},
-        {"floor": 0.0},
-        {"labels": "guess"},
+        ({"alpha": 1.5}, r"alpha is a number from 0 to 1, or 'auto', not 1\.5"),
+        ({"alpha": "best"}, "alpha is a number from 0 to 1, or 'auto', not 'best'"),
+        ({"grid": ()}, r"grid needs numbers from 0 to 1, at least one, none of them twice; found \[\]"),
+        (
+            {"grid": (0.5, 2.0)},
+            r"grid needs numbers from 0 to 1, at least one, none of them twice; found \[0.5, 2.0\]",
+        ),
+        ({"rule": "best"}, "There is no rule 'best' to choose by"),
+        ({"examples": 0}, r"needs examples and a floor above 0; found 0 and 1e-08"),
+        ({"floor": 0.0}, r"needs examples and a floor above 0; found \d+ and 0\.0"),
+        ({"labels": "guess"}, "labels is 'model' or 'data', not 'guess'"),
     ],
 )
-def test_impossible_settings_are_refused_when_made(wrong):
-    with pytest.raises(TetherError):
+def test_impossible_settings_are_refused_when_made(wrong, message):
+    with pytest.raises(TetherError, match=message):
         FisherConfig(**wrong)

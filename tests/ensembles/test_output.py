@@ -119,10 +119,20 @@ def test_the_ensemble_is_either_model_as_it_is_at_the_ends_and_the_mixture_betwe
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"weight": -0.1}, {"weight": "best"}, {"grid": (0.5, 0.5)}, {"rule": "best"}, {"space": "odds"}]
+    ("wrong", "message"),
+    [
+        ({"weight": -0.1}, r"weight is a number from 0 to 1, or 'auto', not -0\.1"),
+        ({"weight": "best"}, "weight is a number from 0 to 1, or 'auto', not 'best'"),
+        (
+            {"grid": (0.5, 0.5)},
+            r"grid needs numbers from 0 to 1, at least one, none of them twice; found \[0.5, 0.5\]",
+        ),
+        ({"rule": "best"}, "There is no rule 'best' to choose by"),
+        ({"space": "odds"}, "Unknown space 'odds'"),
+    ],
 )
-def test_impossible_settings_are_refused_when_made(wrong):
-    with pytest.raises(TetherError):
+def test_impossible_settings_are_refused_when_made(wrong, message):
+    with pytest.raises(TetherError, match=message):
         OutputConfig(**wrong)
 
 

@@ -206,18 +206,18 @@ def test_missing_samples_are_explained(empty):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "message"),
     [
-        {"share": 0.0},
-        {"share": 2.0},
-        {"a": 1.0},
-        {"a": 1.0, "b": 0.0},
-        {"k_rule": "per_thousand"},
-        {"rule": "best"},
+        ({"share": 0.0}, r"share of failures .* must be above 0 and at most 1; it is 0\.0"),
+        ({"share": 2.0}, r"share of failures .* must be above 0 and at most 1; it is 2\.0"),
+        ({"a": 1.0}, r"Give both a and b.*found a=1\.0, b=None"),
+        ({"a": 1.0, "b": 0.0}, r"Give both a and b.*found a=1\.0, b=0\.0"),
+        ({"k_rule": "per_thousand"}, "Unknown k_rule 'per_thousand'; did you mean 'per_thousand_training'"),
+        ({"rule": "best"}, "There is no rule 'best' to choose by"),
     ],
 )
-def test_impossible_settings_are_refused_when_made(wrong):
-    with pytest.raises(TetherError):
+def test_impossible_settings_are_refused_when_made(wrong, message):
+    with pytest.raises(TetherError, match=message):
         VRFConfig(**wrong)
 
 

@@ -47,9 +47,9 @@ def test_a_crash_between_the_files_leaves_the_old_pair_in_force(tmp_path, monkey
     save_vrf(tmp_path, fitted(), fingerprint="f")
 
     def crash(*_):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("between the files")
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="between the files"):
         patch.setattr(tether.ensembles.vrf.files, "write_json", crash)
         save_vrf(tmp_path, fitted(1), fingerprint="g")
     assert torch.equal(load_vrf(tmp_path, fingerprint="f").failures, fitted().failures)

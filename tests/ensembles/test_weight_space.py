@@ -94,9 +94,12 @@ def test_a_path_is_walked_in_any_order_and_restored(seed, alphas):
 def test_a_path_is_restored_after_an_error():
     module = nn.Linear(2, 2)
     before = module.weight.detach().clone()
-    with pytest.raises(RuntimeError), WeightPath(module, {"weight": torch.ones(2, 2)}) as path:
+    with (
+        pytest.raises(RuntimeError, match="mine"),
+        WeightPath(module, {"weight": torch.ones(2, 2)}) as path,
+    ):
         path.set(1.0)
-        raise RuntimeError
+        raise RuntimeError("mine")
     assert torch.equal(module.weight, before)
 
 

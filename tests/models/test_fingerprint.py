@@ -62,3 +62,10 @@ def test_what_the_weights_are_fed_with_counts(change: dict, clip) -> None:
     described["model_cfg" if "quick_gelu" in change else "preprocess_cfg"].update(change)
     file.write_text(json.dumps(described))
     assert load(clip).fingerprint() != before
+
+
+def test_what_is_left_out_does_not_count() -> None:
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    other.weight = one.weight
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(one, without=["bias"]) == fingerprint(other, without={"bias"}) != fingerprint(one)

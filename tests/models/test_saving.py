@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from tether.errors import TetherError
 from tether.models import Model, load
+from tether.models.saving import check_finite
 
 PIXELS = torch.linspace(-2, 2, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
 
@@ -74,3 +75,24 @@ def test_a_folder_whose_activation_was_given_by_hand(save_open_clip, tmp_path: P
 def test_nothing_is_overwritten(clip: Path) -> None:
     with pytest.raises(TetherError, match="exists already"):
         load(clip).save(clip)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_not_written(clip: Path, value: float, tmp_path: Path) -> None:
+    model = load(clip)
+    with torch.no_grad():
+        model.module.visual.proj[0, 0] = value
+    with pytest.raises(
+        TetherError, match=r"visual\.proj of the model holds NaN or infinity, so it is not saved"
+    ):
+        model.save(tmp_path / "saved")
+    assert not list(tmp_path.glob("*saved*"))
+
+
+def test_a_mask_of_infinities_is_no_fault() -> None:
+    module = torch.nn.BatchNorm1d(2)
+    module.register_buffer("mask", torch.full((2, 2), -torch.inf))
+    check_finite(module)
+    module.running_var[0] = torch.nan
+    with pytest.raises(TetherError, match="running_var of the model holds NaN"):
+        check_finite(module)

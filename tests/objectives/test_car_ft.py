@@ -37,7 +37,13 @@ def test_contexts_are_the_templates_without_the_class():
         contexts_of(["a photo of a {}", "{}"])
 
 
-@pytest.mark.parametrize("wrong", [{"weight": -1.0}, {"contexts": ("a photo",)}])
-def test_config_is_checked(wrong):
-    with pytest.raises(TetherError):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"weight": -1.0}, r"weight must be 0 or more; it is -1\.0"),
+        ({"contexts": ("a photo",)}, "needs at least two different contexts"),
+    ],
+)
+def test_config_is_checked(wrong, message):
+    with pytest.raises(TetherError, match=message):
         CarFTConfig(**wrong)

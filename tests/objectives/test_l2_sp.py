@@ -68,24 +68,34 @@ def test_nothing_to_penalise_is_0():
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "message"),
     [
-        {"alpha": -1.0},
-        {"new": ["head"]},
-        {"anchors": {"w": None, "x": None}},
-        {"anchors": {}},
-        {"anchors": {"w": torch.ones(3)}},
+        ({"alpha": -1.0}, r"alpha must be 0 or more; it is -1\.0"),
+        ({"new": ["head"]}, r"new tensors do not fit the parameters: missing \[\], unexpected \['head'\]"),
+        (
+            {"anchors": {"w": None, "x": None}},
+            r"anchors do not fit the parameters: missing \[\], unexpected \['x'\]",
+        ),
+        ({"anchors": {}}, r"anchors do not fit the parameters: missing \['w'\]"),
+        ({"anchors": {"w": torch.ones(3)}}, r"anchor of w has shape \(3,\); the parameter has \(2,\)"),
     ],
 )
-def test_names_and_shapes_that_do_not_fit_are_refused(wrong):
-    with pytest.raises(TetherError):
+def test_names_and_shapes_that_do_not_fit_are_refused(wrong, message):
+    with pytest.raises(TetherError, match=message):
         L2SPPenalty({"w": torch.zeros(2, requires_grad=True)}, **wrong)
 
 
 def test_saved_anchors_that_do_not_fit_are_refused():
     penalty = L2SPPenalty({"w": torch.zeros(2)})
-    for state in ({}, {"v": torch.zeros(2)}, {"w": torch.zeros(3)}):
-        with pytest.raises(TetherError):
+    for state, message in (
+        ({}, r"saved anchors do not fit the parameters: missing \['w'\], unexpected \[\]"),
+        (
+            {"v": torch.zeros(2)},
+            r"saved anchors do not fit the parameters: missing \['w'\], unexpected \['v'\]",
+        ),
+        ({"w": torch.zeros(3)}, r"anchor of w has shape \(3,\)"),
+    ):
+        with pytest.raises(TetherError, match=message):
             penalty.load_state_dict(state)
     with pytest.raises(TetherError, match="0 or more"):
         L2SPPenaltyConfig(weight=-1.0)

@@ -47,9 +47,17 @@ def test_a_tokenizer_without_start_and_with_its_own_padding():
     assert tokens.shape == (80, 9) and (tokens[:, 8] == 1).all() and tokens[:, :8].min() >= 3
 
 
-@pytest.mark.parametrize("wrong", [{"context_length": 9}, {"ids": range(3, 3)}, {"end": 5}, {"start": 5}])
-def test_impossible_texts_are_refused(wrong):
-    with pytest.raises(TetherError):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"context_length": 9}, r"need a context of 10; the model's is 9\. Set length to at most 7"),
+        ({"ids": range(3, 3)}, r"ids \(range\(3, 3\)\) must be a non-empty range"),
+        ({"end": 5}, r"without start \(90\) and end \(5\)"),
+        ({"start": 5}, r"without start \(5\) and end \(91\)"),
+    ],
+)
+def test_impossible_texts_are_refused(wrong, message):
+    with pytest.raises(TetherError, match=message):
         draw(**wrong)
 
 

@@ -50,9 +50,13 @@ def test_weight_shrinks_to_0_in_the_last_epoch():
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"weight": -1.0}, {"backgrounds": ()}, {"backgrounds": ("snow",)}],
+    ("wrong", "message"),
+    [
+        ({"weight": -1.0}, r"weight must be 0 or more; it is -1\.0"),
+        ({"backgrounds": ()}, "needs at least one background"),
+        ({"backgrounds": ("snow",)}, r"background 'snow' must hold \{\} exactly once"),
+    ],
 )
-def test_config_is_checked(wrong):
-    with pytest.raises(TetherError):
+def test_config_is_checked(wrong, message):
+    with pytest.raises(TetherError, match=message):
         StarFTConfig(**wrong)

@@ -25,7 +25,7 @@ METHODS = [
     (DiGraP, {"mu": 0.5, "normalization": "tensor"}),
     (L2SP, {"alpha": 0.3}),
     (MARSSP, {"strength": 0.3}),
-    (MARSSP, {"radius": 0.05}),
+    (MARSSP, {"radius": 0.05, "foreach": False}),
     (TPGM, {"radius_lr": 0.05}),
     (TPGM, {"norm": "l2", "radius_lr": 0.05}),
 ]

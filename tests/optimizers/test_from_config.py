@@ -13,7 +13,6 @@ SGD = {"momentum": 0.9, "nesterov": True}
 HEAD = "head.weight"
 
 robust = pytest.mark.parametrize("method", ROBUST)
-bases = pytest.mark.parametrize("base", ["adamw", "sgd"])
 
 
 def parameters():
@@ -57,8 +56,17 @@ def test_the_defaults_are_those_of_the_optimizer(method):
     assert created.defaults == direct.defaults
 
 
-@robust
-@bases
+@pytest.mark.parametrize(
+    ("method", "base"),
+    [
+        ("ftp", "adamw"),
+        ("tpgm", "sgd"),
+        ("spd", "adamw"),
+        ("digrap", "sgd"),
+        ("l2_sp", "adamw"),
+        ("mars_sp", "sgd"),
+    ],
+)
 def test_the_head_takes_the_plain_step_at_its_own_rate_and_the_rest_that_of_the_method(method, base):
     step = {"base": base, **(SGD if base == "sgd" else {})}
     options = {"lr": 0.05, "head_lr": 0.2, "weight_decay": 0.1}

@@ -1,5 +1,7 @@
 """What is special to each method, and what each of its options changes."""
 
+import copy
+
 import pytest
 import torch
 
@@ -248,7 +250,7 @@ class TestTPGM:
         assert not loss.requires_grad
 
     def test_a_failing_loss_leaves_everything_as_it_was(self):
-        before = self.param.detach().clone()
+        before, state = self.param.detach().clone(), copy.deepcopy(self.optimizer.state[self.param])
         self.param.grad = G1.clone()
 
         def failing():
@@ -257,10 +259,38 @@ class TestTPGM:
         with pytest.raises(RuntimeError, match="no data"):
             self.optimizer.radius_step(failing)
         assert torch.equal(self.param, before)
+        for name, value in state.items():
+            assert torch.equal(self.optimizer.state[self.param][name], value), name
         assert torch.equal(self.param.grad, G1)
 
+    @pytest.mark.parametrize(
+        ("factor", "offset"), [(1.0, torch.nan), (torch.nan, 0.0), (torch.inf, 0.0), (1.0, torch.inf)]
+    )
+    @pytest.mark.parametrize("good", [0, 2])
+    def test_a_held_out_loss_that_is_no_number_changes_nothing(self, factor, offset, good):
+        """Also where only the loss or only its gradient is not finite, and after iterations that were fine."""
+        self.optimizer.radius_step(lambda: self.param.square().sum())
+        before, state = self.param.detach().clone(), copy.deepcopy(self.optimizer.state[self.param])
+        self.param.grad = G1.clone()
+        calls = []
+
+        def held_out():
+            calls.append(1)
+            wrong = len(calls) > good
+            return self.param.square().sum() * (factor if wrong else 1.0) + (offset if wrong else 0.0)
+
+        with pytest.raises(TetherError, match=r"not finite \(loss (nan|inf)\), so no radius was moved"):
+            self.optimizer.radius_step(held_out, iterations=5)
+        assert len(calls) == good + 1
+        assert torch.equal(self.param, before)
+        assert torch.equal(self.param.grad, G1)
+        for name, value in state.items():
+            assert torch.equal(self.optimizer.state[self.param][name], value), name
+        self.optimizer.radius_step(lambda: self.param.square().sum())
+        assert self.param.isfinite().all()
+
     def test_misuse_is_refused(self):
-        with pytest.raises(TetherError, match="at least 1"):
+        with pytest.raises(TetherError, match="iterations must be at least 1, found 0"):
             self.optimizer.radius_step(lambda: self.param.sum(), iterations=0)
         elsewhere = torch.zeros(1, requires_grad=True)
         with pytest.raises(TetherError, match="no anchored parameter"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tether.errors import TetherError
+from tether.optimizers import SPD
 from tether.optimizers.schedule import Schedule, ScheduleConfig, schedule_factor
 
 
@@ -63,7 +64,22 @@ def test_a_warm_up_longer_than_the_run_is_refused():
         Schedule.of(optimizer(), ScheduleConfig(warmup=500), steps=60)
 
 
-@pytest.mark.parametrize("options", [{"warmup": -1}, {"floor": 1.5}])
-def test_options_that_make_no_sense_are_refused(options):
-    with pytest.raises(TetherError, match=next(iter(options))):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warmup": -1}, "warmup must be at least 0 steps, found -1"),
+        ({"floor": 1.5}, r"floor must lie between 0 and 1, found 1\.5"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(TetherError, match=message):
         ScheduleConfig(**options)
+
+
+def test_torchs_schedules_set_the_rate_of_a_robust_optimizer_too():
+    spd = SPD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(spd, T_max=4)
+    for _ in range(4):
+        spd.step()
+        schedule.step()
+    assert rates(spd) == pytest.approx([0], abs=1e-9)

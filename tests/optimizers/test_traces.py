@@ -1,5 +1,6 @@
 """Whole trajectories in float64 against formulas written apart from the library, to 1e-9."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -111,21 +112,24 @@ def follow(optimizer, params, runs, rng, steps=25):
     return worst
 
 
+OTHER_BASES = dict(zip(CASES, itertools.cycle(list(BASES)[1:]), strict=False))
+
+
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("moved", [0.0, 0.3])
-def test_trace(formulas, case, base, moved):
+def test_trace(formulas, case, moved):
+    """On AdamW from the tensor's own start, and from a given anchor on one of the other base steps in turn."""
+    base = OTHER_BASES[case] if moved else "adamw"
     assert follow(*pairs(formulas, case, base, moved=moved)) < 1e-9
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", ["adamw", "nesterov"])
 def test_ftp_decays_toward_zero_inside_the_projection(formulas, base):
     assert follow(*pairs(formulas, "ftp", base, weight_decay=0.2)) < 1e-9
 
 
-@pytest.mark.parametrize("moved", [0.0, 0.3])
+@pytest.mark.parametrize(("base", "moved"), [("adamw", 0.0), ("nesterov", 0.3)])
 @pytest.mark.parametrize("norm", ["mars", "l2"])
-@pytest.mark.parametrize("base", ["adamw", "nesterov"])
 def test_tpgm_trace(formulas, norm, base, moved):
     """Base steps with decay, two radius steps in every second iteration, projection in the others."""
     base_options, base_formula, base_formula_options = BASES[base]

@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tether.adapters import RAdapterConfig, attach
+from tether._alpha import tower_of
+from tether.adapters import FullConfig, RAdapterConfig, attach
 from tether.adapters.files import load_adapter, save_adapter
 from tether.errors import TetherError
 from tether.models import load
 from tether.runs.export import base_of, export
+from tether.runs.outcome import save_head
 
 
 @pytest.fixture(scope="module")
@@ -103,4 +105,28 @@ def test_what_is_no_head_is_told(tiny_model, tmp_path):
 def test_what_was_made_in_memory_is_refused(tiny_model, tmp_path):
     with pytest.raises(TetherError, match="made in memory"):
         replace(load(tiny_model), describe=None).save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("config", [RAdapterConfig(drop=0.0), FullConfig()], ids=["r_adapter", "full"])
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_tower_that_would_answer_no_numbers_is_not_saved(tiny_model, tmp_path, config, tower):
+    """The tensors of the adapter are finite, and so are the merged ones."""
+    attached = attach(load(tiny_model), config)
+    with torch.no_grad():
+        for name, parameter in attached.named_parameters().items():
+            if tower_of(name) == tower and "mlp.c_proj" in name and "weight" in name:
+                parameter.fill_(1e38)
+    save_adapter(tmp_path / "adapter", attached)
+    with pytest.raises(TetherError, match=r"NaN or infinity.*nothing was merged"):
+        export(None, tmp_path / "adapter", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_that_is_no_number_is_not_saved(tiny_model, tmp_path):
+    save_adapter(tmp_path / "adapter", attach(load(tiny_model), RAdapterConfig()))
+    head = torch.full((3, 8), torch.nan)
+    save_head(tmp_path / "head.safetensors", head, torch.zeros(3, 8))
+    with pytest.raises(TetherError, match=r"The head in .* holds NaN or infinity, so it is not saved"):
+        export(None, tmp_path / "adapter", tmp_path / "out", head=tmp_path / "head.safetensors")
     assert not (tmp_path / "out").exists()

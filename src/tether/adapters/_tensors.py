@@ -32,6 +32,38 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
         raise TetherError(f"The state does not fit what is attached. {'; '.join(problems)}{hint}")
 
 
+def check_known(tensors: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> None:
+    """See that every tensor has a place of its name and shape among those that are known.
+
+    Raises:
+        TetherError: naming the first that has none.
+    """
+    for name, tensor in tensors.items():
+        if name not in known:
+            raise TetherError(
+                f"{name} was trained beside the adapter, and this module has no parameter of that name to put it into. "
+                f"Make the model with the same head, as it was trained{near_misses(name, list(known))}"
+            )
+        if tensor.shape != known[name].shape:
+            raise TetherError(
+                f"{name} was trained beside the adapter with shape {list(tensor.shape)}, and this module has "
+                f"{list(known[name].shape)}. Make the model with the same head, as it was trained."
+            )
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors that hold NaN or infinity; waits for the device once where there are none."""
+    if all_finite(list(tensors.values())):
+        return []
+    return [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether no tensor holds NaN or infinity."""
+    flags = [tensor.isfinite().all().to(tensors[0].device) for tensor in tensors]
+    return not flags or bool(torch.stack(flags).all())
+
+
 def base_tensors(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """The module's own parameters and buffers of these names."""
     found = dict(module.named_parameters(remove_duplicate=False)) | dict(

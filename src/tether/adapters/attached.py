@@ -12,7 +12,15 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from tether._alpha import Alpha, alpha_of
-from tether.adapters._tensors import base_tensors, check_state, difference, tensors_of
+from tether.adapters._tensors import (
+    all_finite,
+    base_tensors,
+    check_known,
+    check_state,
+    difference,
+    not_finite,
+    tensors_of,
+)
 from tether.errors import TetherError
 from tether.models.fingerprint import fingerprint_of
 from tether.models.site import Site
@@ -23,6 +31,8 @@ Probe = Callable[[], Any] | Tensor | tuple[Tensor, ...]
 
 ERROR_BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest accepted error of a merge, relative to the largest output, by the precision of the weights."""
+
+_LOST = "The adapter is of a training that diverged, or its file was changed: take an earlier one, or a smaller alpha."
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,8 @@ class Attached(ABC):
         self._model = model
         self._required_grad = {name: p.requires_grad for name, p in self.module.named_parameters()}
         self._originals: dict[str, Tensor] | None = None
+        self._before_unfreezing: dict[str, Tensor] = {}
+        self._left_unfrozen: dict[str, Tensor] = {}  # what was unfrozen, from `detach` on
         self._detached = False
 
     @property
@@ -110,7 +122,7 @@ class Attached(ABC):
 
     # What follows from it.
 
-    def begin_step(  # noqa: B027 — most methods have nothing to prepare
+    def begin_step(
         self,
         step: int,
         image_keys: Int[Tensor, " b"] | None = None,
@@ -124,10 +136,19 @@ class Attached(ABC):
             image_keys: what identifies each picture of the coming batch (its number in the data set), best on
                 the CPU.
             text_keys: the same for each text that is encoded. None where a tower is not run.
+
+        Raises:
+            TetherError: a trained parameter is float16, in which optimizers make NaN.
         """
+        self._check_precision()
 
     def train_mode(self) -> None:
-        """Set the module to training mode."""
+        """Set the module to training mode.
+
+        Raises:
+            TetherError: a trained parameter is float16, in which optimizers make NaN.
+        """
+        self._check_precision()
         self.module.train()
 
     def eval_mode(self) -> None:
@@ -137,6 +158,21 @@ class Attached(ABC):
     def state_dict(self) -> dict[str, Tensor]:
         """The trained tensors by name, sharing memory with the parameters."""
         return {name: parameter.detach() for name, parameter in self.named_parameters().items()}
+
+    def unfrozen(self) -> dict[str, Tensor]:
+        """What else is trained, by name: parameters of the module itself that require a gradient again after `attach`
+        froze them, such as those of a new head. They share memory with the module.
+
+        They are no part of `state_dict` and `delta`, so they are the same at every alpha; `save_adapter` stores them
+        beside the state, and the fingerprint leaves them out.
+        """
+        if self._detached:
+            return dict(self._left_unfrozen)
+        return {
+            name: self._base_tensor(name)
+            for name, parameter in self._others().items()
+            if parameter.requires_grad
+        }
 
     def complete(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state made from parameters alone, such as an average, with what else belongs to a state."""
@@ -154,10 +190,28 @@ class Attached(ABC):
         for name, tensor in own.items():
             tensor.copy_(state[name])
 
+    @torch.no_grad()
+    def unfreeze(self, values: Mapping[str, Tensor]) -> None:
+        """Train parameters of the module itself too, such as a new head's, from given values; `detach` puts those of
+        the base back.
+
+        Raises:
+            TetherError: the module has no such parameter, or one of another shape, or the method trains it already;
+                nothing is changed then.
+        """
+        parameters = self._others()
+        check_known(values, parameters)
+        base = {name: parameters[name].detach().clone() for name in values}
+        self._before_unfreezing = base | self._before_unfreezing
+        for name, value in values.items():
+            parameters[name].copy_(value)
+            parameters[name].requires_grad_(True)
+
     def fingerprint(self) -> str:
-        """Fingerprint of the base, whatever is attached, trained or merged."""
+        """Fingerprint of the frozen base, whatever is attached, trained or merged; what is `unfrozen` is left out."""
+        without = self.unfrozen().keys()
         with self._base():
-            return fingerprint_of(self._model)
+            return fingerprint_of(self._model, without=without)
 
     @contextmanager
     def ordinary(self) -> Iterator[nn.Module]:
@@ -171,13 +225,20 @@ class Attached(ABC):
             yield self.module
 
     def detach(self) -> nn.Module:
-        """Give the module back, bit for bit as it was before `attach`; the handle keeps its state."""
+        """Give the module back, bit for bit as it was before `attach`; the handle keeps its state.
+
+        Only what was unfrozen in the module itself and trained there stays as trained.
+        """
         if self._detached:
             return self.module
+        self._left_unfrozen = {name: tensor.clone() for name, tensor in self.unfrozen().items()}
         if self._originals is not None:
             self._restore()
         else:
             self._withdraw()
+        with torch.no_grad():
+            for name, tensor in base_tensors(self.module, self._before_unfreezing).items():
+                tensor.copy_(self._before_unfreezing[name])
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(self._required_grad[name])
         for part in self.module.modules():
@@ -196,19 +257,20 @@ class Attached(ABC):
     ) -> MergeReport:
         """Put W0 + alpha · delta into the module's own weights: an ordinary model, without cost at inference.
 
-        Computed in fp32 and cast last. `unmerge` undoes it bit for bit.
+        Computed in fp32 and cast last. `unmerge` undoes it bit for bit. What is `unfrozen` stays as it is.
 
         Args:
             alpha: ensemble weight, or one per tower; 0 is the base, 1 the fine-tuned model, beyond them an
                 extrapolation.
             state: the adapter state to merge, such as an average; None is the current one.
-            probe: a batch or a function that runs the model; the outputs before and after are compared.
+            probe: a batch or a function that runs the model, best every tower that changes; the outputs before and
+                after are compared, and NaN or infinity in them is refused.
             bound: largest accepted relative error on the probe; None is 1e-4 for fp32 weights, 1e-2 for fp16,
                 5e-2 for bf16.
 
         Raises:
-            TetherError: it is merged already, the error exceeds the bound (the module is as before then), or
-                alpha or state do not fit.
+            TetherError: it is merged already, or alpha or state do not fit; or the merged weights or their outputs
+                on the probe are not finite, or the error exceeds the bound. The module is as before then.
         """
         self._require_engaged("merge into")
         delta = self.delta(state)
@@ -220,9 +282,21 @@ class Attached(ABC):
         with torch.no_grad():
             for name, tensor in originals.items():
                 tensor.copy_(tensor.to(delta[name].dtype) + weights[name] * delta[name])
-        if expected is None:
+        if wrong := not_finite(originals):
+            self.unmerge()
+            names = f"{', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''}"
+            raise TetherError(f"NaN or infinity would be merged into {names}; nothing was merged. {_LOST}")
+        if probe is None:
             return MergeReport(alpha, tuple(delta))
         found = self._run(probe)
+        if not all_finite(found):
+            self.unmerge()
+            raise TetherError(
+                f"The merged model answers NaN or infinity on the probe; nothing was merged. The largest change is "
+                f"{_largest(delta)}. {_LOST}"
+            )
+        if expected is None:
+            return MergeReport(alpha, tuple(delta))
         error, relative = difference(found, expected)
         if bound is None:
             bound = max(ERROR_BOUNDS.get(tensor.dtype, 5e-2) for tensor in originals.values())
@@ -247,6 +321,22 @@ class Attached(ABC):
         self._engage()
 
     # Internals.
+
+    def _others(self) -> dict[str, nn.Parameter]:
+        """The module's parameters that are not the method's."""
+        own = {id(parameter) for parameter in self.named_parameters().values()}
+        named = self.module.named_parameters(remove_duplicate=False)
+        return {name: parameter for name, parameter in named if id(parameter) not in own}
+
+    def _check_precision(self) -> None:
+        half = [
+            name for name, p in self.module.named_parameters() if p.requires_grad and p.dtype == torch.float16
+        ]
+        if half:
+            raise TetherError(
+                f"{half[0]} is float16, in which training becomes NaN after a step. Load the model in float32, as "
+                f"tether.load does by default, and use torch.autocast for the arithmetic; float16 is for inference."
+            )
 
     def _start(self) -> None:
         """Freeze everything but what is trained, and engage; the last line of a method's constructor."""
@@ -333,6 +423,13 @@ class Attached(ABC):
         if not outputs:
             raise TetherError("The probe gave no tensors to compare; return the model's outputs from it.")
         return outputs
+
+
+def _largest(delta: Mapping[str, Tensor]) -> str:
+    """The largest number in a delta, and where it is."""
+    peaks = {name: float(tensor.abs().max()) for name, tensor in delta.items() if tensor.numel()}
+    name = max(peaks, key=peaks.__getitem__)
+    return f"{peaks[name]:.2g} in {name}"
 
 
 def _stay(self: nn.Module, mode: bool = True) -> nn.Module:

@@ -3,7 +3,8 @@ fit.
 
 The JSON is written last, so a folder without it is not an adapter. It holds the method, its config, versions,
 the fingerprint of the base, the alpha to use, and every tensor's shape, precision and SHA-256. Nothing is
-unpickled.
+unpickled. What was unfrozen and trained beside the method, such as a new head, is a file of its own, which the
+fingerprint leaves out.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -33,7 +34,7 @@ from tether.models.weight_path import MARK
 FORMAT = "tether-adapter"
 FORMAT_VERSION = 1
 STORAGE = {"float32": torch.float32, "float16": torch.float16}
-NAME, RAW = "adapter", "raw"
+NAME, RAW, UNFROZEN = "adapter", "raw", "unfrozen"
 ENTRIES = {"method": str, "config": dict, "base": dict, "alpha": float | dict[str, float], "extra": dict}
 """What every description holds, besides what only says how it was made."""
 
@@ -50,6 +51,8 @@ class Adapter:
         extra: anything else that JSON can hold, such as the run it comes from.
         raw: the state as it was last trained, where that is kept beside the averaged one.
         source: where the base was loaded from, as `tether.load` takes it, with absolute paths; None if unknown.
+        unfrozen: parameters of the module itself that were trained beside the method, such as a new head's, by
+            name; they are the same at every alpha, and the fingerprint leaves them out.
 
     Raises:
         TetherError: alpha is no finite number, nor one per tower.
@@ -62,6 +65,7 @@ class Adapter:
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     raw: Mapping[str, Tensor] | None = None
     source: str | None = None
+    unfrozen: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", plain_alpha(self.alpha))
@@ -75,9 +79,9 @@ def save_adapter(
     alpha: Alpha | None = None,
     extra: Mapping[str, Any] | None = None,
     keep_raw: bool = False,
-    precision: str = "float32",
+    precision: Literal["float32", "float16"] = "float32",
 ) -> Path:
-    """Write an adapter folder.
+    """Write an adapter folder, with what else of the module was `unfrozen` and trained.
 
     Args:
         path: the folder; made if need be.
@@ -108,7 +112,14 @@ def save_adapter(
         own = attached.state_dict()
         config = attached.config if own.keys() == state.keys() else attached.config.fitting(state)
         source = attached.source and absolute(attached.source)
-        adapter = Adapter(config, state, attached.fingerprint(), raw=own if keep_raw else None, source=source)
+        adapter = Adapter(
+            config,
+            state,
+            attached.fingerprint(),
+            raw=own if keep_raw else None,
+            source=source,
+            unfrozen=attached.unfrozen(),
+        )
     else:
         adapter = attached
     if alpha is not None:
@@ -119,7 +130,9 @@ def save_adapter(
             f"{type(adapter.config).__name__} is not the config of a method: that derives from "
             f"tether.families.AdapterConfig and is marked with @method of tether.config."
         )
-    parts = {NAME: adapter.state} | ({} if adapter.raw is None else {RAW: adapter.raw})
+    parts = {NAME: adapter.state}
+    parts |= {} if adapter.raw is None else {RAW: adapter.raw}
+    parts |= {UNFROZEN: adapter.unfrozen} if adapter.unfrozen else {}
     description: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -131,10 +144,13 @@ def save_adapter(
         "versions": {name: version(name) for name in ("tether", "torch", "safetensors")},
         "extra": dict(adapter.extra if extra is None else extra),
     }
-    for name, tensors in parts.items():
-        stored = {key: _store(key, tensor, STORAGE[precision]) for key, tensor in tensors.items()}
+    stored_parts = {
+        name: {key: _store(key, tensor, STORAGE[precision]) for key, tensor in tensors.items()}
+        for name, tensors in parts.items()
+    }  # before anything is written
+    for name, stored in stored_parts.items():
         if precision != "float32":
-            description[f"{name}_rounding_error"] = _rounding(tensors, stored)
+            description[f"{name}_rounding_error"] = _rounding(parts[name], stored)
         file = folder / f"{name}.safetensors"
         write_tensors(file, stored)
         description[name] = {
@@ -186,6 +202,7 @@ def load_adapter(path: str | Path) -> Adapter:
         config = _config(description["method"], description["config"])
         state = _read(folder, NAME, description[NAME])
         raw = _read(folder, RAW, description[RAW]) if RAW in description else None
+        unfrozen = _read(folder, UNFROZEN, description[UNFROZEN]) if UNFROZEN in description else {}
         return Adapter(
             config,
             state,
@@ -194,6 +211,7 @@ def load_adapter(path: str | Path) -> Adapter:
             description["extra"],
             raw,
             base.get("source"),
+            unfrozen,
         )
     except KeyError as error:
         raise TetherError(f"{file} lacks {error}; it is incomplete. Copy it again.") from error
@@ -208,12 +226,13 @@ def apply(model: Any, path: str | Path | Adapter, *, seed: int = 0) -> Attached:
         seed: of drop masks, for training on.
 
     Raises:
-        TetherError: the base is another one, or the state does not fit the model. Nothing is attached then.
+        TetherError: the base is another one, or the state does not fit the model, or it has no place for what was
+            unfrozen. Nothing is attached then.
     """
     adapter = path if isinstance(path, Adapter) else load_adapter(path)
     module = model if isinstance(model, nn.Module) else model.module
     if not hasattr(module, MARK):  # with something attached already, `attach` says so
-        found = fingerprint_of(model)
+        found = fingerprint_of(model, without=adapter.unfrozen.keys())
         if found != adapter.fingerprint:
             wanted = f" ({adapter.source})" if adapter.source else ""
             given = "this module" if model is module else f"the model {model.source}"
@@ -225,6 +244,7 @@ def apply(model: Any, path: str | Path | Adapter, *, seed: int = 0) -> Attached:
     attached = attach(model, adapter.config, seed=seed)
     try:
         attached.load_state_dict(adapter.state)
+        attached.unfreeze(adapter.unfrozen)
     except TetherError:
         attached.detach()
         raise

@@ -221,7 +221,7 @@ def export(options: argparse.Namespace) -> int:
     from tether.runs.predictor import export_predictor
 
     export_predictor(options.run, options.out)
-    print(f"Predictor: {options.out} (tether.tasks.ensembling.load_predictor reads it)")
+    print(f"Predictor: {options.out} (tether.runs.predictor.load_predictor reads it)")
     return 0
 
 

@@ -1,7 +1,7 @@
 """A loaded vision-language model: the ordinary module, and what one has to know to feed it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tether._files import new_folder, refuse_existing, save_tensors
 from tether.errors import TetherError
 from tether.models.fingerprint import fingerprint
+from tether.models.saving import check_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,8 @@ class Model:
             folder: new; nothing is overwritten.
 
         Raises:
-            TetherError: there is something already, the disk is full, or the model was made in memory.
+            TetherError: there is something already, the disk is full, the model was made in memory, or a weight is
+                NaN or infinite.
         """
         refuse_existing(Path(folder))
         with new_folder(Path(folder)) as new:
@@ -149,23 +151,29 @@ class Model:
         """`save` into an empty folder that is there already, such as one that more is written into.
 
         Raises:
-            TetherError: the model was made in memory, so nothing says how to describe it.
+            TetherError: the model was made in memory, so nothing says how to describe it; or a weight is NaN or
+                infinite.
             OSError: a file cannot be written.
         """
         if self.describe is None:
             raise TetherError(
                 f"{self.source} was made in memory and not loaded, so it cannot be written as a folder."
             )
+        check_finite(self.module)
         self.describe(folder)
         if self.family == "transformers":
             self.module.save_pretrained(folder)
         else:
             save_tensors(folder / "open_clip_model.safetensors", self.module.state_dict())
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the weights as they are now, of activation, image specification and context length."""
+    def fingerprint(self, *, without: Collection[str] = ()) -> str:
+        """SHA-256 of the weights as they are now, of activation, image specification and context length.
+
+        Args:
+            without: names of the module's state dict that are left out.
+        """
         description = [self.family, self.activation, self.context_length, asdict(self.image)]
-        return fingerprint(self.module, json.dumps(description))
+        return fingerprint(self.module, json.dumps(description), without=without)
 
     def to(self, device: torch.device | str) -> "Model":
         """Move the module."""

@@ -1,7 +1,8 @@
 """What the robust optimizers share: anchors, excluded parts, clocks, state that survives a restart."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from inspect import signature
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from tether.optimizers._bucket import Bucket, collect, scalar_dtype
 from tether.optimizers._checks import (
     TREATMENTS,
     check_anchor,
+    check_precision,
     check_state,
     check_tensor,
     choose,
@@ -20,82 +22,103 @@ from tether.optimizers._checks import (
     require,
     shown,
 )
-from tether.optimizers._options import COMMON, OF_BASE, AnchoredConfig, check_shared, own_defaults
+from tether.optimizers._options import OF_BASE, AnchoredConfig, Base, check_shared, own_defaults
 
 _ON_CPU = ("step", "treatment")  # numbers that no kernel reads
 Params = Iterable[Any]  # tensors, (name, tensor) pairs, or groups {"params": ..., option: value}
+Anchors = Literal["start", "zero"] | Mapping[Any, Tensor | None]  # by name or by parameter
+Exclude = Sequence[str | Tensor]
+
+
+def options_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor, from its `locals()`, as the base class takes them."""
+    return {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
 
 
 class AnchoredOptimizer(torch.optim.Optimizer):
     """Base class: `_update` moves the tensors of a bucket by one step around their anchors.
 
     Args:
-        params: tensors, (name, tensor) pairs, or groups of them with options of their own.
+        params: tensors, (name, tensor) pairs, or groups of them with options of their own. What is trained is
+            float32 or float64; bfloat16 is taken (its updates are rounded), float16 is not.
         lr: learning rate of the base step.
-        **options: those of the method, which its config lists, and
-
-            base: the step that is made robust, "adamw" (default) or "sgd".
-            betas, eps, amsgrad: of AdamW.
-            momentum, dampening, nesterov: of SGD.
-            weight_decay: decay toward zero of the excluded tensors, and where a method says so of the
-                anchored ones: decoupled for AdamW, as in torch.optim.SGD for SGD.
-            maximize: ascend instead of descend; the pull toward the anchor stays a pull.
-            anchors: "start" (default): a copy of each tensor when it joins the optimizer; "zero": no anchor,
-                as for the factors of low-rank adapters; or a mapping from a name or a parameter to its anchor
-                (used as it is, without a copy, when it has the parameter's type and device) or to None for
-                zero. A tensor that is not in the mapping is copied. Anchors of either kind are in the state
-                dict, and a state is loaded only where the same tensors are excluded, anchored at zero,
-                copied or given, the given ones with the same values.
-            exclude: names (with * and ?) or parameters that take the plain base step, such as a new head. A
-                group does it with {"excluded": True}.
-            foreach: False takes the slow, obvious path through the same formulas.
+        base: the step that is made robust.
+        betas, eps, amsgrad: of AdamW.
+        momentum, dampening, nesterov: of SGD.
+        weight_decay: decay toward zero of the excluded tensors, and where a method says so of the anchored
+            ones: decoupled for AdamW, as in torch.optim.SGD for SGD.
+        maximize: ascend instead of descend; the pull toward the anchor stays a pull.
+        anchors: "start": a copy of each tensor when it joins the optimizer; "zero": no anchor, as for the
+            factors of low-rank adapters; or a mapping from a name or a parameter to its anchor (used as it is,
+            without a copy, when it has the parameter's type and device) or to None for zero. A tensor that is
+            not in the mapping is copied. Anchors of either kind are in the state dict, and a state is loaded
+            only where the same tensors are excluded, anchored at zero, copied or given, the given ones with the
+            same values.
+        exclude: names (with * and ?) or parameters that take the plain base step, such as a new head. A group
+            does it with {"excluded": True}.
+        foreach: False updates one tensor at a time: the same numbers with less temporary memory, slower on a
+            GPU.
+        **own: options of the method, which its config lists.
 
     Raises:
         TetherError: an option is unknown, out of range or contradicts another; a name or an anchor fits no
-            parameter.
+            parameter, or an excluded one is given an anchor; a trained parameter is float16.
     """
 
     config: ClassVar[type[AnchoredConfig]]  # the method's own options: names, defaults, ranges
     learned: ClassVar[dict[str, float]] = {}  # numbers kept beside every anchored tensor: what they start at
     remembered: ClassVar[tuple[str, ...]] = ()  # tensors of its shape kept beside it, zero at the start
 
-    def __init__(self, params: Params, lr: float | int = 1e-3, **options: Any) -> None:
-        options = {"base": "adamw", **options}
-        choose(options, "base", *OF_BASE)
-        defaults = {"lr": lr, **COMMON, **OF_BASE[options["base"]], **own_defaults(self.config)}
-        known = [*(defaults.keys() - {"excluded"}), "base", "exclude", "foreach"]
-        for name in options.keys() - set(known):
-            if any(name in of_base for of_base in OF_BASE.values()):
-                raise TetherError(f"{name} is no option of base={options['base']!r}, but of the other base.")
+    def __init__(
+        self,
+        params: Params,
+        lr: float | int = 1e-3,
+        *,
+        base: Base = "adamw",
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float | int = 1e-8,
+        amsgrad: bool = False,
+        momentum: float | int = 0.0,
+        dampening: float | int = 0.0,
+        nesterov: bool = False,
+        weight_decay: float | int = 0.0,
+        maximize: bool = False,
+        anchors: Anchors = "start",
+        exclude: Exclude = (),
+        foreach: bool = True,
+        **own: Any,
+    ) -> None:
+        steps: dict[str, dict[str, Any]] = {
+            "adamw": {"betas": betas, "eps": eps, "amsgrad": amsgrad},
+            "sgd": {"momentum": momentum, "dampening": dampening, "nesterov": nesterov},
+        }
+        choose({"base": base}, "base", *steps)
+        for other in steps.keys() - {base}:
+            for name, default in OF_BASE[other].items():
+                if steps[other][name] != default:
+                    raise TetherError(f"{name} is no option of base={base!r}, but of the other base.")
+        own_options = own_defaults(self.config)
+        for name in own.keys() - own_options.keys():
+            known = [*own_options, *signature(AnchoredOptimizer).parameters]
             raise TetherError(f"{type(self).__name__} has no option {name!r}{near_misses(name, known)}")
-        self._foreach: bool = options.pop("foreach", True)
-        self._exclude = list(options.pop("exclude", ()))
+        self._foreach = foreach
+        self._exclude = list(exclude)
         self._excluded: set[Tensor] = set()
         self._given: dict[Tensor, Tensor | None] = {}
-        mapping = options.pop("anchors", "start")
-        self._mapping = {} if isinstance(mapping, str) else dict(mapping)
-        group_anchors = mapping if isinstance(mapping, str) else "start"
-        self._used: set[Any] = set()  # entries of `exclude` and of the mapping that met a parameter
-        super().__init__(params, {**defaults, **options, "anchors": group_anchors})
-        for entry in [*self._exclude, *self._mapping]:
-            if entry not in self._used:
-                names = [name for group in self.param_groups for name in group.get("param_names", ())]
-                what = (
-                    near_misses(entry, names)
-                    if isinstance(entry, str)
-                    else "; it is not a parameter of this optimizer"
-                )
-                hint = "" if names else "; names need named parameters: pass model.named_parameters()"
-                raise TetherError(
-                    f"exclude or anchors names {shown(entry)}, but no parameter fits{what}{hint}"
-                )
+        self._mapping = {} if isinstance(anchors, str) else dict(anchors)
+        self._met: set[tuple[str, Any]] = set()  # entries of `exclude` and `anchors` that a parameter fits
+        shared = {"weight_decay": weight_decay, "maximize": maximize}
+        of_group = {"anchors": anchors if isinstance(anchors, str) else "start", "excluded": False}
+        defaults = {"lr": lr, **shared, **of_group, **steps[base], **own_options, **own, "base": base}
+        super().__init__(params, defaults)
+        self._refuse_what_fits_nothing()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; options it does not set are those of the optimizer.
 
         Raises:
-            TetherError: an option is out of range or contradicts another, a tensor cannot be trained here, or
-                an anchor does not fit its parameter.
+            TetherError: an option is out of range or contradicts another, a tensor cannot be trained here, an
+                anchor does not fit its parameter, or an excluded parameter is given one.
         """
         self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
@@ -103,15 +126,20 @@ class AnchoredOptimizer(torch.optim.Optimizer):
         names = group.get("param_names") or [None] * len(group["params"])
         for name, param in zip(names, group["params"], strict=True):
             check_tensor(param, name)
-            matches = [entry for entry in self._exclude if fits(entry, name, param)]
-            self._used.update(matches)
-            if matches or group["excluded"]:
+            exclusions = [entry for entry in self._exclude if fits(entry, name, param)]
+            anchors = [entry for entry in (param, name) if entry is not None and entry in self._mapping]
+            self._met.update(("exclude", entry) for entry in exclusions)
+            self._met.update(("anchors", entry) for entry in anchors)
+            excluded = bool(exclusions) or group["excluded"]
+            if excluded and anchors:
+                raise TetherError(
+                    f"{shown(anchors[0])} is excluded, so the anchor given for it would have no effect; leave it "
+                    f"out of anchors, or do not exclude it."
+                )
+            if excluded:
                 self._excluded.add(param)
-            else:
-                for entry in (param, name):
-                    if entry is not None and entry in self._mapping:
-                        self._used.add(entry)
-                        self._given[param] = fitted_anchor(self._mapping[entry], param, name)
+            for entry in anchors:
+                self._given[param] = fitted_anchor(self._mapping[entry], param, name)
             if param.requires_grad:
                 self._start(param, group)
 
@@ -136,7 +164,7 @@ class AnchoredOptimizer(torch.optim.Optimizer):
         Raises:
             TetherError: a parameter is missing, unexpected or of another shape, was treated otherwise
                 (another base step; excluded, or anchored at zero, its start or a given tensor), or was given
-                another anchor. Nothing is changed then.
+                another anchor; or the state lacks a parameter that is trained. Nothing is changed then.
         """
         saved_groups = matched_groups(state_dict["param_groups"], self.param_groups)
         ids = [index for group in saved_groups for index in group["params"]]
@@ -151,6 +179,12 @@ class AnchoredOptimizer(torch.optim.Optimizer):
                 if self._given.get(param) is not None:
                     anchors = (saved[param]["anchor"], self._given[param])
                     check_anchor(*(self._as_kept(anchor, "anchor", param) for anchor in anchors), name)
+            elif param.requires_grad:
+                raise TetherError(
+                    f"The saved state holds nothing of {name}, which is trained here: its anchor would be the "
+                    f"weights of now. Load the whole state; if {name} was frozen when it was saved, load it with "
+                    f"requires_grad_(False) and unfreeze it afterwards."
+                )
         fresh = dict(self.state)
         super().load_state_dict({**state_dict, "param_groups": saved_groups})
         for param, state in saved.items():
@@ -166,7 +200,7 @@ class AnchoredOptimizer(torch.optim.Optimizer):
                 self.state[param] = fresh[param]
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_foreach", "_exclude", "_excluded", "_given", "_mapping", "_used")
+        own = ("_foreach", "_exclude", "_excluded", "_given", "_mapping", "_met")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def _check(self, group: dict[str, Any]) -> None:
@@ -175,6 +209,25 @@ class AnchoredOptimizer(torch.optim.Optimizer):
         require(group["base"] == self.defaults["base"], "base of a group", group["base"], "the optimizer's")
         choose(group, "anchors", "start", "zero")
         self.config.check(group)
+
+    def _refuse_what_fits_nothing(self) -> None:
+        """Refuse entries of `exclude` and `anchors` that no parameter fits."""
+        names = [name for group in self.param_groups for name in group.get("param_names", ())]
+        for option, entries in (("exclude", self._exclude), ("anchors", self._mapping)):
+            for entry in entries:
+                if (option, entry) in self._met:
+                    continue
+                if not isinstance(entry, str):
+                    hint = "; it is not a parameter of this optimizer"
+                elif names:
+                    hint = near_misses(entry, names)
+                else:
+                    hint = "; names need named parameters: pass model.named_parameters()"
+                raise TetherError(f"{option} names {shown(entry)}, but no parameter fits{hint}")
+
+    def _check_precision(self, param: Tensor) -> None:
+        if param.dtype == torch.float16:
+            check_precision(param, next(name for name, other in self._named() if other is param))
 
     def _update(self, bucket: Bucket) -> None:
         raise NotImplementedError
@@ -196,6 +249,7 @@ class AnchoredOptimizer(torch.optim.Optimizer):
 
     def _start(self, param: Tensor, group: dict[str, Any]) -> None:
         """All state of a tensor, at once: a checkpoint written before its first gradient is complete."""
+        self._check_precision(param)
         treatment = self._treatment(param, group)
         state = {"step": torch.tensor(0.0), "treatment": torch.tensor(list(TREATMENTS).index(treatment))}
         shaped: tuple[str, ...] = ("exp_avg", "exp_avg_sq") if group["base"] == "adamw" else ()
@@ -222,6 +276,7 @@ class AnchoredOptimizer(torch.optim.Optimizer):
                 self._start(param, group)
             state = self.state[param]
             if not self._fits(state, param):  # the model was moved or cast after the optimizer was made
+                self._check_precision(param)
                 state = self.state[param] = {n: self._as_kept(value, n, param) for n, value in state.items()}
                 if self._given.get(param) is not None:
                     self._given[param] = state["anchor"]

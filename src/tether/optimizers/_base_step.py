@@ -17,7 +17,6 @@ def adamw_step(
     group: dict[str, Any],
     *,
     weight_decay: float,
-    foreach: bool,
 ) -> None:
     """One step of `torch.optim.AdamW` in place; on a CPU its fused kernel, one pass over the memory."""
     first, second = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
@@ -26,7 +25,7 @@ def adamw_step(
     plain_layout = all(
         tensor.is_contiguous() for tensors in (params, grads, first, second) for tensor in tensors
     )
-    fused = foreach and plain_layout and params[0].device.type == "cpu"
+    fused = plain_layout and params[0].device.type == "cpu"
     adamw(
         params,
         grads,
@@ -34,7 +33,7 @@ def adamw_step(
         second,
         largest,
         [state["step"] for state in states],
-        foreach=foreach and not fused,
+        foreach=not fused,
         fused=fused,
         amsgrad=group["amsgrad"],
         beta1=group["betas"][0],
@@ -53,7 +52,6 @@ def sgd_step(
     group: dict[str, Any],
     *,
     weight_decay: float,
-    foreach: bool,
 ) -> None:
     """One step of `torch.optim.SGD` in place; a tensor's first buffer is its gradient, without dampening."""
     buffers: list[Tensor | None] = [
@@ -68,7 +66,7 @@ def sgd_step(
         params,
         grads,
         buffers,
-        foreach=foreach,
+        foreach=True,
         weight_decay=weight_decay,
         momentum=group["momentum"],
         lr=group["lr"],

@@ -37,16 +37,8 @@ def scalar_dtype(tensor: Tensor) -> torch.dtype:
 
 def column(per_row: Tensor, like: Tensor) -> Tensor:
     """A vector with an entry per row, shaped and typed to multiply `like` row by row."""
-    values = narrowed(per_row, like.dtype)
+    values = per_row.to(like.dtype)
     return values.view(-1, *[1] * (like.ndim - 1)) if like.ndim else values.view(())
-
-
-def narrowed(factors: Tensor, dtype: torch.dtype) -> Tensor:
-    """Factors in the type of what they multiply; what float16 cannot hold is its largest number, as ∞ · 0 is NaN."""
-    if dtype == torch.float16:
-        limit = torch.finfo(dtype).max
-        factors = factors.clamp(-limit, limit)
-    return factors.to(dtype)
 
 
 @dataclass
@@ -54,7 +46,6 @@ class Bucket:
     """Tensors of one group with the same device, type, sharding and kind of anchor (`None`: all zero)."""
 
     group: dict[str, Any]
-    foreach: bool
     split_groups: tuple[Any, ...] = ()  # process groups over which a tensor is split
     row_groups: tuple[Any, ...] = ()  # process groups over which its rows are split
     params: list[Tensor] = field(default_factory=list)
@@ -158,7 +149,6 @@ class Bucket:
             states,
             self.group,
             weight_decay=weight_decay,
-            foreach=self.foreach,
         )
 
 
@@ -179,12 +169,8 @@ def collect(
         limit = _ELEMENTS_ON_CPU if part.device.type == "cpu" else _ELEMENTS
         bucket, size = open_buckets.get(key, (None, 0))
         if bucket is None or not foreach or size + part.numel() > limit:
-            if mesh is not None and not foreach:
-                raise TetherError(
-                    "Sharded tensors are updated by the foreach path only; leave out foreach=False."
-                )
             split, rows = _process_groups(param, mesh, placements)
-            bucket, size = Bucket(group, foreach, split, rows), 0
+            bucket, size = Bucket(group, split, rows), 0
             bucket.anchors = None if anchor is None else []
             buckets.append(bucket)
         open_buckets[key] = (bucket, size + part.numel())

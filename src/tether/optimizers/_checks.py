@@ -89,6 +89,15 @@ def check_tensor(param: Tensor, name: str | None) -> None:
         )
 
 
+def check_precision(param: Tensor, name: str) -> None:
+    """Refuse to train a float16 tensor: ε = 1e-8 is 0 in it, and squares of small gradients are too."""
+    if param.dtype == torch.float16:
+        raise TetherError(
+            f"{name} is float16, in which a step becomes NaN. Train float32 parameters (tether.load gives them) and "
+            f"use torch.autocast for the arithmetic; what is frozen may be float16."
+        )
+
+
 def fitted_anchor(anchor: Tensor | None, param: Tensor, name: str | None) -> Tensor | None:
     if anchor is None:
         return None

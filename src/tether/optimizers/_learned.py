@@ -17,7 +17,7 @@ def adam_move(gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, updates: Te
     return exp_avg / (1 - 0.9**updates) / ((exp_avg_sq / (1 - 0.999**updates)).sqrt() + 1e-8)
 
 
-def counted(step: Tensor, bias_correction: str) -> Tensor:
+def counted(step: Tensor, bias_correction: BiasCorrection) -> Tensor:
     """The exponent of the bias correction at a tensor's step 1, 2, …
 
     A number that is first updated at step 2 has had step − 1 updates; the published code of FTP and DiGraP

@@ -9,7 +9,7 @@ from tether.errors import TetherError
 from tether.families import OptimizerConfig
 from tether.optimizers._checks import check_rates, choose, require
 
-COMMON: dict[str, Any] = {"weight_decay": 0.0, "maximize": False, "anchors": "start", "excluded": False}
+Base = Literal["adamw", "sgd"]
 OF_BASE: dict[str, dict[str, Any]] = {
     "adamw": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
     "sgd": {"momentum": 0.0, "dampening": 0.0, "nesterov": False},
@@ -39,7 +39,7 @@ class AnchoredConfig(OptimizerConfig):
     lr: float = 1e-4
     head_lr: float | None = None
     weight_decay: float = 0.0
-    base: Literal["adamw", "sgd"] = "adamw"
+    base: Base = "adamw"
     betas: tuple[float, float] = OF_BASE["adamw"]["betas"]
     momentum: float = OF_BASE["sgd"]["momentum"]
     nesterov: bool = OF_BASE["sgd"]["nesterov"]

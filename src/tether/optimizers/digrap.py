@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from tether.config import method
-from tether.optimizers._anchored import AnchoredOptimizer
-from tether.optimizers._bucket import Bucket, column, narrowed, scalar_dtype
+from tether.optimizers._anchored import AnchoredOptimizer, Anchors, Exclude, Params, options_of
+from tether.optimizers._bucket import Bucket, column, scalar_dtype
 from tether.optimizers._checks import choose, require
 from tether.optimizers._learned import BiasCorrection, adam_move, counted
-from tether.optimizers._options import AnchoredConfig
+from tether.optimizers._options import AnchoredConfig, Base
 
 _TINY = 1e-12  # rows shorter than this are divided by it instead
 
@@ -88,37 +88,37 @@ class DiGraP(AnchoredOptimizer):
     learned: ClassVar[dict[str, float]] = {"omega": 0.0, "omega_exp_avg": 0.0, "omega_exp_avg_sq": 0.0}
     remembered: ClassVar[tuple[str, ...]] = ("direction",)  # p of the last step, normalised
 
+    def __init__(
+        self,
+        params: Params,
+        lr: float | int = 1e-3,
+        *,
+        mu: float | int = 0.5,
+        kappa: float | int = 1.0,
+        condition: Literal["conflict", "agreement"] = "conflict",
+        normalization: Literal["rows", "tensor"] = "rows",
+        bias_correction: BiasCorrection = "published",
+        base: Base = "adamw",
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float | int = 1e-8,
+        amsgrad: bool = False,
+        momentum: float | int = 0.0,
+        dampening: float | int = 0.0,
+        nesterov: bool = False,
+        weight_decay: float | int = 0.0,
+        maximize: bool = False,
+        anchors: Anchors = "start",
+        exclude: Exclude = (),
+        foreach: bool = True,
+    ) -> None:
+        super().__init__(**options_of(locals()))
+
     def _update(self, bucket: Bucket) -> None:
-        (digrap_foreach if self._foreach else digrap_plain)(bucket)
+        digrap_step(bucket)
 
 
-def digrap_plain(bucket: Bucket) -> None:
-    """The update of one tensor, as the formulas read."""
-    (param,), (grad,), (state,), group = bucket.params, bucket.grads, bucket.states, bucket.group
-    anchor = torch.zeros_like(param) if bucket.anchors is None else bucket.anchors[0]
-    (step,) = bucket.clock() + 1
-    by_row, wide = group["normalization"] == "rows" and param.ndim >= 2, scalar_dtype(param)
-
-    def unit(x: Tensor) -> Tensor:
-        rows = x.to(wide).flatten(1) if by_row else x.to(wide).reshape(1, -1)
-        return (rows / rows.norm(dim=1, keepdim=True).clamp(min=_TINY)).reshape(x.shape)
-
-    g, c = bucket.sign * grad, param - anchor
-    if step > 1:
-        h = (unit(g) * state["direction"]).sum(dtype=wide)
-        move = adam_move(
-            h, state["omega_exp_avg"], state["omega_exp_avg_sq"], counted(step, group["bias_correction"])
-        )
-        state["omega"].sub_(group["mu"] * move).clamp_(0, group["kappa"])
-    dot, square = (g.to(wide) * c.to(wide)).sum(), c.to(wide).square().sum()
-    state["direction"].copy_(unit(dot / (square + 1e-8) * c.to(wide)))
-    if (dot < 0) if group["condition"] == "conflict" else (dot > 0):
-        g = (g - state["omega"] * dot / square * c).to(param.dtype)
-    bucket.base_step([bucket.sign * g], weight_decay=0.0)
-
-
-def digrap_foreach(bucket: Bucket) -> None:
-    """The same for all tensors of the bucket at once, without waiting for the device."""
+def digrap_step(bucket: Bucket) -> None:
+    """The update of all tensors of the bucket at once, without waiting for the device."""
     group, direction = bucket.group, bucket.full("direction")
     rows = group["normalization"] == "rows"
     c = bucket.displacements()
@@ -144,10 +144,10 @@ def digrap_foreach(bucket: Bucket) -> None:
     else:
         share = (share / (share.abs() * square.sqrt()).clamp_(min=_TINY)).unbind()
     for kept, displacement, factor in zip(direction, c, share, strict=True):
-        torch.mul(displacement, column(factor, kept) if rows else narrowed(factor, kept.dtype), out=kept)
+        torch.mul(displacement, column(factor, kept) if rows else factor.to(kept.dtype), out=kept)
 
     applies = dot < 0 if group["condition"] == "conflict" else dot > 0
-    removed = narrowed(bucket.sign * torch.where(applies, omega * dot / square, 0.0), c[0].dtype)
+    removed = (bucket.sign * torch.where(applies, omega * dot / square, 0.0)).to(c[0].dtype)
     for grad, displacement, factor in zip(bucket.grads, c, removed.unbind(), strict=True):
         torch.addcmul(grad, displacement, factor, value=-1, out=displacement)
     bucket.base_step(c, weight_decay=0.0)

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from tether.config import method
-from tether.optimizers._anchored import AnchoredOptimizer
-from tether.optimizers._bucket import Bucket, column, scalar_dtype
+from tether.optimizers._anchored import AnchoredOptimizer, Anchors, Exclude, Params, options_of
+from tether.optimizers._bucket import Bucket, column
 from tether.optimizers._checks import choose, require
 from tether.optimizers._learned import BiasCorrection, adam_move, counted
-from tether.optimizers._options import AnchoredConfig
+from tether.optimizers._options import AnchoredConfig, Base
 
 _FLOOR = 1e-8  # added to every norm, and the smallest radius
 
@@ -84,41 +83,36 @@ class FTP(AnchoredOptimizer):
     learned: ClassVar[dict[str, float]] = {"radius": _FLOOR, "radius_exp_avg": 0.0, "radius_exp_avg_sq": 0.0}
     remembered: ClassVar[tuple[str, ...]] = ("direction",)  # c / n of the last step
 
+    def __init__(
+        self,
+        params: Params,
+        lr: float | int = 1e-3,
+        *,
+        k: float | int = 1.0,
+        radius_lr: float | int = 1e-2,
+        bias_correction: BiasCorrection = "published",
+        first_radius: Literal["start", "published"] = "start",
+        base: Base = "adamw",
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float | int = 1e-8,
+        amsgrad: bool = False,
+        momentum: float | int = 0.0,
+        dampening: float | int = 0.0,
+        nesterov: bool = False,
+        weight_decay: float | int = 0.0,
+        maximize: bool = False,
+        anchors: Anchors = "start",
+        exclude: Exclude = (),
+        foreach: bool = True,
+    ) -> None:
+        super().__init__(**options_of(locals()))
+
     def _update(self, bucket: Bucket) -> None:
-        (ftp_foreach if self._foreach else ftp_plain)(bucket)
+        ftp_step(bucket)
 
 
-def ftp_plain(bucket: Bucket) -> None:
-    """The update of one tensor, as the formulas read."""
-    (param,), (grad,), (state,), group = bucket.params, bucket.grads, bucket.states, bucket.group
-    anchor = torch.zeros_like(param) if bucket.anchors is None else bucket.anchors[0]
-    (step,) = bucket.clock() + 1
-
-    def norms(c: Tensor) -> Tensor:
-        return (c.reshape(1, -1) if c.ndim < 2 else c.flatten(1)).abs().sum(1, dtype=scalar_dtype(c)) + _FLOOR
-
-    radius = state["radius"]
-    if step == 1 and group["first_radius"] == "start":
-        radius = norms(param - anchor).max()
-    if step > 1:
-        h = bucket.sign * (grad * state["direction"]).sum(dtype=scalar_dtype(param))
-        if h > 0:
-            h = group["k"] * h
-        move = adam_move(
-            h, state["radius_exp_avg"], state["radius_exp_avg_sq"], counted(step, group["bias_correction"])
-        )
-        radius = radius - group["radius_lr"] * move
-    bucket.base_step(weight_decay=group["weight_decay"])
-    c = param - anchor
-    n = norms(c)
-    radius = radius.clamp(min=_FLOOR).minimum(n.max())
-    param.copy_(anchor + column((radius / n).clamp(max=1), c) * c)
-    state["radius"].copy_(radius)
-    state["direction"].copy_(c * column(1 / n, c))
-
-
-def ftp_foreach(bucket: Bucket) -> None:
-    """The same for all tensors of the bucket at once, without waiting for the device."""
+def ftp_step(bucket: Bucket) -> None:
+    """The update of all tensors of the bucket at once, without waiting for the device."""
     group, direction = bucket.group, bucket.full("direction")
     clock = bucket.clock() + 1
     radius = bucket.scalars("radius")

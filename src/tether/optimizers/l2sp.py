@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from tether.config import method
-from tether.optimizers._anchored import AnchoredOptimizer
+from tether.optimizers._anchored import AnchoredOptimizer, Anchors, Exclude, Params, options_of
 from tether.optimizers._bucket import Bucket
 from tether.optimizers._checks import require
-from tether.optimizers._options import AnchoredConfig
+from tether.optimizers._options import AnchoredConfig, Base
 
 
 @method("l2_sp")
@@ -63,24 +63,34 @@ class L2SP(AnchoredOptimizer):
 
     config = L2SPConfig
 
+    def __init__(
+        self,
+        params: Params,
+        lr: float | int = 1e-3,
+        *,
+        alpha: float | int = 0.01,
+        decoupled: bool = False,
+        base: Base = "adamw",
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float | int = 1e-8,
+        amsgrad: bool = False,
+        momentum: float | int = 0.0,
+        dampening: float | int = 0.0,
+        nesterov: bool = False,
+        weight_decay: float | int = 0.0,
+        maximize: bool = False,
+        anchors: Anchors = "start",
+        exclude: Exclude = (),
+        foreach: bool = True,
+    ) -> None:
+        super().__init__(**options_of(locals()))
+
     def _update(self, bucket: Bucket) -> None:
-        (l2sp_foreach if self._foreach else l2sp_plain)(bucket)
+        l2sp_step(bucket)
 
 
-def l2sp_plain(bucket: Bucket) -> None:
-    """The update of one tensor, as the formulas read."""
-    (param,), (grad,), group = bucket.params, bucket.grads, bucket.group
-    anchor = torch.zeros_like(param) if bucket.anchors is None else bucket.anchors[0]
-    pull = group["alpha"] * (param - anchor)
-    if group["decoupled"]:
-        param.sub_(group["lr"] * pull)
-        bucket.base_step(weight_decay=0.0)
-    else:
-        bucket.base_step([grad + bucket.sign * pull], weight_decay=0.0)
-
-
-def l2sp_foreach(bucket: Bucket) -> None:
-    """The same for all tensors of the bucket at once."""
+def l2sp_step(bucket: Bucket) -> None:
+    """The update of all tensors of the bucket at once."""
     group = bucket.group
     pull = bucket.displacements()
     if group["decoupled"]:

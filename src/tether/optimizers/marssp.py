@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from tether.config import method
-from tether.optimizers._anchored import AnchoredOptimizer
-from tether.optimizers._bucket import Bucket, column
+from tether.optimizers._anchored import AnchoredOptimizer, Anchors, Exclude, Params, options_of
+from tether.optimizers._bucket import Bucket
 from tether.optimizers._checks import require
-from tether.optimizers._options import AnchoredConfig
+from tether.optimizers._options import AnchoredConfig, Base
 
 
 @method("mars_sp")
@@ -69,29 +69,34 @@ class MARSSP(AnchoredOptimizer):
 
     config = MARSSPConfig
 
+    def __init__(
+        self,
+        params: Params,
+        lr: float | int = 1e-3,
+        *,
+        strength: float | int | None = None,
+        radius: float | int | None = None,
+        base: Base = "adamw",
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float | int = 1e-8,
+        amsgrad: bool = False,
+        momentum: float | int = 0.0,
+        dampening: float | int = 0.0,
+        nesterov: bool = False,
+        weight_decay: float | int = 0.0,
+        maximize: bool = False,
+        anchors: Anchors = "start",
+        exclude: Exclude = (),
+        foreach: bool = True,
+    ) -> None:
+        super().__init__(**options_of(locals()))
+
     def _update(self, bucket: Bucket) -> None:
-        (marssp_foreach if self._foreach else marssp_plain)(bucket)
+        marssp_step(bucket)
 
 
-def marssp_plain(bucket: Bucket) -> None:
-    """The update of one tensor, as the formulas read."""
-    (param,), (grad,), group = bucket.params, bucket.grads, bucket.group
-    anchor = torch.zeros_like(param) if bucket.anchors is None else bucket.anchors[0]
-    c = param - anchor
-    rows = (c.reshape(1, -1) if c.ndim < 2 else c.flatten(1)).abs().sum(1)
-    if group["radius"] is None:
-        farthest = torch.zeros_like(rows)
-        farthest[rows.argmax()] = _strength(group)
-        bucket.base_step([grad + bucket.sign * column(farthest, c) * c.sign()], weight_decay=0.0)
-    else:
-        bucket.base_step(weight_decay=0.0)
-        c = param - anchor
-        rows = (c.reshape(1, -1) if c.ndim < 2 else c.flatten(1)).abs().sum(1)
-        param.copy_(anchor + column((group["radius"] / rows.clamp(min=1e-30)).clamp(max=1), c) * c)
-
-
-def marssp_foreach(bucket: Bucket) -> None:
-    """The same for all tensors of the bucket at once, without waiting for the device."""
+def marssp_step(bucket: Bucket) -> None:
+    """The update of all tensors of the bucket at once, without waiting for the device."""
     group = bucket.group
     if group["radius"] is not None:
         bucket.base_step(weight_decay=0.0)

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from tether.config import method
-from tether.optimizers._anchored import AnchoredOptimizer
+from tether.optimizers._anchored import AnchoredOptimizer, Anchors, Exclude, Params, options_of
 from tether.optimizers._bucket import Bucket
 from tether.optimizers._checks import require
-from tether.optimizers._options import AnchoredConfig
+from tether.optimizers._options import AnchoredConfig, Base
 
 
 @method("spd")
@@ -72,25 +72,34 @@ class SPD(AnchoredOptimizer):
 
     config = SPDConfig
 
+    def __init__(
+        self,
+        params: Params,
+        lr: float | int = 1e-3,
+        *,
+        strength: float | int = 1.0,
+        times_lr: bool = False,
+        base: Base = "adamw",
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float | int = 1e-8,
+        amsgrad: bool = False,
+        momentum: float | int = 0.0,
+        dampening: float | int = 0.0,
+        nesterov: bool = False,
+        weight_decay: float | int = 0.0,
+        maximize: bool = False,
+        anchors: Anchors = "start",
+        exclude: Exclude = (),
+        foreach: bool = True,
+    ) -> None:
+        super().__init__(**options_of(locals()))
+
     def _update(self, bucket: Bucket) -> None:
-        (spd_foreach if self._foreach else spd_plain)(bucket)
+        spd_step(bucket)
 
 
-def spd_plain(bucket: Bucket) -> None:
-    """The update of one tensor, as the formulas read."""
-    (param,), (grad,) = bucket.params, bucket.grads
-    anchor = torch.zeros_like(param) if bucket.anchors is None else bucket.anchors[0]
-    q = -bucket.sign * (grad * (param - anchor)).sum()
-    radius = (param - anchor).norm()
-    bucket.base_step(weight_decay=0.0)
-    new_radius = (param - anchor).norm()
-    if q < 0 and new_radius > 0:
-        ratio = ((new_radius - radius) / new_radius).clamp(0, 1)
-        param.sub_(_strength(bucket.group) * ratio * (param - anchor))
-
-
-def spd_foreach(bucket: Bucket) -> None:
-    """The same for all tensors of the bucket at once, without waiting for the device."""
+def spd_step(bucket: Bucket) -> None:
+    """The update of all tensors of the bucket at once, without waiting for the device."""
     c = bucket.displacements()
     before = torch.stack([bucket.dots(bucket.grads, c), bucket.squares(c)])
     bucket.base_step(weight_decay=0.0)

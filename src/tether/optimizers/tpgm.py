@@ -21,11 +21,11 @@ from torch import Tensor
 
 from tether.config import method
 from tether.errors import TetherError
-from tether.optimizers._anchored import AnchoredOptimizer
+from tether.optimizers._anchored import AnchoredOptimizer, Anchors, Exclude, Params, options_of
 from tether.optimizers._bucket import Bucket, column
 from tether.optimizers._checks import choose, require
 from tether.optimizers._learned import adam_move
-from tether.optimizers._options import AnchoredConfig
+from tether.optimizers._options import AnchoredConfig, Base
 
 _FLOOR = 1e-8
 _UNSET = -1.0
@@ -87,6 +87,28 @@ class TPGM(AnchoredOptimizer):
         "radius_exp_avg_sq": 0.0,
     }
 
+    def __init__(
+        self,
+        params: Params,
+        lr: float | int = 1e-3,
+        *,
+        norm: Literal["mars", "l2"] = "mars",
+        radius_lr: float | int = 1e-2,
+        base: Base = "adamw",
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float | int = 1e-8,
+        amsgrad: bool = False,
+        momentum: float | int = 0.0,
+        dampening: float | int = 0.0,
+        nesterov: bool = False,
+        weight_decay: float | int = 0.0,
+        maximize: bool = False,
+        anchors: Anchors = "start",
+        exclude: Exclude = (),
+        foreach: bool = True,
+    ) -> None:
+        super().__init__(**options_of(locals()))
+
     @torch.no_grad()
     def radius_step(
         self,
@@ -111,8 +133,9 @@ class TPGM(AnchoredOptimizer):
             of this optimizer's parameters are left as they were.
 
         Raises:
-            TetherError: `iterations` is below 1, or no anchored parameter that has taken a step has a
-                gradient of the loss.
+            TetherError: `iterations` is below 1, no anchored parameter that has taken a step has a gradient of
+                the loss, or the loss or its gradient is not finite. Weights and radii are as before then, as
+                they are after an error of `held_out_loss`.
         """
         if iterations < 1:
             raise TetherError(f"iterations must be at least 1, found {iterations}.")
@@ -120,6 +143,7 @@ class TPGM(AnchoredOptimizer):
         grads = [param.grad for param in params]
         anchored = self._moved()
         weights = [torch._foreach_clone(bucket.params) for bucket in anchored]
+        learned = [[bucket.scalars(name) for name in self.learned] for bucket in anchored]
 
         def restore() -> None:
             for bucket, kept in zip(anchored, weights, strict=True):
@@ -143,8 +167,17 @@ class TPGM(AnchoredOptimizer):
                         "The held-out loss depends on no anchored parameter that has taken a step; compute "
                         "it with this model, after step()."
                     )
-                for bucket in with_gradient:
-                    learn_radii(bucket)
+                slopes = [learn_radii(bucket) for bucket in with_gradient]
+                if not all_finite([loss.detach(), *slopes]):
+                    raise TetherError(
+                        f"The held-out loss or its gradient is not finite (loss {float(loss):.4g}), so no radius "
+                        f"was moved. Look at the held-out examples and at the weights, or lower the learning rate."
+                    )
+        except BaseException:
+            for bucket, numbers in zip(anchored, learned, strict=True):
+                for name, values in zip(self.learned, numbers, strict=True):
+                    bucket.store(name, values)
+            raise
         finally:
             restore()
             for param, grad in zip(params, grads, strict=True):
@@ -190,10 +223,11 @@ def project(bucket: Bucket) -> None:
     bucket.move(c, ratios.split([len(row) for row in rows]))
 
 
-def learn_radii(bucket: Bucket) -> None:
+def learn_radii(bucket: Bucket) -> Tensor:
     """One Adam step on γ, from gradients at the projected weights and the weights before projection.
 
-    h = Σ_r [γ ≤ n_r + 1e-8] ⟨g_r, c_r⟩ / (n_r + 1e-8)
+    Returns:
+        [tensors] h = Σ_r [γ ≤ n_r + 1e-8] ⟨g_r, c_r⟩ / (n_r + 1e-8), the derivative of the loss by γ.
     """
     c, rows = _displaced(bucket)
     sizes = [len(row) for row in rows]
@@ -211,6 +245,13 @@ def learn_radii(bucket: Bucket) -> None:
     bucket.store("radius_updates", updates)
     bucket.store("radius_exp_avg", exp_avg)
     bucket.store("radius_exp_avg_sq", exp_avg_sq)
+    return h
+
+
+def all_finite(values: list[Tensor]) -> bool:
+    """The one thing in a radius step that waits for the device."""
+    flags = [value.isfinite().all() for value in values]
+    return bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
 
 
 def _displaced(bucket: Bucket) -> tuple[list[Tensor], list[Tensor]]:

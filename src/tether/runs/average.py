@@ -45,7 +45,10 @@ def average_adapters(adapters: Sequence[Adapter], alpha: Alpha | None = None) ->
         alpha = arithmetic.shared_alpha(adapters)
     state = average([adapter.state for adapter in adapters])
     extra = {"combined": len(adapters)}
-    return Adapter(first.config, state, first.fingerprint, alpha, extra, source=first.source)
+    unfrozen = arithmetic.shared_unfrozen(adapters)
+    return Adapter(
+        first.config, state, first.fingerprint, alpha, extra, source=first.source, unfrozen=unfrozen
+    )
 
 
 def average_folders(folders: Sequence[Path], out: Path, alpha: Alpha | None = None) -> None:

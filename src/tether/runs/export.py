@@ -20,6 +20,8 @@ def export(
 ) -> MergeReport:
     """Merge an adapter into its base and save the result in the format of the base's library.
 
+    Both towers are run before and after: what does not answer alike, or no number at all, is not saved.
+
     Args:
         source: the base, as `tether.load` takes it; None for where the adapter says that it is.
         adapter: folder written by `save_adapter`.
@@ -29,7 +31,8 @@ def export(
 
     Raises:
         TetherError: `out` exists, the adapter belongs to another base or that is not where it was, `head` is no
-            head's file, or the disk is full.
+            head's file, the merged model does not answer as the adapter does or the head is not finite, or the disk
+            is full.
     """
     refuse_existing(out)
     saved = load_adapter(adapter)
@@ -37,12 +40,18 @@ def export(
     model = load(source or base_of(saved, adapter))
     attached = apply(model, saved)
     alpha = saved.alpha if alpha is None else alpha
-    probe = torch.randn(2, 3, model.image.size, model.image.size, generator=torch.Generator().manual_seed(0))
-    report = attached.merge(alpha, probe=lambda: model.encode_image(probe))
+    weight = head_at(*ends, alpha_of(alpha, "text")) if ends else None
+    if weight is not None and not bool(weight.isfinite().all()):
+        raise TetherError(
+            f"The head in {head} holds NaN or infinity, so it is not saved. Take an earlier one."
+        )
+    pixels = torch.randn(2, 3, model.image.size, model.image.size, generator=torch.Generator().manual_seed(0))
+    tokens = model.tokenize(["a photo of a cat", "a drawing of two houses"])
+    report = attached.merge(alpha, probe=lambda: [model.encode_image(pixels), model.encode_text(tokens)])
     with new_folder(out) as folder:
         model.save_into(folder)
-        if ends:
-            save_tensors(folder / HEAD_FILE, {"weight": head_at(*ends, alpha_of(alpha, "text"))})
+        if weight is not None:
+            save_tensors(folder / HEAD_FILE, {"weight": weight})
     return report
 
 

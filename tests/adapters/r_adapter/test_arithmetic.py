@@ -106,3 +106,13 @@ def test_what_does_not_belong_together_is_refused():
         combine([one], [1.0, 2.0])
     with pytest.raises(TetherError, match="got 0"):
         average([])
+
+
+def test_what_was_trained_beside_adapters_is_not_combined():
+    head = {"head.weight": torch.ones(3, 16)}
+    first, second = adapter(0, None, unfrozen=head), adapter(1, None)
+    with pytest.raises(
+        TetherError, match=r"head\.weight was trained beside an adapter, and only adapters can be combined"
+    ):
+        average([second, first])
+    assert average([first], alpha=1.0).unfrozen is head

@@ -107,8 +107,13 @@ def test_smallest_rank_within_the_tolerance():
     assert len(asked) == 5
     chosen, _ = smallest_within(state, [1, 2], score, tolerance=0.0)
     assert torch.allclose(chosen["0.r_adapter.weight"], target, atol=1e-6)
-    for ranks, tolerance in (([], 0.1), ([1], -1.0), ([0], 0.1), ([1], float("nan"))):
-        with pytest.raises(TetherError):
+    for ranks, tolerance, message in (
+        ([], 0.1, r"has rank 10, and none of the ranks to try is smaller: \[\]"),
+        ([1], -1.0, r"tolerance is a finite number from 0, not -1\.0"),
+        ([0], 0.1, "rank is at least 1, not 0"),
+        ([1], float("nan"), "tolerance is a finite number from 0, not nan"),
+    ):
+        with pytest.raises(TetherError, match=message):
             smallest_within(state, ranks, score, tolerance)
 
 

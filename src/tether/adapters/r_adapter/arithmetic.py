@@ -6,7 +6,7 @@ something away. Averages of factors would not be: low-rank adapters are combined
 by side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], alpha: Alpha 
 
     Raises:
         TetherError: they differ in base, sites or widths, or in alpha where none is given; or there are none,
-            or not as many weights.
+            or not as many weights; or something else was trained beside one of several.
     """
     if not adapters or len(adapters) != len(weights):
         raise TetherError(
@@ -63,6 +63,7 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], alpha: Alpha 
                 f"Adapters of different bases cannot be combined: fingerprints {first.fingerprint[:12]}… and "
                 f"{adapter.fingerprint[:12]}…."
             )
+    unfrozen = shared_unfrozen(adapters)
     if alpha is None:
         alpha = shared_alpha(adapters)
     states = [by_path(adapter.state) for adapter in adapters]
@@ -75,7 +76,24 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], alpha: Alpha 
         combined |= {f"{path}{PART}{name}": tensor for name, tensor in tensors.items()}
     config = first.config.fitting(combined)
     extra = {"combined": len(adapters)}
-    return Adapter(config, combined, first.fingerprint, alpha, extra, source=first.source)
+    return Adapter(config, combined, first.fingerprint, alpha, extra, source=first.source, unfrozen=unfrozen)
+
+
+def shared_unfrozen(adapters: Sequence[Adapter]) -> Mapping[str, Tensor]:
+    """What was trained beside one adapter; several must have none, as their heads began anywhere and have no sum.
+
+    Raises:
+        TetherError: one of several adapters has such tensors.
+    """
+    if len(adapters) == 1:
+        return adapters[0].unfrozen
+    for adapter in adapters:
+        if adapter.unfrozen:
+            raise TetherError(
+                f"{next(iter(adapter.unfrozen))} was trained beside an adapter, and only adapters can be combined. "
+                f"Apply one of them, or train them with that tensor frozen."
+            )
+    return {}
 
 
 def shared_alpha(adapters: Sequence[Adapter]) -> Alpha:
