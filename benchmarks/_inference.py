@@ -110,10 +110,10 @@ def readings_of_a_sweep(
         return dataset.ImageDataset(split, counted("transformed", test_transform(model.image)))
 
     attached = attach(model, RAdapterConfig())
-    delta = attached.delta()
     features = model.module.eval().encode_text(model.tokenize(["a class"])).detach()
     classifier = Classifier(weight=features.expand(len(benchmark.class_names), -1))
-    with attached.ordinary(), patch.object(dataset, "read_image", counted("decoded", dataset.read_image)):
-        alpha_sweep(model, delta, {"validation": split}, alphas, lambda alpha: classifier, open_split=opened)
+    counting = patch.object(dataset, "read_image", counted("decoded", dataset.read_image))
+    with attached.path() as path, counting:
+        alpha_sweep(model, path, {"validation": split}, alphas, lambda _: classifier, open_split=opened)
     attached.detach()
     return Readings(pictures=len(split), alphas=len(alphas), **counts)

@@ -31,7 +31,7 @@ from tether.evaluation import Classifier, evaluate, zero_shot_classifier
 from tether.models import load
 from tether.runs.predictor import Predictor, export_predictor, load_predictor, save_ensemble, save_predictor
 
-from ..evaluation.tiny import NAMES, TEMPLATES, tiny_delta, tiny_model, tiny_split
+from ..evaluation.tiny import NAMES, TEMPLATES, tiny_delta, tiny_model, tiny_split, way
 
 CLASSES = len(NAMES)
 
@@ -48,7 +48,12 @@ def delta(model):
 
 @pytest.fixture
 def pair(model, delta):
-    return Pair.of(model, delta, lambda alpha: zero_shot_classifier(model, NAMES, TEMPLATES), batch_size=9)
+    return Pair.of(
+        model,
+        way(model, delta),
+        lambda alpha: zero_shot_classifier(model, NAMES, TEMPLATES),
+        batch_size=9,
+    )
 
 
 @pytest.fixture
@@ -110,7 +115,7 @@ def test_the_ends_are_those_of_the_path_of_alphas_and_every_picture_is_read_once
     found = ensemble.sweep(splits)
     assert len(reads) == sum(map(len, splits.values()))
     assert found.alphas == tuple(OutputConfig().grid)
-    expected = alpha_sweep(model, delta, splits, (0.0, 1.0), pair.classifier_at, batch_size=9)
+    expected = alpha_sweep(model, way(model, delta), splits, (0.0, 1.0), pair.classifier_at, batch_size=9)
     for alpha in (0.0, 1.0):
         for name in splits:
             one, other = found.at(alpha)[name], expected.at(alpha)[name]
@@ -129,7 +134,7 @@ def test_what_comes_before_the_first_change_runs_once_for_both(tiny_model):
     delta = attached.delta()
     attached.detach()
     head = Classifier(weight=torch.randn(3, 16))
-    pair = Pair.of(model, delta, lambda alpha: head)
+    pair = Pair.of(model, way(model, delta), lambda alpha: head)
     calls = {"first": 0, "last": 0}
     blocks = model.module.visual.transformer.resblocks
     others = pair.tuned.module.visual.transformer.resblocks
@@ -220,7 +225,7 @@ def test_vrf_by_the_bounded_loss_looks_at_shifts_and_given_shapes_are_taken(pair
 
 
 def test_vrf_without_failures_is_the_zero_shot_model_beside_itself(model, splits, train, validation):
-    pair = Pair.of(model, {}, lambda alpha: zero_shot_classifier(model, NAMES, TEMPLATES))
+    pair = Pair.of(model, way(model, {}), lambda alpha: zero_shot_classifier(model, NAMES, TEMPLATES))
     assert pair.tuned is pair.zero_shot
     assert find_failures(pair, train).shape == (0, 6)
     ensemble = VRFConfig().fit(pair, train=train, validation=validation)
@@ -308,7 +313,7 @@ def test_models_that_do_not_fit_each_other_are_refused(model, pair, train, valid
     with pytest.raises(TetherError, match="own tuned weights"):
         FisherConfig().fit(own, train=train, validation=validation)
     with pytest.raises(TetherError, match="changed none"):
-        still = Pair.of(model, {}, lambda alpha: classifiers[0])
+        still = Pair.of(model, way(model, {}), lambda alpha: classifiers[0])
         FisherConfig().fit(still, train=train, validation=validation)
 
 
@@ -328,7 +333,9 @@ def tuned_pair(folder, attached_config, saved):
     delta = attached.delta()
     attached.detach()
     names = ("circle", "square", "cross")
-    return Pair.of(model, delta, lambda alpha: zero_shot_classifier(model, names, ("a {}",))), names
+    return Pair.of(
+        model, way(model, delta), lambda alpha: zero_shot_classifier(model, names, ("a {}",))
+    ), names
 
 
 def mixes(pair):
@@ -365,7 +372,7 @@ def test_what_was_saved_answers_bit_for_bit_as_before(tiny_model, make_tiny_mode
             pair = Pair(zero_shot=models[0], tuned=models[1], classifiers=classifiers)
         else:
             classifiers = (classifiers[0], replace(classifiers[1], bias=torch.randn(3)))
-            pair = Pair.of(models[0], {}, lambda alpha: classifiers[int(alpha)])
+            pair = Pair.of(models[0], way(models[0], {}), lambda alpha: classifiers[int(alpha)])
     predictor = Predictor(pair, mixes(pair)[mix], names)
     save_predictor(tmp_path / "out", predictor, adapter="adapter" if tuned == "adapter" else None)
     again = load_predictor(tmp_path / "out")

@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
 from forked import alone_and_together
-from tiny import NAMES, TEMPLATES, tiny_delta, tiny_model, tiny_split
+from tiny import NAMES, TEMPLATES, tiny_delta, tiny_model, tiny_split, way
 
 from tether.data.dataset import ImageDataset
 from tether.data.records import Split
@@ -25,7 +25,12 @@ def found(splits: dict[str, Split]) -> dict[str, torch.Tensor]:
     """Answers to an odd number of pictures and to a single one; and what was fitted."""
     model = tiny_model()
     delta = {name: 2 * change for name, change in tiny_delta(model).items()}
-    pair = Pair.of(model, delta, lambda _: zero_shot_classifier(model, NAMES, TEMPLATES), batch_size=4)
+    pair = Pair.of(
+        model,
+        way(model, delta),
+        lambda _: zero_shot_classifier(model, NAMES, TEMPLATES),
+        batch_size=4,
+    )
     parts = {"train": splits["training"], "validation": splits["validation"]}
     tests = {name: splits[name] for name in ("odd", "one")}
     result = {}

@@ -16,7 +16,7 @@ from tether.evaluation.classifier import (
     zero_shot_classifier,
 )
 
-from .tiny import NAMES, TEMPLATES
+from .tiny import NAMES, TEMPLATES, way
 
 ALPHAS = (0.0, 0.25, 0.5, 1.0, 1.5)
 
@@ -113,7 +113,15 @@ def test_a_sweep_reads_each_picture_once_and_equals_separate_evaluations(model, 
 
     Counting.reads = 0
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
-    sweep = alpha_sweep(model, delta, splits, ALPHAS, zero_shot(model), batch_size=5, open_split=open_split)
+    sweep = alpha_sweep(
+        model,
+        way(model, delta),
+        splits,
+        ALPHAS,
+        zero_shot(model),
+        batch_size=5,
+        open_split=open_split,
+    )
     assert Counting.reads == sum(map(len, splits.values()))
     for name, value in model.module.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -143,7 +151,7 @@ def test_a_grid_of_alphas_per_tower_costs_one_pass_per_alpha_of_a_tower(model, d
 
     only = {"plain": splits["plain"]}
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
-    sweep = alpha_sweep(model, delta, only, grid, classifier, batch_size=23)
+    sweep = alpha_sweep(model, way(model, delta), only, grid, classifier, batch_size=23)
     assert calls == {"image": 3, "text": 2}
     assert model.image_features is image_features
     for alpha in grid:
@@ -160,7 +168,7 @@ def test_a_linear_head_moves_along(model, delta, splits):
     def head(alpha):
         return Classifier(weight=start + alpha * (end - start), bias=alpha * bias)
 
-    sweep = alpha_sweep(model, delta, splits, (0.0, 1.0), head)
+    sweep = alpha_sweep(model, way(model, delta), splits, (0.0, 1.0), head)
     assert same(sweep.at(0.0)["plain"], evaluate(model, splits, head(0.0))["plain"])
     moved(model, delta, 1.0)
     assert same(sweep.at(1.0)["plain"], evaluate(model, splits, head(1.0))["plain"])
@@ -181,7 +189,15 @@ def test_weights_are_restored_when_something_breaks(model, delta, splits, where)
             raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        alpha_sweep(model, delta, splits, (0.0, 0.5, 1.0), classifier, batch_size=4, progress=progress)
+        alpha_sweep(
+            model,
+            way(model, delta),
+            splits,
+            (0.0, 0.5, 1.0),
+            classifier,
+            batch_size=4,
+            progress=progress,
+        )
     for name, value in model.module.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert model.module.dropout.training
@@ -190,7 +206,7 @@ def test_weights_are_restored_when_something_breaks(model, delta, splits, where)
 def test_autocast_does_not_keep_the_weights_of_another_alpha(model, delta, splits):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model.encode_image(torch.zeros(1, 3, 8, 8))  # fills the cache of cast weights
-        sweep = alpha_sweep(model, delta, splits, (0.0, 1.0), zero_shot(model))
+        sweep = alpha_sweep(model, way(model, delta), splits, (0.0, 1.0), zero_shot(model))
         assert torch.is_autocast_cache_enabled()
     assert not torch.equal(sweep.at(0.0)["plain"].confidences, sweep.at(1.0)["plain"].confidences)
     moved(model, delta, 1.0)
@@ -260,8 +276,10 @@ def test_what_cannot_be_evaluated_is_refused(model, delta, splits, make_split):
         (({"image": 0.5},), "text tower"),
     ):
         with pytest.raises(TetherError, match=message):
-            alpha_sweep(model, delta, splits, alphas, zero_shot(model))
-    sweep = alpha_sweep(model, delta, splits, (0.0, {"image": 1.0, "text": 0.0}), zero_shot(model))
+            alpha_sweep(model, way(model, delta), splits, alphas, zero_shot(model))
+    sweep = alpha_sweep(
+        model, way(model, delta), splits, (0.0, {"image": 1.0, "text": 0.0}), zero_shot(model)
+    )
     with pytest.raises(TetherError, match=r"0.7 was not evaluated; there are: 0; image 1, text 0"):
         sweep.at(0.7)
 

@@ -1,13 +1,15 @@
 """A tiny two-tower model and tiny splits of real picture files."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from tether.data.records import Example, ImageRef, Split
 from tether.models.model import ImageSpec, Model
+from tether.models.weight_path import WeightPath
 
 SIZE = 8
 NAMES = ("red", "green", "blue", "white", "black", "yellow", "pink")
@@ -61,3 +63,8 @@ def tiny_split(folder: Path, name: str, n: int, labels: int = len(NAMES), **rest
         Image.fromarray(pixels.numpy()).save(root / f"{i}.png")
         examples.append(Example(ImageRef(str(root), f"{i}.png"), i % labels, identity=f"thing {i}"))
     return Split(name=name, domain=rest.pop("domain", name), examples=tuple(examples), **rest)
+
+
+def way(model: Model, delta: Mapping[str, Tensor]) -> WeightPath:
+    """The straight way from a model's weights to these plus delta."""
+    return WeightPath(model.module, delta)

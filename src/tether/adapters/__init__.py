@@ -1,12 +1,13 @@
 """What may move: methods that train a little of a model and leave the rest as it was."""
 
 from tether.adapters.attach import attach
-from tether.adapters.attached import Attached, MergeReport
+from tether.adapters.attached import Attached
 from tether.adapters.bias_only import BiasOnlyAttached, BiasOnlyConfig
 from tether.adapters.files import Adapter, apply, load_adapter, save_adapter
 from tether.adapters.frozen import FrozenConfig
 from tether.adapters.full import FullAttached, FullConfig
 from tether.adapters.last_blocks import LastBlocksAttached, LastBlocksConfig
+from tether.adapters.mergeable import Mergeable, MergeReport
 from tether.adapters.norm_only import NormOnlyAttached, NormOnlyConfig
 from tether.adapters.r_adapter.arithmetic import add, average, combine
 from tether.adapters.r_adapter.method import RAdapterConfig, RAttached
@@ -26,6 +27,7 @@ __all__ = [
     "LastBlocksAttached",
     "LastBlocksConfig",
     "MergeReport",
+    "Mergeable",
     "NormOnlyAttached",
     "NormOnlyConfig",
     "RAdapter",

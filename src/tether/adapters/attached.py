@@ -1,57 +1,47 @@
 """What every method gives back when it is attached to a model: one handle with the same few verbs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from tether._alpha import Alpha, alpha_of
-from tether.adapters._tensors import (
-    all_finite,
-    base_tensors,
-    check_known,
-    check_state,
-    difference,
-    not_finite,
-    tensors_of,
-)
+from tether._alpha import TOWERS, Alpha, alpha_of
+from tether.adapters._tensors import base_tensors, check_known, check_state
 from tether.errors import TetherError
 from tether.models.fingerprint import fingerprint_of
 from tether.models.site import Site
-from tether.models.weight_path import MARK
-
-Probe = Callable[[], Any] | Tensor | tuple[Tensor, ...]
-"""A function that runs the model and returns tensors, or the inputs to run the module on."""
-
-ERROR_BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest accepted error of a merge, relative to the largest output, by the precision of the weights."""
-
-_LOST = "The adapter is of a training that diverged, or its file was changed: take an earlier one, or a smaller alpha."
+from tether.models.weight_path import MARK, Path
 
 
-@dataclass(frozen=True)
-class MergeReport:
-    """What a merge did.
+class BranchPath:
+    """The way of a method that is not linear in its weights: its branches scaled while the model runs, or on and off.
 
-    Args:
-        alpha: the ensemble weight that was merged.
-        changed: names of the base parameters that were changed.
-        max_error: largest absolute difference between the merged model's outputs on the probe and those of
-            the base with its adapters; None without a probe, or where the method changes the weights
-            themselves.
-        relative_error: the same, divided by the largest absolute output.
+    At alpha 0 the method is taken out, so that the model is the base bit for bit.
     """
 
-    alpha: Alpha
-    changed: tuple[str, ...]
-    max_error: float | None = None
-    relative_error: float | None = None
+    def __init__(self, attached: "Attached") -> None:
+        self._attached, self._alphas, self._engaged = attached, dict.fromkeys(TOWERS, 1.0), True
+
+    def set(self, alpha: Alpha, tower: str | None = None) -> None:
+        for name in TOWERS if tower is None else (tower,):
+            self._alphas[name] = alpha_of(alpha, name)
+        wanted = any(self._alphas.values())
+        if wanted:
+            self._attached.scale(self._alphas)
+        if wanted != self._engaged:
+            (self._attached.put_in if wanted else self._attached.take_out)()
+            self._engaged = wanted
+
+    def changes(self, tower: str | None = None) -> frozenset[str]:
+        return self._attached.branches(tower)
+
+    def restore(self) -> None:
+        self.set(0.0)
 
 
 class Attached(ABC):
@@ -64,9 +54,19 @@ class Attached(ABC):
         model: a `tether.Model` or any module.
         config: the method's config.
 
+    Attributes:
+        mergeable: whether the method is linear in the weights, so that it has a delta and can be merged; see
+            `tether.adapters.mergeable`.
+        identity_at_start: whether the model computes what it computed before, bit for bit, right after `attach`.
+        moves_weights: whether the method trains tensors of the module itself, so that taking it out writes them.
+
     Raises:
         TetherError: something is attached to the module already.
     """
+
+    mergeable: ClassVar[bool] = False
+    identity_at_start: ClassVar[bool] = True
+    moves_weights: ClassVar[bool] = False
 
     def __init__(self, model: Any, config: Any) -> None:
         self.module: nn.Module = model if isinstance(model, nn.Module) else model.module
@@ -79,7 +79,6 @@ class Attached(ABC):
         self.sites: list[Site] = []
         self._model = model
         self._required_grad = {name: p.requires_grad for name, p in self.module.named_parameters()}
-        self._originals: dict[str, Tensor] | None = None
         self._before_unfreezing: dict[str, Tensor] = {}
         self._left_unfrozen: dict[str, Tensor] = {}  # what was unfrozen, from `detach` on
         self._detached = False
@@ -96,19 +95,6 @@ class Attached(ABC):
         """What is trained, by name."""
 
     @abstractmethod
-    def delta(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Merged weights at alpha = 1 minus base weights, in fp32, by the names of the base's tensors.
-
-        To use it on the module itself, take the adapters out first: `with attached.ordinary(): ...`.
-
-        Args:
-            state: an adapter state, such as an average; None is the current one.
-
-        Raises:
-            TetherError: the state is not one of this adapter.
-        """
-
-    @abstractmethod
     def _engage(self) -> None:
         """Make the module compute with the method."""
 
@@ -116,9 +102,29 @@ class Attached(ABC):
     def _withdraw(self) -> None:
         """Make the module the ordinary one with the base weights."""
 
-    @abstractmethod
-    def tower_of(self, name: str) -> str:
-        """The tower whose alpha applies to a base tensor."""
+    def scale(self, alphas: Mapping[str, float]) -> None:
+        """Scale what the method adds, by tower, until the next call; in evaluation only. 1 is as it was trained.
+
+        Raises:
+            TetherError: the method has nothing to scale.
+        """
+        if set(alphas.values()) not in ({0.0}, {1.0}):
+            raise TetherError(
+                f"What {type(self).__name__} does cannot be scaled, so it has two ends only: alpha 0, the base, and "
+                f"alpha 1, as trained. Give alpha.value=1, or alpha.grid=[0, 1]."
+            )
+
+    def branches(self, tower: str | None = None) -> frozenset[str]:
+        """Names, or beginnings of names, of the parts of the module in which it differs from the base.
+
+        By default all of it, which is always right; what lies in front of the first is computed once in a sweep.
+        """
+        return frozenset(name for name, _ in self.module.named_parameters())
+
+    def zero_anchored(self) -> frozenset[str]:
+        """What of `named_parameters` an optimizer with anchors is to hold near zero: factors of which one is random at
+        the start, which is no place to return to."""
+        return frozenset()
 
     # What follows from it.
 
@@ -173,6 +179,36 @@ class Attached(ABC):
             for name, parameter in self._others().items()
             if parameter.requires_grad
         }
+
+    def check(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse what is no state of this adapter.
+
+        Raises:
+            TetherError: it is none.
+        """
+        check_state(state, self.state_dict())
+
+    @contextmanager
+    def path(self, state: Mapping[str, Tensor] | None = None) -> Iterator[Path]:
+        """Inside, the module computes at whatever alpha is set, at first as the base; afterwards as before.
+
+        Args:
+            state: an adapter state, such as an average; None is the current one.
+
+        Raises:
+            TetherError: it is merged or detached, or the state is not one of this adapter.
+        """
+        self._require_engaged("walk the path of")
+        before = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        if state is not None:
+            self.load_state_dict(self.complete(state))
+        path = BranchPath(self)
+        path.set(0.0)
+        try:
+            yield path
+        finally:
+            path.set(1.0)
+            self.load_state_dict(before)
 
     def complete(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state made from parameters alone, such as an average, with what else belongs to a state."""
@@ -232,10 +268,7 @@ class Attached(ABC):
         if self._detached:
             return self.module
         self._left_unfrozen = {name: tensor.clone() for name, tensor in self.unfrozen().items()}
-        if self._originals is not None:
-            self._restore()
-        else:
-            self._withdraw()
+        self.take_out()
         with torch.no_grad():
             for name, tensor in base_tensors(self.module, self._before_unfreezing).items():
                 tensor.copy_(self._before_unfreezing[name])
@@ -247,78 +280,6 @@ class Attached(ABC):
         delattr(self.module, MARK)
         self._detached = True
         return self.module
-
-    def merge(
-        self,
-        alpha: Alpha = 1.0,
-        state: Mapping[str, Tensor] | None = None,
-        probe: Probe | None = None,
-        bound: float | None = None,
-    ) -> MergeReport:
-        """Put W0 + alpha · delta into the module's own weights: an ordinary model, without cost at inference.
-
-        Computed in fp32 and cast last. `unmerge` undoes it bit for bit. What is `unfrozen` stays as it is.
-
-        Args:
-            alpha: ensemble weight, or one per tower; 0 is the base, 1 the fine-tuned model, beyond them an
-                extrapolation.
-            state: the adapter state to merge, such as an average; None is the current one.
-            probe: a batch or a function that runs the model, best every tower that changes; the outputs before and
-                after are compared, and NaN or infinity in them is refused.
-            bound: largest accepted relative error on the probe; None is 1e-4 for fp32 weights, 1e-2 for fp16,
-                5e-2 for bf16.
-
-        Raises:
-            TetherError: it is merged already, or alpha or state do not fit; or the merged weights or their outputs
-                on the probe are not finite, or the error exceeds the bound. The module is as before then.
-        """
-        self._require_engaged("merge into")
-        delta = self.delta(state)
-        weights = {name: alpha_of(alpha, self.tower_of(name)) for name in delta}
-        expected = None if probe is None else self._outputs_unmerged(alpha, state, probe)
-        self._withdraw()
-        originals = base_tensors(self.module, delta)
-        self._originals = {name: tensor.detach().clone() for name, tensor in originals.items()}
-        with torch.no_grad():
-            for name, tensor in originals.items():
-                tensor.copy_(tensor.to(delta[name].dtype) + weights[name] * delta[name])
-        if wrong := not_finite(originals):
-            self.unmerge()
-            names = f"{', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''}"
-            raise TetherError(f"NaN or infinity would be merged into {names}; nothing was merged. {_LOST}")
-        if probe is None:
-            return MergeReport(alpha, tuple(delta))
-        found = self._run(probe)
-        if not all_finite(found):
-            self.unmerge()
-            raise TetherError(
-                f"The merged model answers NaN or infinity on the probe; nothing was merged. The largest change is "
-                f"{_largest(delta)}. {_LOST}"
-            )
-        if expected is None:
-            return MergeReport(alpha, tuple(delta))
-        error, relative = difference(found, expected)
-        if bound is None:
-            bound = max(ERROR_BOUNDS.get(tensor.dtype, 5e-2) for tensor in originals.values())
-        if not relative <= bound:
-            self.unmerge()
-            raise TetherError(
-                f"Merging changes the outputs on the probe by {relative:.2g} of the largest output, more "
-                f"than {bound:.2g}. Nothing was merged. Merge into weights of higher precision, or pass a "
-                f"larger bound if you accept it."
-            )
-        return MergeReport(alpha, tuple(delta), error, relative)
-
-    def unmerge(self) -> None:
-        """Undo `merge`, bit for bit, and compute with the adapters again.
-
-        Raises:
-            TetherError: nothing is merged.
-        """
-        if self._originals is None:
-            raise TetherError("Nothing is merged, so there is nothing to undo.")
-        self._restore()
-        self._engage()
 
     # Internals.
 
@@ -353,83 +314,37 @@ class Attached(ABC):
                 part.eval()
                 part.train = MethodType(_stay, part)
 
+    def take_out(self) -> None:
+        """Make the module the ordinary one with the base weights, until `put_in`."""
+        self._withdraw()
+        setattr(self.module, MARK, None)
+
+    def put_in(self) -> None:
+        """Have the module compute with the method again."""
+        setattr(self.module, MARK, type(self).__name__)
+        self._engage()
+
     def _base_tensor(self, name: str) -> Tensor | None:
-        """The base's own tensor, merged or not; None if a linear has no bias."""
-        if self._originals is not None and name in self._originals:
-            return self._originals[name]
+        """The base's own tensor; None if a linear has no bias."""
         path, _, kind = name.rpartition(".")
         tensor = getattr(self.module.get_submodule(path), kind)
         return None if tensor is None else tensor.detach()
 
-    def _restore(self) -> None:
-        with torch.no_grad():
-            for name, tensor in base_tensors(self.module, self._originals).items():
-                tensor.copy_(self._originals[name])
-        self._originals = None
-
     @contextmanager
     def _base(self) -> Iterator[None]:
         """The ordinary module with base weights, from whatever state, and back."""
-        merged = None
         if self._detached:
             yield
             return
-        if self._originals is not None:
-            merged = {n: t.detach().clone() for n, t in base_tensors(self.module, self._originals).items()}
-            originals = self._originals
-            self._restore()
-        else:
-            self._withdraw()
-        setattr(self.module, MARK, None)
+        self.take_out()
         try:
             yield
         finally:
-            setattr(self.module, MARK, type(self).__name__)
-            if merged is None:
-                self._engage()
-            else:
-                self._originals = originals
-                with torch.no_grad():
-                    for name, tensor in base_tensors(self.module, merged).items():
-                        tensor.copy_(merged[name])
+            self.put_in()
 
     def _require_engaged(self, verb: str) -> None:
         if self._detached:
             raise TetherError(f"Cannot {verb} this module: the adapter is detached from it. Attach it again.")
-        if self._originals is not None:
-            raise TetherError(
-                f"Cannot {verb} this module: the adapter is merged into it. Call unmerge() first."
-            )
-
-    def _outputs_unmerged(
-        self, alpha: Alpha, state: Mapping[str, Tensor] | None, probe: Probe
-    ) -> list[Tensor] | None:
-        """What the probe gives with the un-merged method at alpha; None where there is no such form."""
-        return None
-
-    @torch.no_grad()
-    def _run(self, probe: Probe) -> list[Tensor]:
-        modes = [(module, module.training) for module in self.module.modules()]
-        self.module.eval()
-        try:
-            if callable(probe) and not isinstance(probe, Tensor):
-                output = probe()
-            else:
-                output = self.module(*(probe if isinstance(probe, tuple) else (probe,)))
-        finally:
-            for module, training in modes:
-                module.training = training
-        outputs = [tensor.float() for tensor in tensors_of(output)]
-        if not outputs:
-            raise TetherError("The probe gave no tensors to compare; return the model's outputs from it.")
-        return outputs
-
-
-def _largest(delta: Mapping[str, Tensor]) -> str:
-    """The largest number in a delta, and where it is."""
-    peaks = {name: float(tensor.abs().max()) for name, tensor in delta.items() if tensor.numel()}
-    name = max(peaks, key=peaks.__getitem__)
-    return f"{peaks[name]:.2g} in {name}"
 
 
 def _stay(self: nn.Module, mode: bool = True) -> nn.Module:

@@ -5,21 +5,21 @@ and an adapter file holds the tuned values.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tether._alpha import tower_of
 from tether.adapters._tensors import base_tensors, check_state
-from tether.adapters.attached import Attached
+from tether.adapters.mergeable import Mergeable
 from tether.errors import TetherError
 
 LOGIT = ("logit_scale", "logit_bias")
 """Never trained by default: the published recipes keep CLIP's temperature."""
 
 
-class BaseWeightsAttached(Attached):
+class BaseWeightsAttached(Mergeable):
     """Some of a module's own weights are trained; `delta` is tuned minus base.
 
     Buffers that belong to trained modules (running statistics of batch norms) count as tuned: they are in the
@@ -33,6 +33,8 @@ class BaseWeightsAttached(Attached):
     Raises:
         TetherError: something is attached already, a pattern matches nothing, or nothing is left to train.
     """
+
+    moves_weights: ClassVar[bool] = True
 
     def __init__(self, model: Any, config: Any, *, seed: int = 0) -> None:
         super().__init__(model, config)

@@ -108,7 +108,7 @@ def save_adapter(
         raise TetherError(f"Unknown precision {precision!r}{near_misses(precision, list(STORAGE))}")
     if isinstance(attached, Attached):
         state = attached.state_dict() if state is None else attached.complete(state)
-        attached.delta(state)  # refuses what is no state of it
+        attached.check(state)
         own = attached.state_dict()
         config = attached.config if own.keys() == state.keys() else attached.config.fitting(state)
         source = attached.source and absolute(attached.source)

@@ -1,5 +1,6 @@
 """A zero-shot and a tuned model that look at the same pictures, each read once."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tether import _distributed
-from tether._alpha import tower_of
 from tether.data.records import Split
 from tether.ensembles.views import Views
 from tether.errors import TetherError
@@ -22,7 +22,7 @@ from tether.evaluation.scores import SplitScores
 from tether.evaluation.sharing import shared_prefix
 from tether.models.model import Model
 from tether.models.shared_copy import shared_copy
-from tether.models.weight_path import WeightPath, is_engaged
+from tether.models.weight_path import MARK, Path, WeightPath, is_engaged, restoring
 
 Respond = Callable[[Tensor, Split], Sequence[Tensor]]
 """Logits of a batch of pixels by each of several classifiers, for one split."""
@@ -70,34 +70,30 @@ class Pair:
 
     @classmethod
     def of(
-        cls,
-        model: Model,
-        delta: Mapping[str, Tensor],
-        classifier: Callable[[float], Classifier],
-        **reading: Any,
+        cls, model: Model, path: Path, classifier: Callable[[float], Classifier], **reading: Any
     ) -> "Pair":
-        """A model as it is, and with `delta` added to its weights; the model is left as it is.
+        """A model at both ends of its path; it is left at the beginning.
 
         Args:
-            delta: tuned minus base weights, by parameter name; empty where only the classifier was trained.
-            classifier: as for `alpha_sweep`: called at 0 and at 1, with the weights set.
+            path: of the model, such as `attached.path()` or `WeightPath(model.module, delta)`, inside its `with` block.
+            classifier: as for `alpha_sweep`: called at 0 and at 1, with the model there.
             reading: batch_size, workers and progress, if other than the defaults.
 
         Raises:
-            TetherError: delta does not fit the model, or adapters are active in it.
+            TetherError: adapters are active in the model.
         """
-        with WeightPath(model.module, delta) as path:
+        with restoring(path):
+            path.set(0.0)
             zero_shot = classifier(0.0)
             path.set(1.0)
             classifiers = (zero_shot, classifier(1.0))
-        image = {name: change for name, change in delta.items() if tower_of(name) == "image"}
-        tuned = replace(model, module=shared_copy(model.module, image)) if image else model
+        linear = isinstance(path, WeightPath)
         return cls(
             zero_shot=model,
-            tuned=tuned,
+            tuned=tuned_copy(model, path),
             classifiers=classifiers,
-            delta=dict(delta),
-            classifier_at=classifier,
+            delta=path.delta if linear else None,
+            classifier_at=classifier if linear else None,
             **reading,
         )
 
@@ -181,6 +177,24 @@ class Pair:
     def _tell(self, what: str, done: int, total: int) -> None:
         if self.progress:
             self.progress(what, min(done, total), total)
+
+
+def tuned_copy(model: Model, path: Path) -> Model:
+    """The image tower at the end of a path beside the model at its beginning; both share what the path leaves alone.
+
+    The model itself, where nothing of the image tower changes.
+    """
+    if not path.changes("image"):
+        return model
+    if isinstance(path, WeightPath):
+        image = path.changes("image")
+        changes = {name: change for name, change in path.delta.items() if name in image}
+        return replace(model, module=shared_copy(model.module, changes))
+    with restoring(path):
+        path.set(1.0)
+        own = copy.deepcopy(model.module)
+    own.__dict__.pop(MARK, None)
+    return replace(model, module=own)
 
 
 def score(split: Split, logits: Float[Tensor, "n classes"]) -> SplitScores:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tether._alpha import TOWERS, Alpha, alpha_of, tower_of
+from tether._alpha import Alpha, alpha_of
 from tether.data.records import Split
 from tether.errors import TetherError
 from tether.evaluation.classification import answer, batches_of, no_autocast_cache
@@ -15,12 +15,12 @@ from tether.evaluation.classifier import Classifier, Progress, evaluating
 from tether.evaluation.scores import Sweep, alpha_text
 from tether.evaluation.sharing import shared_prefix
 from tether.models.model import Model
-from tether.models.weight_path import WeightPath
+from tether.models.weight_path import Path, restoring
 
 
 def alpha_sweep(
     model: Model,
-    delta: Mapping[str, Tensor],
+    path: Path,
     splits: Mapping[str, Split],
     alphas: Sequence[Alpha],
     classifier: Callable[[float], Classifier],
@@ -30,15 +30,15 @@ def alpha_sweep(
     open_split: Callable[[Split], Dataset] | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
-    """Scores of the weights W0 + alpha · delta for every alpha, reading each picture once.
+    """Scores at every alpha of a path from the zero-shot model to the tuned one, reading each picture once.
 
-    Per batch the weights are set to one alpha after the other. Pictures are encoded once per distinct alpha
-    of the image tower, from the first module that delta changes on, and classifiers are made once per distinct
-    alpha of the text tower, so a grid of i × t alphas costs i image passes and t text passes. The weights are
-    as before afterwards, bit for bit, whatever happens.
+    Per batch the model is set to one alpha after the other. Pictures are encoded once per distinct alpha
+    of the image tower, from the first module that the path changes on, and classifiers are made once per distinct
+    alpha of the text tower, so a grid of i × t alphas costs i image passes and t text passes. The model is
+    the zero-shot one afterwards, bit for bit, whatever happens.
 
     Args:
-        delta: fine-tuned minus base weights, by parameter name.
+        path: of the model, such as `attached.path()` or `WeightPath(model.module, delta)`, inside its `with` block.
         alphas: numbers, or `{"image": a, "text": b}`.
         classifier: called once per distinct alpha of the text tower with the weights set, for example
             `lambda alpha: zero_shot_classifier(model, names, templates)` or an interpolated linear head.
@@ -47,18 +47,11 @@ def alpha_sweep(
         TetherError: as `evaluate`; no alpha, one that is given twice or is not finite.
     """
     towers = _towers(alphas)
-    image_changes, text_changes = (
-        {name: change for name, change in delta.items() if tower_of(name) == tower} for tower in TOWERS
-    )
-    image_path, text_path = WeightPath(model.module, image_changes), WeightPath(model.module, text_changes)
-    with image_path, text_path, evaluating(model), no_autocast_cache():
+    with restoring(path), evaluating(model), no_autocast_cache():
         classifiers: dict[float, Classifier] = {}
         for _, text in towers:
             if text not in classifiers:
-                image_path.set(
-                    text
-                )  # what belongs to neither tower, such as the logit scale, is counted there
-                text_path.set(text)
+                path.set(text)  # what belongs to neither tower, such as the logit scale, goes with it
                 classifiers[text] = classifier(text)
         images = list(dict.fromkeys(image for image, _ in towers))
         members = [[i for i, (image, _) in enumerate(towers) if image == one] for one in images]
@@ -68,13 +61,13 @@ def alpha_sweep(
 
         def respond(pixels: Tensor, split: Split) -> Iterator[Tensor]:
             for image, group in zip(images, members, strict=True):
-                image_path.set(image)
+                path.set(image, "image")
                 features = model.encode_image(pixels)
                 for i in group:
                     yield classifiers[towers[i][1]](features)
 
         classes = len(next(iter(classifiers.values())).weight)
-        with shared_prefix(model.module, image_changes) as forget_useless:
+        with shared_prefix(model.module, path.changes("image")) as forget_useless:
             answers = answer(splits, classes, batches, respond, progress, forget_useless)
     order = {member: place for place, member in enumerate(itertools.chain(*members))}
     return Sweep(tuple(alphas), tuple(answers[order[i]] for i in range(len(towers))))

@@ -1,8 +1,9 @@
 """The way from one set of weights to another, walked in place."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,27 @@ def is_engaged(module: nn.Module) -> bool:
     return getattr(module, MARK, None) is not None
 
 
+@runtime_checkable
 class Path(Protocol):
     """From the base model, at alpha 0, to the tuned one, at 1."""
 
-    def set(self, alpha: Alpha) -> None:
-        """Have the module compute at alpha."""
+    def set(self, alpha: Alpha, tower: str | None = None) -> None:
+        """Have the module compute at alpha; with a tower, that one alone."""
+
+    def changes(self, tower: str | None = None) -> frozenset[str]:
+        """Names, or beginnings of names, of the tensors or parts that differ between alphas, of all or one tower."""
 
     def restore(self) -> None:
         """Have the module compute as the base, bit for bit."""
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Whatever happens inside, the path is at its beginning afterwards."""
+    try:
+        yield
+    finally:
+        path.restore()
 
 
 class WeightPath:
@@ -66,14 +80,25 @@ class WeightPath:
         self._towers = {name: tower_of(name) if towers is None else towers[name] for name in delta}
 
     @torch.no_grad()
-    def set(self, alpha: Alpha) -> None:
-        """Put W0 + alpha · delta into the module."""
+    def set(self, alpha: Alpha, tower: str | None = None) -> None:
+        """Put W0 + alpha · delta into the module, or into one tower of it."""
         for name, tensor in self._tensors.items():
+            if tower not in (None, self._towers[name]):
+                continue
             weight = alpha_of(alpha, self._towers[name])
             if weight == 0:
                 tensor.copy_(self._base[name])
             else:
                 tensor.copy_(added(self._base[name], self._delta[name], self._weight(name, weight)))
+
+    def changes(self, tower: str | None = None) -> frozenset[str]:
+        """Names of the tensors that delta changes, of all or of one tower."""
+        return frozenset(name for name in self._tensors if tower in (None, self._towers[name]))
+
+    @property
+    def delta(self) -> dict[str, Tensor]:
+        """W1 − W0 by name."""
+        return dict(self._delta)
 
     def _weight(self, name: str, alpha: float) -> float | Tensor:
         """What the delta of one tensor is multiplied by at an alpha other than 0."""

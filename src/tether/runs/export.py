@@ -9,6 +9,7 @@ from tether._alpha import Alpha, alpha_of
 from tether._files import new_folder, read_json, refuse_existing, save_tensors
 from tether.adapters import MergeReport
 from tether.adapters.files import Adapter, apply, load_adapter
+from tether.config import method_of
 from tether.errors import TetherError
 from tether.models import load
 from tether.models.load import is_here
@@ -47,6 +48,11 @@ def export(
         )
     pixels = torch.randn(2, 3, model.image.size, model.image.size, generator=torch.Generator().manual_seed(0))
     tokens = model.tokenize(["a photo of a cat", "a drawing of two houses"])
+    if not attached.mergeable:
+        raise TetherError(
+            f"{adapter} is of the method {method_of(type(saved.config))}, which is not linear in the weights and "
+            f"cannot be merged. Use it as it is: tether.load_adapter and tether.adapters.apply."
+        )
     report = attached.merge(alpha, probe=lambda: [model.encode_image(pixels), model.encode_text(tokens)])
     with new_folder(out) as folder:
         model.save_into(folder)

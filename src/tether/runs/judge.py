@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from tether._alpha import TOWERS, Alpha, alpha_of
 from tether.config import plain
 from tether.data import simulated_shifts
@@ -17,6 +15,7 @@ from tether.evaluation import Classifier, Sweep
 from tether.evaluation.alpha import choose_alpha
 from tether.evaluation.classifier import Progress
 from tether.models import Model
+from tether.models.weight_path import Path
 from tether.recipe import Recipe
 
 
@@ -35,23 +34,22 @@ def judge(
     recipe: Recipe,
     benchmark: Benchmark,
     model: Model,
-    delta: Mapping[str, Tensor],
+    path: Path,
     classifier: Callable[[float], Classifier],
     *,
     test: bool = True,
     progress: Progress | None = None,
 ) -> Judgement:
-    """Along the path of weights from the zero-shot model to the tuned one, or with the recipe's ensemble.
+    """Along the path from the zero-shot model to the tuned one, or with the recipe's ensemble.
 
     Args:
-        model: with its zero-shot weights.
-        delta: what tuning added to them.
-        classifier: of the weights at an alpha.
+        path: of the model, at its beginning.
+        classifier: of the model at an alpha.
         test: whether the test splits are looked at.
     """
     reading = {"workers": recipe.training.workers, "progress": progress}
     if recipe.ensemble:
-        pair = Pair.of(model, delta, classifier, **reading)
+        pair = Pair.of(model, path, classifier, **reading)
         parts = {"train": benchmark.train, "validation": benchmark.validation}
         ensemble = recipe.ensemble.fit(pair, **parts, seed=recipe.training.seed)
         return Judgement(
@@ -63,7 +61,7 @@ def judge(
         )
 
     def sweep(splits: Mapping[str, Any], alphas: list[Alpha]) -> Sweep:
-        return alpha_sweep(model, delta, splits, alphas, classifier, **reading)
+        return alpha_sweep(model, path, splits, alphas, classifier, **reading)
 
     alpha, reason, validation = _choose(recipe, benchmark, sweep)
     curve = recipe.alpha.grid if recipe.alpha.curve else ()

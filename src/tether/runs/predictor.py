@@ -33,7 +33,7 @@ from tether.data.reading import as_rgb
 from tether.data.transforms import test_transform
 from tether.ensembles.ensemble import Ensemble, Mix
 from tether.ensembles.output import OutputEnsemble
-from tether.ensembles.pair import Pair
+from tether.ensembles.pair import Pair, tuned_copy
 from tether.ensembles.vrf.files import load_vrf, save_vrf
 from tether.ensembles.vrf.method import VRF
 from tether.errors import TetherError
@@ -154,10 +154,10 @@ def save_predictor(folder: Path, predictor: Predictor, *, adapter: str | None = 
     pair = predictor.pair
     pair.check_ordinary()
     base = {"source": absolute(pair.zero_shot.source), "fingerprint": pair.zero_shot.fingerprint()}
-    if pair.delta is None:
-        tuned = {"source": absolute(pair.tuned.source), "fingerprint": pair.tuned.fingerprint()}
-    elif adapter:
+    if adapter:
         tuned = {"adapter": adapter, "sha256": _digest(folder / adapter / "adapter.safetensors")}
+    elif pair.delta is None:
+        tuned = {"source": absolute(pair.tuned.source), "fingerprint": pair.tuned.fingerprint()}
     else:
         values = dict(pair.tuned.module.named_parameters()) | dict(pair.tuned.module.named_buffers())
         write_tensors(
@@ -223,9 +223,11 @@ def load_predictor(
         elif "adapter" in tuned:
             _check(_inside(folder, tuned["adapter"]) / "adapter.safetensors", tuned["sha256"])
             attached = apply(model, folder / tuned["adapter"])
-            delta = {name: own for name, own in attached.delta().items() if tower_of(name) == "image"}
+            with attached.path() as path:
+                other, image = tuned_copy(model, path), path.changes("image")
+                if attached.mergeable:  # so that what both have in common is computed once
+                    delta = {name: own for name, own in path.delta.items() if name in image}
             attached.detach()
-            other = replace(model, module=shared_copy(model.module, delta)) if delta else model
         else:
             values = _tensors(_inside(folder, tuned["file"]), tuned["sha256"])
             delta = {name: torch.zeros_like(value) for name, value in values.items()}

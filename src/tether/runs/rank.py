@@ -75,19 +75,12 @@ def shrink(
 
     def accuracy(state: dict[str, Tensor]) -> float:
         splits = {"validation": benchmark.validation}
-        swept = alpha_sweep(
-            model,
-            attached.delta(state),
-            splits,
-            [saved.alpha],
-            classifier,
-            open_split=lambda split: pictures,
-            progress=progress,
-        )
+        options = {"open_split": lambda split: pictures, "progress": progress}
+        with attached.path(state) as path:
+            swept = alpha_sweep(model, path, splits, [saved.alpha], classifier, **options)
         return swept.scores[0]["validation"].top1
 
-    with attached.ordinary():
-        state, results = smallest_within(saved.state, ranks, accuracy, tolerance)
+    state, results = smallest_within(saved.state, ranks, accuracy, tolerance)
     attached.detach()
     with new_folder(out) as folder:
         save_adapter(folder, replace(saved, config=saved.config.fitting(state), state=state, raw=None))

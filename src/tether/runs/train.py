@@ -5,14 +5,13 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from tether._distributed import from_main, is_main
 from tether._files import read_json, write_json
@@ -27,9 +26,9 @@ from tether.evaluation import Classifier, class_embeddings
 from tether.evaluation.classifier import Progress
 from tether.models import Model, load
 from tether.models.last_block import fast_last_block
+from tether.models.weight_path import WeightPath
 from tether.optimizers.from_config import create
 from tether.optimizers.schedule import Schedule
-from tether.optimizers.tpgm import TPGM
 from tether.recipe import Recipe, to_plain
 from tether.runs.files import PROBE, measured, peak_memory, take_over
 from tether.runs.judge import judge
@@ -156,11 +155,9 @@ def _run(
     final = _train(task, attached, zero_shot, recipe, benchmark, kept, show_progress)
     head = final.get(HEAD)
     state = {name: tensor for name, tensor in final.items() if name != HEAD}
-    delta: dict[str, Tensor] = {}
     if attached:
         attached.eval_mode()
         state = {**attached.state_dict(), **state}  # a tower that played no part is as it was
-        delta = attached.delta(state)
 
     def classifier(alpha: float) -> Classifier:
         if head is not None:
@@ -169,8 +166,8 @@ def _run(
         return Classifier(weight=weight, scale=model.logit_scale)
 
     try:
-        with attached.ordinary() if attached else nullcontext():
-            judged = judge(recipe, benchmark, model, delta, classifier, test=test, progress=progress)
+        with attached.path(state) if attached else WeightPath(model.module, {}) as path:
+            judged = judge(recipe, benchmark, model, path, classifier, test=test, progress=progress)
     except TetherError as error:
         raise TetherError(
             f"{error} The training is done and kept: once this is mended, `tether train --resume {kept.path}` "
@@ -230,9 +227,15 @@ def _train(
             kept.path / PROBE, recipe.probe, model, data, task.head.detach(), **options
         )
     parameters = task.named_parameters()
-    optimizer = _optimizer(recipe, parameters)
+    zeros = dict.fromkeys(attached.zero_anchored() & parameters.keys()) if attached else None
+    optimizer = create(
+        recipe.optimizer,
+        parameters,
+        head=HEAD if HEAD in parameters else None,
+        anchors=zeros or "start",
+    )
     held_out = None
-    if isinstance(optimizer, TPGM):
+    if recipe.optimizer.held_out:
         held_out = ImageDataset(benchmark.validation, test_transform(model.image), seed=seed)
     steps = recipe.training.total_steps(len(data))
     context = TermContext(
@@ -264,15 +267,3 @@ def _train(
             show_progress=show_progress,
         )
     return accumulation.average() if accumulation else task.trained()
-
-
-def _optimizer(recipe: Recipe, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
-    """The recipe's. A robust one stays near where training began, or near zero for low-rank factors, of which one
-    is random at the start."""
-    factors = {name: None for name in parameters if name.endswith((".up", ".down"))}
-    return create(
-        recipe.optimizer,
-        parameters,
-        head=HEAD if HEAD in parameters else None,
-        anchors=factors or "start",
-    )

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from tether._alpha import Alpha, alpha_of
-from tether.adapters.attached import Attached, Probe
+from tether.adapters.mergeable import Mergeable, Probe
 from tether.adapters.r_adapter.drop import DropRows, DropTokens, KeepAll
 from tether.adapters.r_adapter.fold import break_even, fold_in, safe_to_fold, skip
 from tether.adapters.r_adapter.masks import keep, keep_rows, signed, stream
@@ -109,7 +109,7 @@ class RAdapterConfig(AdapterConfig):
         return self.rank.get(path, self.rank.get(tower))
 
 
-class RAttached(Attached):
+class RAttached(Mergeable):
     """R-Adapters on the sites of a module, the identity until they are trained.
 
         attached = attach(model, RAdapterConfig(), seed=0)
@@ -188,6 +188,9 @@ class RAttached(Attached):
                     k = k.to(base.device) if isinstance(k, Tensor) else k
                     result[name] = delta(base, tuple(factor.to(base.device) for factor in factors), k)
         return result
+
+    def zero_anchored(self) -> frozenset[str]:
+        return frozenset(name for name in self.named_parameters() if name.endswith((".up", ".down")))
 
     def tower_of(self, name: str) -> str:
         return self._towers[name.rpartition(".")[0]]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from tether.adapters.attached import Attached
 from tether.evaluation.classifier import evaluating
@@ -34,7 +34,7 @@ class Reference:
     """
 
     def __init__(self, model: Model, attached: Attached | None) -> None:
-        self.copied = attached is not None and _writes_weights(attached)
+        self.copied = attached is not None and attached.moves_weights
         self._attached = None if self.copied else attached
         self._model = model
         if self.copied:
@@ -63,17 +63,3 @@ class Reference:
         with self.model() as model:
             pieces = [model.encode_text(piece) for piece in tokens.split(batch_size or len(tokens))]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-
-def _writes_weights(attached: Attached) -> bool:
-    """Whether taking the method out of the module writes into its tensors (and so into saved activations)."""
-    versions = {name: tensor._version for name, tensor in _tensors(attached.module)}
-    with attached.ordinary() as module:
-        return any(
-            tensor._version != versions.get(name, tensor._version) for name, tensor in _tensors(module)
-        )
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
