@@ -1,8 +1,10 @@
 """What the configs of ensembles share: how the weight of the tuned model is chosen."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
+from tether._alpha import TOWERS
 from tether.errors import TetherError, near_misses
 
 Rule = Literal["bounded loss", "in distribution", "mean"]
@@ -35,3 +37,24 @@ def check_weight(name: str, value: float | str, grid: Sequence[float], rule: str
         raise TetherError(
             f"grid needs numbers from 0 to 1, at least one, none of them twice; found {list(grid)}."
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaConfig:
+    """How the ensemble weight is set: a value, one per tower, or "auto" from validation and simulated shifts of it."""
+
+    value: float | dict[str, float] | str = 0.5
+    grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    rule: Rule = "bounded loss"
+    per_tower: bool = False
+    curve: bool = True
+    """Whether the test pictures are answered at every alpha of the grid, for the report; if not, at 0, 1 and the
+    chosen one."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, dict) and set(self.value) != set(TOWERS):
+            raise TetherError(
+                f"alpha.value per tower names both, image and text; found {sorted(self.value)}."
+            )
+        for value in self.value.values() if isinstance(self.value, dict) else (self.value,):
+            check_weight("alpha.value", value, self.grid, self.rule)

@@ -6,10 +6,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from tether._alpha import TOWERS
-from tether._choosing import Rule, check_weight
+from tether._choosing import AlphaConfig
 from tether.config import build, import_methods, made, merged, override, plain, read_yaml
-from tether.ensembles.accumulation import Correction
+from tether.data.augmentation import AugmentationConfig
+from tether.ensembles.accumulation import AccumulationConfig
 from tether.errors import TetherError, near_misses
 from tether.families import (
     AdapterConfig,
@@ -19,49 +19,10 @@ from tether.families import (
     OptimizerConfig,
     RegularizerConfig,
 )
+from tether.heads.probe import ProbeConfig, no_head
 from tether.optimizers.schedule import ScheduleConfig
-from tether.tasks.probe import ProbeConfig, no_head
 from tether.training.config import FitConfig
 from tether.training.radii import RadiiConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class AccumulationConfig:
-    """A running average of what is trained, used for everything after training."""
-
-    momentum: float = 0.999
-    correction: Correction = "none"
-    """"none" as published; "run_length" divides by 1 − mᵗ, "warmup" uses min(m, (1 + t) / (10 + t))."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentationConfig:
-    """What training pictures go through; the default is CLIP fine-tuning's crop of 90 to 100 %."""
-
-    scale: tuple[float, float] = (0.9, 1.0)
-    flip: bool = False
-    color_jitter: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlphaConfig:
-    """How the ensemble weight is set: a value, one per tower, or "auto" from validation and simulated shifts of it."""
-
-    value: float | dict[str, float] | str = 0.5
-    grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    rule: Rule = "bounded loss"
-    per_tower: bool = False
-    curve: bool = True
-    """Whether the test pictures are answered at every alpha of the grid, for the report; if not, at 0, 1 and the
-    chosen one."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.value, dict) and set(self.value) != set(TOWERS):
-            raise TetherError(
-                f"alpha.value per tower names both, image and text; found {sorted(self.value)}."
-            )
-        for value in self.value.values() if isinstance(self.value, dict) else (self.value,):
-            check_weight("alpha.value", value, self.grid, self.rule)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from tether.data.transforms import test_transform
 from tether.ensembles import FisherConfig, OutputConfig, VRFConfig
 from tether.ensembles.pair import Pair
 from tether.evaluation import class_embeddings, zero_shot_classifier
-from tether.tasks.probe import ProbeConfig, train_probe
+from tether.heads.probe import ProbeConfig, train_probe
 
 
 def found(splits: dict[str, Split]) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tether.config import plain
-from tether.data.dataset import derived_seed
+from tether.data.seeds import derived_seed
 from tether.evaluation import class_embeddings
 from tether.models import load
 from tether.objectives import (

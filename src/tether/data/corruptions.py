@@ -15,8 +15,8 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from tether.data.dataset import derived_seed
 from tether.data.records import Split
+from tether.data.seeds import derived_seed
 from tether.data.transforms import fit_shortest
 from tether.errors import TetherError, near_misses
 

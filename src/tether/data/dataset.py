@@ -1,6 +1,5 @@
 """A split as a torch data set whose every item is a pure function of (seed, epoch, index)."""
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.utils.data import Dataset
 from tether.data.alterations import alter
 from tether.data.reading import read_image
 from tether.data.records import Split
+from tether.data.seeds import derived_seed
 
 
 class ImageDataset(Dataset):
@@ -94,9 +94,3 @@ class ImageDataset(Dataset):
             f"{split.domain}{altered}, {split.convention}, sha256 {split.digest}; seed {self.seed}; "
             f"{steps}"
         )
-
-
-def derived_seed(*words: int | str) -> int:
-    """A seed of 63 bits that depends on every word and on their order."""
-    digest = hashlib.blake2b("\0".join(map(str, words)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageFilter, ImageOps
 
-from tether.data.dataset import derived_seed
 from tether.data.records import Split
+from tether.data.seeds import derived_seed
 from tether.errors import TetherError, near_misses
 
 Pixels = UInt8[np.ndarray, "height width 3"]

@@ -3,8 +3,8 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from tether.data.dataset import derived_seed
 from tether.data.records import Example
+from tether.data.seeds import derived_seed
 from tether.errors import TetherError
 
 

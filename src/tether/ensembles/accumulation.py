@@ -8,6 +8,7 @@ that.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,15 @@ from tether.errors import TetherError, near_misses
 
 Correction = Literal["none", "run_length", "warmup"]
 CORRECTIONS: tuple[Correction, ...] = ("none", "run_length", "warmup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccumulationConfig:
+    """A running average of what is trained, used for everything after training."""
+
+    momentum: float = 0.999
+    correction: Correction = "none"
+    """"none" as published; "run_length" divides by 1 − mᵗ, "warmup" uses min(m, (1 + t) / (10 + t))."""
 
 
 class Accumulation:

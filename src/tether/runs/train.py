@@ -24,6 +24,7 @@ from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
 from tether.evaluation import Classifier, class_embeddings
 from tether.evaluation.classifier import Progress
+from tether.heads.probe import probed_head
 from tether.models import Model, load
 from tether.models.last_block import fast_last_block
 from tether.models.weight_path import WeightPath
@@ -49,7 +50,6 @@ from tether.runs.outcome import (
 from tether.runs.predictor import save_ensemble
 from tether.runs.report import REPORT, write_run
 from tether.tasks.classification import HEAD, Classification
-from tether.tasks.probe import probed_head
 from tether.tasks.terms import make_terms
 from tether.tasks.terms.step import TermContext
 from tether.training import RunDirectory, fit

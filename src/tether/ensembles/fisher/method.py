@@ -16,8 +16,9 @@ from torch import Tensor
 from tether._alpha import tower_of
 from tether._choosing import GRID, check_weight
 from tether.config import method
-from tether.data.dataset import ImageDataset, derived_seed
+from tether.data.dataset import ImageDataset
 from tether.data.records import Split
+from tether.data.seeds import derived_seed
 from tether.data.transforms import test_transform
 from tether.ensembles.ensemble import Ensemble, choose, require_validation
 from tether.ensembles.fisher.formulas import FisherPath, diagonal_fisher

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tether._alpha import tower_of
 from tether._distributed import gather_with_grad
 from tether.adapters.attached import Attached
-from tether.data.dataset import derived_seed
+from tether.data.seeds import derived_seed
 from tether.errors import TetherError
 from tether.evaluation.classifier import class_embeddings
 from tether.models.model import Model

@@ -12,9 +12,9 @@ from tether.data.transforms import test_transform as plain_transform
 from tether.data.transforms import train_transform
 from tether.errors import TetherError
 from tether.evaluation import class_embeddings
+from tether.heads.probe import ProbeConfig, probed_head, train_probe
 from tether.objectives import cross_entropy
 from tether.optimizers.schedule import ScheduleConfig, schedule_factor
-from tether.tasks.probe import ProbeConfig, probed_head, train_probe
 from tether.training.sampler import shuffled
 
 from ..evaluation.tiny import NAMES, TEMPLATES, tiny_model, tiny_split
