@@ -11,10 +11,17 @@ from tether.errors import TetherError
 
 _HOME = {
     "CORRUPTIONS": "corruptions",
+    "CaptionBenchmark": "captions",
+    "CaptionSplit": "captions",
+    "CaptionTableConfig": "caption_table",
+    "CaptionedImage": "captions",
+    "EmojiCaptionsConfig": "emoji_captions",
     "EmojiShiftConfig": "emoji_shift",
     "FolderConfig": "folder",
     "ImageDataset": "dataset",
     "ImageNetConfig": "imagenet",
+    "KarpathyConfig": "karpathy",
+    "KarpathySource": "karpathy",
     "ManifestConfig": "manifest",
     "SIMULATED_SHIFTS": "simulated",
     "as_rgb": "reading",
