@@ -12,6 +12,7 @@ from tether.errors import TetherError
 _HOME = {
     "CORRUPTIONS": "corruptions",
     "CaptionBenchmark": "captions",
+    "CaptionDataset": "caption_dataset",
     "CaptionSplit": "captions",
     "CaptionTableConfig": "caption_table",
     "CaptionedImage": "captions",
@@ -26,6 +27,7 @@ _HOME = {
     "SIMULATED_SHIFTS": "simulated",
     "as_rgb": "reading",
     "check": "checking",
+    "collate_captions": "caption_dataset",
     "corrupt": "corruptions",
     "corrupted": "corruptions",
     "mixed_corruptions": "corruptions",
