@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tether.cli import commands
+from tether.cli import commands, search
 from tether.errors import TetherError, near_misses
 
 EXAMPLES = """\
@@ -204,6 +204,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     export.add_argument("run", type=Path, help="a finished run whose recipe has such an ensemble")
     export.add_argument("out", type=Path, help="new folder")
+
+    search.add_command(add)
 
     pretrain = add(
         "pretrain",
