@@ -74,7 +74,8 @@ def test_a_batch_holds_every_picture_once(split):
     batch = collate_captions([data[0, index] for index in (3, 5, 0, 1, 2)])
     assert batch["pixels"].shape == (3, 3, 8, 8)
     assert batch["row"].tolist() == [0, 0, 1, 1, 2]
-    assert batch["picture"].tolist() == [2, 2, 0, 0, 1] and batch["index"].tolist() == [3, 5, 0, 1, 2]
+    assert batch["pictures"].tolist() == [2, 0, 1] and batch["label"].tolist() == [2, 2, 0, 0, 1]
+    assert batch["index"].tolist() == [3, 5, 0, 1, 2]
     assert batch["text"][1] == "caption 2 of 2"
     for row, index in zip(batch["row"], batch["index"], strict=True):
         assert torch.equal(batch["pixels"][row], data[0, int(index)]["pixels"])

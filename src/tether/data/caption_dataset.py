@@ -67,9 +67,9 @@ def collate_captions(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A batch of items in which every picture occurs once, to be encoded once.
 
     Returns:
-        pixels [p, 3, h, w] of the p distinct pictures; `row` [b], for each caption the row of its picture in them, so
-        that `image_features[row]` pairs with the text features; `text`, a list of b captions; `picture` [b], the label
-        by which captions are positives of each other; and `index` [b].
+        pixels [p, 3, h, w] and numbers `pictures` [p] of the distinct pictures; for each of b captions `row` [b], the
+        row of its picture in them (`image_features[row]` pairs with the text features), `label` [b], the number of its
+        picture, by which captions are positives of each other, `index` [b], its own number, and `text`, a list.
     """
     rows: dict[int, int] = {}
     pixels = []
@@ -79,8 +79,9 @@ def collate_captions(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
             pixels.append(item["pixels"])
     return {
         "pixels": torch.stack(pixels),
+        "pictures": torch.tensor(list(rows)),
         "row": torch.tensor([rows[item["picture"]] for item in items]),
-        "text": [item["text"] for item in items],
-        "picture": torch.tensor([item["picture"] for item in items]),
+        "label": torch.tensor([item["picture"] for item in items]),
         "index": torch.tensor([item["index"] for item in items]),
+        "text": [item["text"] for item in items],
     }
