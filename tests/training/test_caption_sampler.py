@@ -4,10 +4,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms.v2 import PILToTensor
 
+from tether.data import CaptionDataset, CaptionedImage, CaptionSplit, ImageRef, collate_captions
 from tether.errors import TetherError
+from tether.training import FitConfig, fit
 from tether.training.caption_sampler import CaptionSamplerConfig, caption_grouped
 from tether.training.sampler import Batches
 
@@ -113,3 +118,41 @@ def test_borders_that_divide_a_group_are_refused():
         config.check_batches(18, 4)
     with pytest.raises(TetherError, match="at least 1; found 0"):
         CaptionSamplerConfig(together=0)
+
+
+def test_the_loop_gives_an_objective_its_positives(tmp_path):
+    examples = []
+    for number in range(6):
+        Image.new("RGB", (4, 4), (40 * number, 0, 255)).save(tmp_path / f"{number}.png")
+        captions = tuple(f"{word} {number}" for word in ("a", "the", "one", "that", "this"))
+        examples.append(CaptionedImage(ImageRef(str(tmp_path), f"{number}.png"), captions))
+    split = CaptionSplit("train", tuple(examples))
+
+    class Task(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(3))
+            self.seen = []
+
+        def loss(self, batch, step):
+            self.seen.append((batch["label"].tolist(), batch["index"].tolist()))
+            assert [split.captions[index] for index in batch["index"]] == batch["text"]
+            means = batch["pixels"].float().mean((2, 3))[batch["row"]]
+            return (means * self.weight).sum(), {}
+
+    task = Task()
+    order = CaptionSamplerConfig(together=2).order(split.pictures, seed=0)
+    config = FitConfig(epochs=2, batch_size=8)
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    fit(
+        task,
+        CaptionDataset(split, PILToTensor()),
+        optimizer,
+        config,
+        order=order,
+        collate=collate_captions,
+        show_progress=False,
+    )
+    assert [len(labels) for labels, _ in task.seen] == [8, 8, 8, 6] * 2
+    assert all(count % 2 == 0 for labels, _ in task.seen for count in Counter(labels).values())
+    assert [index for _, indices in task.seen[:4] for index in indices] == order(0).tolist()

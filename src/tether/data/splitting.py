@@ -21,6 +21,7 @@ def split_by_identity(
     Raises:
         TetherError: shares that are negative or leave no rest, or an identity with two labels.
     """
+    _check(shares)
     label_of: dict[str, int] = {}
     for example in examples:
         if label_of.setdefault(example.identity, example.label) != example.label:
@@ -46,10 +47,7 @@ def parts_of(identities: Iterable[str], shares: Sequence[float], *, seed: int = 
     Raises:
         TetherError: shares that are negative or leave no rest.
     """
-    if any(share < 0 for share in shares) or sum(shares) >= 1:
-        raise TetherError(
-            f"The shares {list(shares)} must not be negative and must leave something to train on."
-        )
+    _check(shares)
     ordered = sorted(identities, key=lambda identity: (derived_seed(seed, identity), identity))
     part_of, start = dict.fromkeys(ordered, len(shares)), 0
     for part, share in enumerate(shares):
@@ -57,3 +55,10 @@ def parts_of(identities: Iterable[str], shares: Sequence[float], *, seed: int = 
         part_of.update(dict.fromkeys(ordered[start:end], part))
         start = end
     return part_of
+
+
+def _check(shares: Sequence[float]) -> None:
+    if any(share < 0 for share in shares) or sum(shares) >= 1:
+        raise TetherError(
+            f"The shares {list(shares)} must not be negative and must leave something to train on."
+        )
