@@ -1,9 +1,10 @@
 """Cross-modal retrieval: which place the right picture or text takes, and which entries come first.
 
 Similarities are made tile by tile, so memory is bounded by the tile's size however many queries and entries there
-are, and they are *exact*: features are rounded to multiples of 2⁻²⁶ (finer than fp32 wherever a coordinate exceeds
-1/8), and sums of their products have no rounding error in float64. So no tile, device, number of threads or share of
-the queries can change a rank, and equal features have equal similarities to the last bit.
+are, and they are *exact*: features are rounded to multiples of 2⁻²⁶ (which leaves an fp32 coordinate of 1/8 or more as
+it is, and changes others by at most 2⁻²⁷), and sums of their products have no rounding error in float64. So no tile,
+device, number of threads or share of the queries can change a rank, and equal features have equal similarities to the
+last bit.
 """
 
 from collections.abc import Iterator
