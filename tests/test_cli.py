@@ -268,7 +268,7 @@ def test_every_adapter_can_be_named_in_a_recipe(recipe, tmp_path, method):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["compare"], ["merge"], ["rank"], ["average"], ["zero-shot"]]
+    "command", [[], ["train"], ["compare"], ["merge"], ["rank"], ["average"], ["zero-shot"], ["search"]]
 )
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -3,6 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tether.data import Example, ImageRef, split_by_identity
+from tether.data.splitting import parts_of
 from tether.errors import TetherError
 
 
@@ -56,3 +57,13 @@ def test_contradictions():
     for shares in ((0.5, 0.5), (-0.1,)):
         with pytest.raises(TetherError, match="shares"):
             split_by_identity([], shares)
+
+
+def test_parts_of_identities_leave_a_rest_and_depend_on_no_order():
+    names = [f"id{number}" for number in range(20)]
+    parts = parts_of(names, (0.2, 0.1), seed=3)
+    assert [list(parts.values()).count(part) for part in (0, 1, 2)] == [4, 2, 14]
+    assert parts_of(reversed(names), (0.2, 0.1), seed=3) == parts
+    assert parts_of(["one"], (0.9,)) == {"one": 1} and parts_of([], (0.5,)) == {}
+    with pytest.raises(TetherError, match=r"The shares \[0.6, 0.4\] must not be negative and must leave"):
+        parts_of(names, (0.6, 0.4))

@@ -3,7 +3,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional import classification as reference
-from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from tether.errors import TetherError
 from tether.evaluation.metrics import (
@@ -13,7 +12,6 @@ from tether.evaluation.metrics import (
     mean_per_class_accuracy,
     once_by_index,
     per_class_accuracy,
-    recall_at_k,
     top_k_accuracy,
 )
 
@@ -80,30 +78,6 @@ def test_calibration_error_by_hand():
     assert expected_calibration_error(torch.tensor([0.0, 1.0]), torch.tensor([False, True])) == 0
 
 
-@given(seed=st.integers(0, 2**31), tile=st.sampled_from([1, 3, 7, 64]))
-def test_recall_in_tiles_equals_ranking_every_query(seed, tile):
-    generator = torch.Generator().manual_seed(seed)
-    queries = torch.randn(20, 8, generator=generator)
-    gallery = torch.randn(33, 8, generator=generator)
-    gallery_groups = torch.arange(33) // 3
-    query_groups = torch.randint(11, (20,), generator=generator)
-    found = recall_at_k(queries, gallery, query_groups, gallery_groups, ks=(1, 4, 10), tile=tile)
-    for k, value in found.items():
-        hits = [
-            retrieval_hit_rate(gallery @ query, gallery_groups == group, top_k=k).item()
-            for query, group in zip(queries, query_groups, strict=True)
-        ]
-        assert value == pytest.approx(sum(hits) / len(hits))
-
-
-def test_recall_refuses_queries_without_a_match_and_a_gallery_that_is_too_small():
-    features, groups = torch.eye(4), torch.arange(4)
-    with pytest.raises(TetherError, match="1 of 4 queries have no match"):
-        recall_at_k(features, features, torch.tensor([0, 1, 2, 9]), groups, ks=(1,))
-    with pytest.raises(TetherError, match="at least 10 gallery entries; found 4"):
-        recall_at_k(features, features, groups, groups)
-
-
 def test_rows_of_several_processes_count_once():
     index = torch.tensor([0, 2, 4, 1, 3, 0])  # two processes of three rows, the last one padded
     values = torch.tensor([10, 12, 14, 11, 13, 10])
@@ -119,7 +93,6 @@ def test_nothing_and_nan_are_refused():
         lambda: macro_f1(no_labels, no_labels),
         lambda: mean_per_class_accuracy(no_labels, no_labels),
         lambda: expected_calibration_error(torch.zeros(0), torch.zeros(0, dtype=torch.bool)),
-        lambda: recall_at_k(empty, empty, no_labels, no_labels),
     ):
         with pytest.raises(TetherError, match="nothing to measure"):
             measure()

@@ -22,8 +22,8 @@ def squared(a, b):
 
 
 @settings(deadline=None)
-@given(n=st.integers(2, 9), seed=st.integers(0, 1000), block=st.integers(1, 4))
-def test_slow_twins_in_blocks_of_any_size(n, seed, block):
+@given(n=st.integers(2, 9), seed=st.integers(0, 1000), tile=st.integers(1, 4))
+def test_slow_twins_in_tiles_of_any_size(n, seed, tile):
     x, y = unit(n, 3, seed=seed), unit(n, 3, seed=seed + 1)
     pairs = list(itertools.combinations(range(n), 2))
     uniform = math.log(sum(math.exp(-2 * squared(x[i], x[j])) for i, j in pairs) / len(pairs))
@@ -32,7 +32,7 @@ def test_slow_twins_in_blocks_of_any_size(n, seed, block):
         squared(x[i], y[i]) - min(squared(x[i], y[k]) for k in range(n) if k != i) for i in range(n)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "_BLOCK", block)
+        patch.setattr(features, "_TILE", tile)
         assert float(uniformity(x)) == pytest.approx(uniform, abs=1e-12)
         assert float(cross_uniformity(x, y)) == pytest.approx(across, abs=1e-12)
         assert float(relative_alignment(x, y)) == pytest.approx(relative / n, abs=1e-12)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tether.cli import commands
+from tether.cli import commands, search
 from tether.errors import TetherError, near_misses
 
 EXAMPLES = """\
@@ -16,6 +16,7 @@ examples:
   tether train r-adapter model=MODEL data.method=folder data.train=PICTURES
   tether train --resume runs/r-adapter-001            go on after Ctrl-C, a kill, or a mended error
   tether merge runs/r-adapter-001/adapter OUT         an ordinary model, without cost at inference
+  tether search builtin FOLDER "a red apple"          pictures of a folder, by a text
   torchrun --nproc-per-node 2 -m tether.cli train r-adapter
 
 exit codes: 0 done, 2 something you can mend, 130 stopped by Ctrl-C
@@ -204,6 +205,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     export.add_argument("run", type=Path, help="a finished run whose recipe has such an ensemble")
     export.add_argument("out", type=Path, help="new folder")
+
+    search.add_command(add)
 
     pretrain = add(
         "pretrain",

@@ -1,8 +1,7 @@
 """A CSV, TSV or Parquet table of pictures: one row each, with path, label and what else is known."""
 
-import difflib
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,22 +9,15 @@ from pathlib import Path
 from tether.config import method
 from tether.data.corrupted_tests import CorruptedTests, check_choice
 from tether.data.folder import read_class_names
+from tether.data.locating import image_inside, require_there
 from tether.data.prompts import templates
-from tether.data.reading import archive_members
-from tether.data.records import Benchmark, Example, ImageRef, Split, distinct
+from tether.data.records import Benchmark, Example, Split, distinct
 from tether.data.splitting import split_by_identity
-from tether.data.tables import read_table
+from tether.data.tables import read_table, resolve_columns, split_of, texts_of
 from tether.errors import TetherError, near_misses
 from tether.families import DataConfig
 
 COLUMNS = ("path", "label", "caption", "domain", "split", "identity")
-_SPLITS = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "test": "test",
-}
 
 
 @method("manifest")
@@ -150,7 +142,7 @@ def load(config: ManifestConfig) -> Benchmark:
 def _read(config: ManifestConfig) -> tuple[tuple[str, ...], list[_Row]]:
     path = Path(config.path)
     found, records = read_table(path)
-    column = _resolve_columns(config, found)
+    column = resolve_columns(path, found, COLUMNS, config.columns, needed={"path", "label"})
     root = os.path.abspath(config.root or path.parent)
 
     cells = []
@@ -179,80 +171,19 @@ def _read(config: ManifestConfig) -> tuple[tuple[str, ...], list[_Row]]:
             raise TetherError(
                 f"{path}, row {line}: the label {label!r} has no name{near_misses(label, tuple(keys))}"
             )
-        split = str(values.get("split") or "").strip().lower()
-        if "split" in column and split not in _SPLITS:
-            raise TetherError(
-                f"{path}, row {line}: the split is "
-                f"{split!r}{near_misses(split, ('train', 'validation', 'test'))}"
-            )
+        split = split_of(values["split"], f"{path}, row {line}") if "split" in column else ""
         example = Example(
-            image=_image(root, name, f"{path}, row {line}"),
+            image=image_inside(root, name, f"{path}, row {line}"),
             label=label_of[label],
-            captions=_captions(values.get("caption"), config.caption_separator),
+            captions=texts_of(values.get("caption"), config.caption_separator),
             identity=str(values.get("identity") or "").strip(),
         )
-        rows.append(
-            _Row(
-                example, str(values.get("domain") or "").strip() or "in-distribution", _SPLITS.get(split, "")
-            )
-        )
-    _check_there(root, [row.example.image for row in rows])
+        rows.append(_Row(example, str(values.get("domain") or "").strip() or "in-distribution", split))
+    require_there(root, [row.example.image for row in rows])
     class_names = (
         tuple(names.values()) if names else tuple(" ".join(key.replace("_", " ").split()) for key in keys)
     )
     return class_names, rows
-
-
-def _resolve_columns(config: ManifestConfig, found: Sequence[str]) -> dict[str, int]:
-    """Position of each of our columns that the table has."""
-    if twice := [name for name, count in Counter(found).items() if count > 1]:
-        raise TetherError(f"{config.path} has two columns called {twice[0]!r}.")
-    wanted = {ours: config.columns.get(ours, ours) for ours in COLUMNS}
-    if "caption" not in config.columns and "caption" not in found and "captions" in found:
-        wanted["caption"] = "captions"
-    needed = {"path", "label", *config.columns}
-    for ours, theirs in wanted.items():
-        if theirs not in found and ours in needed:
-            raise TetherError(
-                f"{config.path} has no column {theirs!r}{near_misses(theirs, tuple(found))} It has "
-                f"{', '.join(map(repr, found)) or 'none'}; rename with columns={{{ours!r}: ...}}."
-            )
-    absent = [theirs for theirs in wanted.values() if theirs not in found]
-    for extra in set(found) - set(wanted.values()):
-        if close := difflib.get_close_matches(extra.lower(), absent, n=1, cutoff=0.8):
-            raise TetherError(
-                f"{config.path} has a column {extra!r}, which looks like a misspelt {close[0]!r}. Rename it, "
-                f"here or with columns={{{close[0]!r}: {extra!r}}}."
-            )
-    return {ours: list(found).index(theirs) for ours, theirs in wanted.items() if theirs in found}
-
-
-def _image(root: str, name: str, place: str) -> ImageRef:
-    inside = os.path.relpath(name, root) if os.path.isabs(name) else name
-    try:
-        return ImageRef(root, os.path.normpath(inside).replace(os.sep, "/"))
-    except TetherError as error:
-        raise TetherError(
-            f"{place}: {name!r} lies outside {root}; set `root` to a folder that holds all pictures."
-        ) from error
-
-
-def _captions(value, separator: str) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    texts = value.split(separator) if isinstance(value, str) else value
-    return tuple(text.strip() for text in texts if text and text.strip())
-
-
-def _check_there(root: str, images: Sequence[ImageRef]):
-    if images[0].in_archive:
-        members = archive_members(root)
-        missing = [image.name for image in images if image.name not in members]
-    else:
-        missing = [image.name for image in images if not os.path.isfile(os.path.join(root, image.name))]
-    if missing:
-        listing = "".join(f"\n  {name}" for name in missing[:10])
-        raise TetherError(f"{len(missing)} of {len(images)} pictures are not in {root}:{listing}")
 
 
 def _in_distribution(config: ManifestConfig, rows: Sequence[_Row], has_split: bool) -> str:

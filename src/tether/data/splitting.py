@@ -1,7 +1,7 @@
 """Cutting examples into train, validation and test by identity, class by class."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tether.data.records import Example
 from tether.data.seeds import derived_seed
@@ -21,10 +21,7 @@ def split_by_identity(
     Raises:
         TetherError: shares that are negative or leave no rest, or an identity with two labels.
     """
-    if any(share < 0 for share in shares) or sum(shares) >= 1:
-        raise TetherError(
-            f"The shares {list(shares)} must not be negative and must leave something to train on."
-        )
+    _check(shares)
     label_of: dict[str, int] = {}
     for example in examples:
         if label_of.setdefault(example.identity, example.label) != example.label:
@@ -37,14 +34,31 @@ def split_by_identity(
         by_class[label].append(identity)
     part_of: dict[str, int] = {}
     for identities in by_class.values():
-        identities.sort(key=lambda identity: (derived_seed(seed, identity), identity))
-        start = 0
-        for part, share in enumerate(shares):
-            end = min(start + round(share * len(identities)), len(identities) - 1)
-            part_of.update(dict.fromkeys(identities[start:end], part))
-            start = end
-    rest = len(shares)
+        part_of.update(parts_of(identities, shares, seed=seed))
     return tuple(
-        tuple(example for example in examples if part_of.get(example.identity, rest) == part)
-        for part in range(rest + 1)
+        tuple(example for example in examples if part_of[example.identity] == part)
+        for part in range(len(shares) + 1)
     )
+
+
+def parts_of(identities: Iterable[str], shares: Sequence[float], *, seed: int = 0) -> dict[str, int]:
+    """The part of each identity: 0, 1, … for the given shares, and `len(shares)` for the rest, which is never empty.
+
+    Raises:
+        TetherError: shares that are negative or leave no rest.
+    """
+    _check(shares)
+    ordered = sorted(identities, key=lambda identity: (derived_seed(seed, identity), identity))
+    part_of, start = dict.fromkeys(ordered, len(shares)), 0
+    for part, share in enumerate(shares):
+        end = min(start + round(share * len(ordered)), len(ordered) - 1)
+        part_of.update(dict.fromkeys(ordered[start:end], part))
+        start = end
+    return part_of
+
+
+def _check(shares: Sequence[float]) -> None:
+    if any(share < 0 for share in shares) or sum(shares) >= 1:
+        raise TetherError(
+            f"The shares {list(shares)} must not be negative and must leave something to train on."
+        )

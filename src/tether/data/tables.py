@@ -1,12 +1,14 @@
-"""Tables on disk, row by row: CSV, TSV and Parquet."""
+"""Tables on disk, row by row: CSV, TSV and Parquet; and what their columns and cells mean."""
 
 import csv
+import difflib
 import io
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tether.errors import TetherError
+from tether.errors import TetherError, near_misses
 
 Rows = Iterator[tuple[int, list[Any]]]
 
@@ -20,6 +22,62 @@ def read_table(path: Path) -> tuple[list[str], Rows]:
             reached), or it is Parquet and pyarrow is not installed.
     """
     return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
+
+
+def resolve_columns(
+    path: Path, found: Sequence[str], ours: Sequence[str], renamed: Mapping[str, str], needed: Collection[str]
+) -> dict[str, int]:
+    """Position of each of our columns that the table has.
+
+    Args:
+        found: the table's column names.
+        ours: the names we give columns; a column "captions" is taken for "caption" where there is none.
+        renamed: our name → the table's, where it differs.
+        needed: of ours, those that must be there.
+
+    Raises:
+        TetherError: a column that occurs twice, that is needed and missing, or that looks like a misspelt one.
+    """
+    if twice := [name for name, count in Counter(found).items() if count > 1]:
+        raise TetherError(f"{path} has two columns called {twice[0]!r}.")
+    wanted = {name: renamed.get(name, name) for name in ours}
+    if "caption" in ours and "caption" not in {*renamed, *found} and "captions" in found:
+        wanted["caption"] = "captions"
+    for name, theirs in wanted.items():
+        if theirs not in found and (name in needed or name in renamed):
+            raise TetherError(
+                f"{path} has no column {theirs!r}{near_misses(theirs, tuple(found))} It has "
+                f"{', '.join(map(repr, found)) or 'none'}; rename with columns={{{name!r}: ...}}."
+            )
+    absent = [theirs for theirs in wanted.values() if theirs not in found]
+    for extra in set(found) - set(wanted.values()):
+        if close := difflib.get_close_matches(extra.lower(), absent, n=1, cutoff=0.8):
+            raise TetherError(
+                f"{path} has a column {extra!r}, which looks like a misspelt {close[0]!r}. Rename it, "
+                f"here or with columns={{{close[0]!r}: {extra!r}}}."
+            )
+    return {name: list(found).index(theirs) for name, theirs in wanted.items() if theirs in found}
+
+
+def texts_of(value: Any, separator: str) -> tuple[str, ...]:
+    """The texts of a cell: a list's, or those that `separator` divides; stripped, without empty ones."""
+    if value is None:
+        return ()
+    texts = value.split(separator) if isinstance(value, str) else value
+    return tuple(text.strip() for text in texts if text and text.strip())
+
+
+def split_of(value: Any, place: str) -> str:
+    """The split that a cell names: "train", "validation" (also val, valid) or "test".
+
+    Raises:
+        TetherError: it names none of these.
+    """
+    split = str(value or "").strip().lower()
+    split = {"val": "validation", "valid": "validation"}.get(split, split)
+    if split not in (known := ("train", "validation", "test")):
+        raise TetherError(f"{place}: the split is {split!r}{near_misses(split, known)}")
+    return split
 
 
 def _read_text(path: Path) -> tuple[list[str], Rows]:

@@ -1,11 +1,9 @@
-"""Measures of a classifier and of a retriever, as pure functions over all examples of a split.
+"""Measures of a classifier, as pure functions over all examples of a split.
 
 Every function takes the whole split at once (labels and predictions are a few bytes per picture), so a result
 never depends on batch size, number of processes or a padded last batch. All results are fractions between 0
 and 1.
 """
-
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -94,50 +92,6 @@ def expected_calibration_error(
     gap = torch.zeros(bins, dtype=torch.float64, device=confidences.device)
     gap.index_add_(0, bin_of, correct.double() - confidences.double())
     return (gap.abs().sum() / len(confidences)).item()
-
-
-def recall_at_k(
-    queries: Float[Tensor, "q dim"],
-    gallery: Float[Tensor, "g dim"],
-    query_groups: Int[Tensor, " q"],
-    gallery_groups: Int[Tensor, " g"],
-    ks: Sequence[int] = (1, 5, 10),
-    tile: int = 4096,
-) -> dict[int, float]:
-    """Share of queries with at least one match among their `k` most similar gallery entries, for each k.
-
-    A gallery entry matches a query when both carry the same group (for COCO: the picture's id, whichever of
-    the two sides the captions are on). Similarities are made tile by tile and only the best `max(ks)` of each
-    query are kept, so memory is O(q * max(ks) + tile**2) however large the gallery is.
-
-    Raises:
-        TetherError: a query whose group is nowhere in the gallery, or k larger than the gallery.
-    """
-    _some(len(queries))
-    most = max(ks)
-    if min(ks) < 1 or most > len(gallery):
-        raise TetherError(
-            f"Recall at {sorted(ks)} needs at least {most} gallery entries; found {len(gallery)}."
-        )
-    unmatched = int((~torch.isin(query_groups, gallery_groups)).sum())
-    if unmatched:
-        raise TetherError(
-            f"{unmatched} of {len(queries)} queries have no match in the gallery; remove them first."
-        )
-    hits = {k: 0 for k in ks}
-    for rows in range(0, len(queries), tile):
-        scores = queries.new_empty((len(queries[rows : rows + tile]), 0))
-        groups = query_groups.new_empty(scores.shape)
-        for columns in range(0, len(gallery), tile):
-            new = queries[rows : rows + tile] @ gallery[columns : columns + tile].T
-            new_groups = gallery_groups[columns : columns + tile].expand(len(new), -1)
-            scores = torch.cat([scores, new], 1)
-            scores, order = scores.topk(min(most, scores.shape[1]), dim=1)
-            groups = torch.cat([groups, new_groups], 1).gather(1, order)
-        matched = groups == query_groups[rows : rows + tile, None]
-        for k in ks:
-            hits[k] += int(matched[:, :k].any(1).sum())
-    return {k: count / len(queries) for k, count in hits.items()}
 
 
 def once_by_index(index: Int[Tensor, " m"], expected: int, *values: Tensor) -> tuple[Tensor, ...]:

@@ -3,8 +3,8 @@ differentiable.
 
 Alignment and uniformity: Wang and Isola, ICML 2020. The relative alignment and the uniformity across two
 sets are those of geodesic multi-modal mixup (arXiv 2203.03897). Use them to see whether fine-tuning pulls
-pairs together (alignment) or collapses the space (uniformity). All work in blocks of rows and take test
-sets of any size.
+pairs together (alignment) or collapses the space (uniformity). All work tile by tile and take test sets of
+any size.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 from tether.errors import TetherError
 from tether.objectives._precision import full_precision
 
-_BLOCK = 1024
+_TILE = 1024
 
 
 @full_precision
@@ -42,11 +42,11 @@ def relative_alignment(
         TetherError: fewer than two pairs.
     """
     _require_two(anchor)
-    nearest = []
-    for start, squared in _squared_distances(anchor, other):
-        own = torch.arange(start, start + len(squared), device=squared.device)[:, None]
-        nearest.append(squared.scatter(1, own, torch.inf).amin(1))
-    return ((anchor - other).square().sum(-1) - torch.cat(nearest)).mean()
+    nearest: dict[int, Tensor] = {}
+    for row, column, squared in _squared_distances(anchor, other):
+        lowest = squared.masked_fill(_offset(row, column, squared) == 0, torch.inf).amin(1)
+        nearest[row] = torch.minimum(nearest[row], lowest) if row in nearest else lowest
+    return ((anchor - other).square().sum(-1) - torch.cat(list(nearest.values()))).mean()
 
 
 @full_precision
@@ -60,9 +60,10 @@ def uniformity(x: Float[Tensor, "rows dim"], t: float = 2.0) -> Float[Tensor, ""
     """
     _require_two(x)
     sums = []
-    for start, squared in _squared_distances(x[:-1], x):  # the last row has no partner after it
-        later = torch.ones_like(squared, dtype=torch.bool).triu(start + 1)
-        sums.append(torch.logsumexp((-t * squared).masked_fill(~later, -torch.inf).flatten(), 0))
+    for row, column, squared in _squared_distances(x[:-1], x):  # the last row has no partner after it
+        earlier = _offset(row, column, squared) <= 0
+        if not earlier.all():
+            sums.append(torch.logsumexp((-t * squared).masked_fill(earlier, -torch.inf).flatten(), 0))
     return torch.logsumexp(torch.stack(sums), 0) - math.log(len(x) * (len(x) - 1) / 2)
 
 
@@ -71,16 +72,24 @@ def cross_uniformity(
     x: Float[Tensor, "rows dim"], y: Float[Tensor, "columns dim"], t: float = 2.0
 ) -> Float[Tensor, ""]:
     """−log of the mean over all i, j of exp(−t‖x_i − y_j‖²); higher is more uniform."""
-    sums = [torch.logsumexp((-t * squared).flatten(), 0) for _, squared in _squared_distances(x, y)]
+    sums = [torch.logsumexp((-t * squared).flatten(), 0) for *_, squared in _squared_distances(x, y)]
     return math.log(len(x) * len(y)) - torch.logsumexp(torch.stack(sums), 0)
 
 
-def _squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first row, ‖x_i − y_j‖² of a block of rows)."""
-    y_squared = y.square().sum(-1)
-    for start in range(0, len(x), _BLOCK):
-        rows = x[start : start + _BLOCK]
-        yield start, (rows.square().sum(-1)[:, None] + y_squared - 2 * rows @ y.T).clamp(min=0)
+def _squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """(first row, first column, ‖x_i − y_j‖²) of every tile."""
+    for row in range(0, len(x), _TILE):
+        rows = x[row : row + _TILE]
+        for column in range(0, len(y), _TILE):
+            columns = y[column : column + _TILE]
+            lengths = rows.square().sum(-1)[:, None] + columns.square().sum(-1)
+            yield row, column, (lengths - 2 * rows @ columns.T).clamp(min=0)
+
+
+def _offset(row: int, column: int, squared: Tensor) -> Tensor:
+    """Column minus row of every entry of a tile."""
+    rows, columns = (torch.arange(size, device=squared.device) for size in squared.shape)
+    return (column + columns) - (row + rows)[:, None]
 
 
 def _require_two(x: Tensor) -> None:

@@ -29,13 +29,14 @@ def _hash(*keys: int | UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
     return mixed
 
 
-def _permutation(count: int, *keys: int) -> Int[np.ndarray, " count"]:
+def permutation(count: int, *keys: int) -> Int[np.ndarray, " count"]:
+    """0 … count − 1 in an order that depends on the keys and nothing else."""
     return np.argsort(_hash(*keys, np.arange(count, dtype=np.uint64)), kind="stable")
 
 
 def shuffled(count: int, seed: int, epoch: int) -> Int[np.ndarray, " count"]:
     """Every example once, in random order."""
-    return _permutation(count, seed, epoch)
+    return permutation(count, seed, epoch)
 
 
 def grouped(labels: Labels, together: int, seed: int, epoch: int) -> Int[np.ndarray, " count"]:
@@ -53,7 +54,7 @@ def grouped(labels: Labels, together: int, seed: int, epoch: int) -> Int[np.ndar
     runs = -(-sizes // together)
     run = (np.cumsum(runs) - runs)[number] + run_of_label
     place = np.empty(runs.sum(), np.int64)
-    place[_permutation(len(place), seed, epoch, 1)] = np.arange(len(place))
+    place[permutation(len(place), seed, epoch, 1)] = np.arange(len(place))
     return order[np.argsort(place[run], kind="stable")]
 
 
@@ -68,13 +69,13 @@ def balanced(labels: Labels, together: int, seed: int, epoch: int) -> Int[np.nda
     rounds = -(-len(array) // (len(members) * together))
     picks = [_cycle(m, rounds * together, seed, epoch, number) for number, m in enumerate(members)]
     table = np.stack(picks).reshape(len(members), rounds, together)
-    turns = [table[_permutation(len(members), seed, epoch, turn, 1), turn] for turn in range(rounds)]
+    turns = [table[permutation(len(members), seed, epoch, turn, 1), turn] for turn in range(rounds)]
     return np.concatenate(turns).reshape(-1)[: len(array)]
 
 
 def _cycle(members: Int[np.ndarray, " m"], count: int, *keys: int) -> Int[np.ndarray, " count"]:
     laps = -(-count // len(members))
-    return np.concatenate([members[_permutation(len(members), *keys, lap, 2)] for lap in range(laps)])[:count]
+    return np.concatenate([members[permutation(len(members), *keys, lap, 2)] for lap in range(laps)])[:count]
 
 
 @dataclass(frozen=True, kw_only=True)
