@@ -8,9 +8,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tether.data.alterations import alter
 from tether.data.captions import CaptionSplit
-from tether.data.dataset import derived_seed
 from tether.data.reading import read_image
+from tether.data.seeds import derived_seed
 
 
 class CaptionDataset(Dataset):
@@ -54,7 +55,8 @@ class CaptionDataset(Dataset):
         return str(self.split.examples[int(self.split.pictures[index])].image)
 
     def _pixels(self, epoch: int, picture: int) -> Tensor:
-        image = read_image(self.split.examples[picture].image)
+        reference = self.split.examples[picture].image
+        image = alter(read_image(reference), self.split.alteration, reference.name)
         before = torch.default_generator.get_state()
         try:
             torch.default_generator.manual_seed(derived_seed(self.seed, epoch, picture))

@@ -12,13 +12,14 @@ from tether.data.records import ImageRef
 from tether.data.splitting import parts_of
 from tether.data.tables import read_table, resolve_columns, split_of, texts_of
 from tether.errors import TetherError, near_misses
+from tether.families import DataConfig
 
 COLUMNS = ("path", "caption", "domain", "split", "identity")
 
 
 @method("caption_table")
 @dataclass(frozen=True, kw_only=True)
-class CaptionTableConfig:
+class CaptionTableConfig(DataConfig):
     """A table with the columns `path` and `caption`, and, where they are known, `domain`, `split`, `identity`.
 
     Rows of the same path are captions of one picture, and say the same in the other columns. A cell may hold several

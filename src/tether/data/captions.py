@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Int
 
-from tether.data.records import ImageRef
+from tether.data.records import ImageRef, PictureBenchmark, PictureSplit
 from tether.errors import TetherError, near_misses
 
 
@@ -44,8 +44,12 @@ class CaptionedImage:
 
 
 @dataclass(frozen=True)
-class CaptionSplit:
+class CaptionSplit(PictureSplit):
     """Captioned pictures that are used together. Captions are numbered through, picture by picture.
+
+    Args:
+        domain: the look that the pictures share; by default that of the first.
+        alteration: what is done to each picture after reading, see `tether.data.alterations`.
 
     Raises:
         TetherError: a picture occurs twice.
@@ -53,15 +57,20 @@ class CaptionSplit:
 
     name: str
     examples: tuple[CaptionedImage, ...]
+    domain: str = ""
+    alteration: str = ""
 
     def __post_init__(self):
+        if not self.domain and self.examples:
+            object.__setattr__(self, "domain", self.examples[0].domain)
         counts = Counter(example.image for example in self.examples)
         if twice := [str(image) for image, count in counts.items() if count > 1]:
             raise TetherError(f"Split {self.name!r} holds pictures more than once: {_some(twice)}.")
 
-    def __len__(self) -> int:
-        """The number of pictures."""
-        return len(self.examples)
+    @property
+    def convention(self) -> str:
+        """How the split is scored, in words."""
+        return f"{len(self.examples)} pictures and {len(self.captions)} captions, each among all of the other kind"
 
     @cached_property
     def captions(self) -> tuple[str, ...]:
@@ -74,15 +83,10 @@ class CaptionSplit:
         counts = [len(example.captions) for example in self.examples]
         return np.repeat(np.arange(len(counts), dtype=np.int64), counts)
 
-    @property
-    def identities(self) -> set[str]:
-        """The identities that occur."""
-        return {example.identity for example in self.examples}
-
     @cached_property
     def digest(self) -> str:
         """SHA-256 over names, captions, identities and domains in order; the pixels themselves are not read."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.alteration.encode())
         for e in self.examples:
             row = (e.image.name, e.captions, e.identity, e.domain)
             digest.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
@@ -90,7 +94,7 @@ class CaptionSplit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionBenchmark:
+class CaptionBenchmark(PictureBenchmark):
     """Captioned pictures to train on, to choose by, and to test on in one or more domains.
 
     Args:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from tether.data.reading import FORMATS, MAX_BYTES, MAX_PIXELS, read_bytes, read_image
-from tether.data.records import Benchmark, ImageRef, Split
+from tether.data.records import ImageRef, PictureBenchmark, PictureSplit, Split
 from tether.errors import TetherError
 
 
@@ -22,7 +22,7 @@ class Unreadable:
 
 
 def check(
-    split: Split, *, threads: int = 4, progress: Callable[[int, int], None] | None = None
+    split: PictureSplit, *, threads: int = 4, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Unreadable, ...]:
     """Read every picture of the split once and list all that cannot be read.
 
@@ -49,7 +49,7 @@ def _attempt(image: ImageRef) -> Unreadable | None:
     return None
 
 
-def require_readable(benchmark: Benchmark, *, threads: int = 8) -> None:
+def require_readable(benchmark: PictureBenchmark, *, threads: int = 8) -> None:
     """Refuse a benchmark with pictures that are missing, empty, no pictures or cut short.
 
     Takes about 0.03 ms a picture: the header is parsed and the file's last bytes are looked at (an archive's member is

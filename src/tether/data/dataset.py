@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from tether.data.alterations import alter
 from tether.data.reading import read_image
-from tether.data.records import Split
+from tether.data.records import PictureSplit
 from tether.data.seeds import derived_seed
 
 
@@ -22,7 +22,7 @@ class ImageDataset(Dataset):
     Index it with `(epoch, index)`, or with `index` alone for epoch 0. An item is a dict:
 
         pixels     what the transform made, [3, h, w]
-        label      int
+        label      int, where the split has labels
         index      int, position in the split
         text_pick  int in [0, 2**31), drawn anew in every epoch: a caller with n texts for this picture or its
                    class
@@ -40,7 +40,7 @@ class ImageDataset(Dataset):
     """
 
     def __init__(
-        self, split: Split, transform: Callable[[Image.Image], Tensor], *, seed: int = 0, cache_bytes: int = 0
+        self, split: PictureSplit, transform: Callable[[Image.Image], Tensor], *, seed: int = 0, cache_bytes: int = 0
     ):
         self.split = split
         self.transform = transform
@@ -62,7 +62,8 @@ class ImageDataset(Dataset):
             pixels = self.transform(picture)
         finally:
             torch.default_generator.set_state(before)
-        return {"pixels": pixels, "label": example.label, "index": index, "text_pick": text_pick}
+        item = {"pixels": pixels, "index": index, "text_pick": text_pick}
+        return item | ({"label": example.label} if hasattr(example, "label") else {})
 
     def picture(self, index: int) -> Image.Image:
         """The picture as read and altered, before the transform.

@@ -11,11 +11,12 @@ from tether.data.captions import CaptionBenchmark, CaptionedImage, CaptionSplit
 from tether.data.emoji_shift import FOLDER, EmojiShiftConfig
 from tether.data.emoji_shift import load as load_emoji_shift
 from tether.data.records import Split
+from tether.families import DataConfig
 
 
 @method("emoji_captions")
 @dataclass(frozen=True, kw_only=True)
-class EmojiCaptionsConfig:
+class EmojiCaptionsConfig(DataConfig):
     """Which third of the emoji is tested: `fold` 0, 1 or 2. Splits and domains (vendors) are those of emoji-shift.
 
     Raises:

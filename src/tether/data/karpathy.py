@@ -15,6 +15,7 @@ from tether.config import method
 from tether.data.captions import CaptionBenchmark, CaptionedImage, CaptionSplit
 from tether.data.locating import image_inside, require_there
 from tether.errors import TetherError, near_misses
+from tether.families import DataConfig
 
 _SPLITS = {"train": "train", "restval": "restval", "val": "validation", "test": "test"}
 
@@ -35,7 +36,7 @@ class KarpathySource:
 
 @method("karpathy")
 @dataclass(frozen=True, kw_only=True)
-class KarpathyConfig:
+class KarpathyConfig(DataConfig):
     """Train on one collection, test on it and, as shifted domains, on the test pictures of others.
 
     Args:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from tether.data.records import ImageRef, Split
+from tether.data.records import ImageRef, PictureSplit
 from tether.errors import TetherError
 
 MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow itself begins to warn
@@ -102,7 +102,7 @@ def read_bytes(ref: ImageRef) -> bytes:
         raise TetherError(f"{getattr(error, 'strerror', None) or error}.") from error
 
 
-def files_digest(split: Split) -> str:
+def files_digest(split: PictureSplit) -> str:
     """SHA-256 over the size of every picture's file, in an archive over its checksum too.
 
     Nothing is decoded; but for one of equal size in a folder, a picture that was replaced under its name is noticed.

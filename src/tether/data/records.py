@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from tether.data.prompts import check_templates
 from tether.errors import TetherError, near_misses
@@ -76,9 +77,65 @@ class Example:
             object.__setattr__(self, "identity", self.image.name)
 
 
+class PictureSplit:
+    """Pictures that are used together, whatever is known of them beside what they are pictures of.
+
+    Attributes:
+        name, domain: of the split, and of the look its pictures share ("photo", "sketch", a vendor's name).
+        examples: each with its `image` and `identity`; what a task is to answer for them stands beside these.
+        alteration: what is done to each picture after reading (see `tether.data.alterations`); "" means nothing.
+        convention: how the split is scored, in words, for the report.
+        digest: hash of all that decides the numbers but the pixels.
+    """
+
+    name: str
+    domain: str
+    examples: tuple[Any, ...]
+    alteration: str
+    convention: str
+    digest: str
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self.examples)
+
+    @property
+    def identities(self) -> set[str]:
+        """The identities that occur."""
+        return {example.identity for example in self.examples}
+
+    @property
+    def images(self) -> set[ImageRef]:
+        """The pictures' places."""
+        return {example.image for example in self.examples}
+
+    @property
+    def is_corruption(self) -> bool:
+        """Whether the pictures are corrupted: a test of its own, neither a natural shift nor a means to choose by."""
+        return self.alteration.startswith("corruption:")
+
+
+class PictureBenchmark:
+    """Pictures to train on, to choose by, and to test on in one or more domains.
+
+    Attributes:
+        train, validation: may both be empty where a benchmark is for evaluation only.
+        tests: test splits by name.
+        in_distribution: the name in `tests` of the split that looks like the training data.
+        notes: what a reader of the numbers must know about how the splits were made.
+    """
+
+    name: str
+    train: PictureSplit
+    validation: PictureSplit
+    tests: Mapping[str, PictureSplit]
+    in_distribution: str
+    notes: tuple[str, ...]
+
+
 @dataclass(frozen=True)
-class Split:
-    """Examples that are used together, and how they are scored.
+class Split(PictureSplit):
+    """Labelled pictures that are used together, and how they are scored.
 
     Attributes:
         domain: the look these pictures share ("photo", "sketch", a vendor's name).
@@ -120,28 +177,10 @@ class Split:
                 f"The groups of split {self.name!r} overlap; a class belongs to one group at most."
             )
 
-    def __len__(self) -> int:
-        return len(self.examples)
-
     @property
     def labels(self) -> set[int]:
         """The labels that occur."""
         return {example.label for example in self.examples}
-
-    @property
-    def identities(self) -> set[str]:
-        """The identities that occur."""
-        return {example.identity for example in self.examples}
-
-    @property
-    def images(self) -> set[ImageRef]:
-        """The pictures' places."""
-        return {example.image for example in self.examples}
-
-    @property
-    def is_corruption(self) -> bool:
-        """Whether the pictures are corrupted: a test of its own, neither a natural shift nor a means to choose by."""
-        return self.alteration.startswith("corruption:")
 
     def canonical_classes(self, class_count: int) -> tuple[int, ...]:
         """For every class, the class it counts as in this split, or -1 where it does not compete.
@@ -170,7 +209,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(PictureBenchmark):
     """A labelled data set with its shifted test splits.
 
     Attributes:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageFilter, ImageOps
 
-from tether.data.records import Split
+from tether.data.records import PictureSplit
 from tether.data.seeds import derived_seed
 from tether.errors import TetherError, near_misses
 
@@ -117,8 +117,8 @@ def simulate(image: Image.Image, name: str, *, seed: int = 0, key: str = "") -> 
 
 
 def simulated_shifts(
-    split: Split, names: Sequence[str] = SIMULATED_SHIFTS, *, seed: int = 0
-) -> dict[str, Split]:
+    split: PictureSplit, names: Sequence[str] = SIMULATED_SHIFTS, *, seed: int = 0
+) -> dict[str, PictureSplit]:
     """The split once per simulated shift, by the shift's name; the pictures are changed when they are read.
 
     Raises:
