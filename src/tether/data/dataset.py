@@ -40,7 +40,12 @@ class ImageDataset(Dataset):
     """
 
     def __init__(
-        self, split: PictureSplit, transform: Callable[[Image.Image], Tensor], *, seed: int = 0, cache_bytes: int = 0
+        self,
+        split: PictureSplit,
+        transform: Callable[[Image.Image], Tensor],
+        *,
+        seed: int = 0,
+        cache_bytes: int = 0,
     ):
         self.split = split
         self.transform = transform

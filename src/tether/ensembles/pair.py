@@ -15,10 +15,11 @@ from tether import _distributed
 from tether.data.records import Split
 from tether.ensembles.views import Views
 from tether.errors import TetherError
-from tether.evaluation.classification import Scorer, answer, batches_of
-from tether.evaluation.classifier import Classifier, Progress, evaluating
+from tether.evaluation.classification import batches_of
+from tether.evaluation.classifier import Classifier, evaluating
 from tether.evaluation.metrics import once_by_index
-from tether.evaluation.scores import SplitScores
+from tether.evaluation.scores import ClassScorer, SplitScores
+from tether.evaluation.scoring import Progress, answer
 from tether.evaluation.sharing import shared_prefix
 from tether.models.model import Model
 from tether.models.shared_copy import shared_copy
@@ -172,7 +173,14 @@ class Pair:
             TetherError: as `tether.evaluation.evaluate`.
         """
         with self.ready() as forget_useless:
-            return answer(splits, self.classes, self.batches, respond, self.progress, forget_useless)
+            return answer(
+                splits,
+                lambda split, _: ClassScorer(split, self.classes),
+                self.batches,
+                respond,
+                self.progress,
+                forget_useless,
+            )
 
     def _tell(self, what: str, done: int, total: int) -> None:
         if self.progress:
@@ -199,8 +207,8 @@ def tuned_copy(model: Model, path: Path) -> Model:
 
 def score(split: Split, logits: Float[Tensor, "n classes"]) -> SplitScores:
     """Scores of logits that are there already, in the split's order."""
-    scorer = Scorer(split, logits.shape[1])
-    return scorer.scores(scorer(logits, torch.arange(len(split))).cpu())
+    scorer = ClassScorer(split, logits.shape[1])
+    return scorer.scores(scorer.rows(logits, torch.arange(len(split))).cpu())
 
 
 def competing(split: Split, classes: int) -> list[int]:

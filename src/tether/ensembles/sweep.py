@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tether._alpha import Alpha, alpha_of
-from tether.data.records import Split
+from tether.data.records import PictureSplit
 from tether.errors import TetherError
-from tether.evaluation.classification import answer, batches_of, no_autocast_cache
-from tether.evaluation.classifier import Classifier, Progress, evaluating
+from tether.evaluation.classification import batches_of, no_autocast_cache
+from tether.evaluation.classifier import evaluating
 from tether.evaluation.scores import Sweep, alpha_text
+from tether.evaluation.scoring import Progress, Reader, Scorer, answer
 from tether.evaluation.sharing import shared_prefix
 from tether.models.model import Model
 from tether.models.weight_path import Path, restoring
@@ -21,26 +22,26 @@ from tether.models.weight_path import Path, restoring
 def alpha_sweep(
     model: Model,
     path: Path,
-    splits: Mapping[str, Split],
+    splits: Mapping[str, PictureSplit],
     alphas: Sequence[Alpha],
-    classifier: Callable[[float], Classifier],
+    reader: Callable[[float], Reader],
     *,
     batch_size: int = 64,
     workers: int = 0,
-    open_split: Callable[[Split], Dataset] | None = None,
+    open_split: Callable[[PictureSplit], Dataset] | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
     """Scores at every alpha of a path from the zero-shot model to the tuned one, reading each picture once.
 
     Per batch the model is set to one alpha after the other. Pictures are encoded once per distinct alpha
-    of the image tower, from the first module that the path changes on, and classifiers are made once per distinct
+    of the image tower, from the first module that the path changes on, and readers are made once per distinct
     alpha of the text tower, so a grid of i × t alphas costs i image passes and t text passes. The model is
     the zero-shot one afterwards, bit for bit, whatever happens.
 
     Args:
         path: of the model, such as `attached.path()` or `WeightPath(model.module, delta)`, inside its `with` block.
         alphas: numbers, or `{"image": a, "text": b}`.
-        classifier: called once per distinct alpha of the text tower with the weights set, for example
+        reader: called once per distinct alpha of the text tower with the model there, for example
             `lambda alpha: zero_shot_classifier(model, names, templates)` or an interpolated linear head.
 
     Raises:
@@ -48,28 +49,32 @@ def alpha_sweep(
     """
     towers = _towers(alphas)
     with restoring(path), evaluating(model), no_autocast_cache():
-        classifiers: dict[float, Classifier] = {}
+        readers: dict[float, Reader] = {}
         for _, text in towers:
-            if text not in classifiers:
+            if text not in readers:
                 path.set(text)  # what belongs to neither tower, such as the logit scale, goes with it
-                classifiers[text] = classifier(text)
+                readers[text] = reader(text)
         images = list(dict.fromkeys(image for image, _ in towers))
         members = [[i for i, (image, _) in enumerate(towers) if image == one] for one in images]
 
-        def batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        def batches(split: PictureSplit) -> Iterator[tuple[Tensor, Tensor]]:
             return batches_of(model, split, batch_size, workers, open_split)
 
-        def respond(pixels: Tensor, split: Split) -> Iterator[Tensor]:
+        def respond(pixels: Tensor, split: PictureSplit) -> Iterator[Tensor]:
             for image, group in zip(images, members, strict=True):
                 path.set(image, "image")
                 features = model.encode_image(pixels)
                 for i in group:
-                    yield classifiers[towers[i][1]](features)
+                    yield readers[towers[i][1]](features)
 
-        classes = len(next(iter(classifiers.values())).weight)
+        members_in_order = list(itertools.chain(*members))
+
+        def scorer(split: PictureSplit, number: int) -> Scorer:
+            return readers[towers[members_in_order[number]][1]].scorer(split)
+
         with shared_prefix(model.module, path.changes("image")) as forget_useless:
-            answers = answer(splits, classes, batches, respond, progress, forget_useless)
-    order = {member: place for place, member in enumerate(itertools.chain(*members))}
+            answers = answer(splits, scorer, batches, respond, progress, forget_useless)
+    order = {member: number for number, member in enumerate(members_in_order)}
     return Sweep(tuple(alphas), tuple(answers[order[i]] for i in range(len(towers))))
 
 

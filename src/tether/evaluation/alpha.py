@@ -33,7 +33,8 @@ import torch
 from tether._alpha import Alpha, alpha_of
 from tether._choosing import check_rule
 from tether.errors import TetherError, near_misses
-from tether.evaluation.scores import SplitScores, Sweep, alpha_text
+from tether.evaluation.scores import Sweep, alpha_text
+from tether.evaluation.scoring import Scores
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,14 @@ def choose_alpha(
         )
     _check_pictures(sweep.scores[0], in_distribution, simulated)
     validation = [scores[in_distribution] for scores in sweep.scores]
-    best = min(range(len(validation)), key=lambda i: (-validation[i].top1, _size(sweep.alphas[i])))
+    best = min(range(len(validation)), key=lambda i: (-validation[i].value, _size(sweep.alphas[i])))
     curve = []
     for alpha, scores, own in zip(sweep.alphas, sweep.scores, validation, strict=True):
-        shifted = {name: scores[name].top1 for name in simulated}
+        shifted = {name: scores[name].value for name in simulated}
         loss, error = _paired_difference(validation[best], own)
         allowed = rule != "bounded loss" or loss <= max(error, tolerance) + 1e-12
         mean = math.fsum(shifted.values()) / len(shifted) if shifted else None
-        curve.append(AlphaPoint(alpha, own.top1, shifted, mean, loss, error, allowed))
+        curve.append(AlphaPoint(alpha, own.value, shifted, mean, loss, error, allowed))
 
     def goodness(point: AlphaPoint) -> float:
         if rule == "in distribution":
@@ -119,9 +120,7 @@ def choose_alpha(
     return AlphaChoice(chosen.alpha, rule, reason, validation[best].n, tuple(curve))
 
 
-def _check_pictures(
-    scores: Mapping[str, SplitScores], in_distribution: str, simulated: Sequence[str]
-) -> None:
+def _check_pictures(scores: Mapping[str, Scores], in_distribution: str, simulated: Sequence[str]) -> None:
     for name in (in_distribution, *simulated):
         if name not in scores:
             raise TetherError(f"The sweep has no split {name!r}{near_misses(name, tuple(scores))}")
@@ -139,9 +138,9 @@ def _check_pictures(
             )
 
 
-def _paired_difference(first: SplitScores, second: SplitScores) -> tuple[float, float]:
+def _paired_difference(first: Scores, second: Scores) -> tuple[float, float]:
     """Mean of first minus second over the pictures, and its standard error clustered by identity."""
-    difference = first.correct.double() - second.correct.double()
+    difference = first.primary - second.primary
     mean = difference.mean()
     number = {name: i for i, name in enumerate(dict.fromkeys(first.identities))}
     cluster = torch.tensor([number[name] for name in first.identities])

@@ -1,6 +1,6 @@
 """The classifier: class names turned into text features, or any linear head on normalised features."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether.data.prompts import fill
+from tether.data.records import Split
 from tether.errors import TetherError
+from tether.evaluation.scores import ClassScorer
+from tether.evaluation.scoring import Progress
 from tether.models.model import Model
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many pictures or prompts are done, and how many there are."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,6 +27,10 @@ class Classifier:
     def __call__(self, features: Float[Tensor, "b dim"]) -> Float[Tensor, "b classes"]:
         logits = self.scale * (features.float() @ self.weight.to(features.device).float().T)
         return logits if self.bias is None else logits + self.bias.to(features.device).float()
+
+    def scorer(self, split: Split) -> ClassScorer:
+        """The rules of a split: its class mask and its groups."""
+        return ClassScorer(split, len(self.weight))
 
 
 def class_embeddings(

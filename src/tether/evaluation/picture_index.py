@@ -24,8 +24,9 @@ from tether.data.reading import list_pictures, read_image
 from tether.data.records import ImageRef
 from tether.data.transforms import test_transform
 from tether.errors import TetherError
-from tether.evaluation.classifier import Progress, evaluating
+from tether.evaluation.classifier import evaluating
 from tether.evaluation.retrieval import top_k
+from tether.evaluation.scoring import Progress
 from tether.models.model import Model
 
 _FORMAT = "tether-picture-index 1"

@@ -1,8 +1,10 @@
-"""What a classifier did on one split: its answers, and every number that is derived from them."""
+"""What a classifier did on one split: the rules, its answers, and every number that is derived from them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,12 +13,18 @@ from torch import Tensor
 from tether._alpha import Alpha
 from tether.data.records import Split
 from tether.errors import TetherError
-from tether.evaluation.metrics import expected_calibration_error, macro_f1, mean_per_class_accuracy
+from tether.evaluation.metrics import (
+    expected_calibration_error,
+    label_rank,
+    macro_f1,
+    mean_per_class_accuracy,
+)
+from tether.evaluation.scoring import Metric, Scores
 from tether.evaluation.significance import Interval, wilson_interval
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SplitScores:
+class SplitScores(Scores):
     """Answers of one classifier to all pictures of one split, in the split's order, and measures of them.
 
     Attributes:
@@ -25,6 +33,14 @@ class SplitScores:
         ranks: place of the true class among the answers, 0 for right.
         classes: number of class names.
     """
+
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(name="top1", title="top-1 accuracy"),
+        Metric(name="top5", title="top-5 accuracy"),
+        Metric(name="mean_per_class", title="mean per-class accuracy"),
+        Metric(name="macro_f1", title="macro F1"),
+        Metric(name="calibration_error", title="calibration error", higher_is_better=False),
+    )
 
     split: Split
     predictions: Int[Tensor, " n"]
@@ -46,24 +62,19 @@ class SplitScores:
             )
 
     @property
-    def n(self) -> int:
-        """Number of pictures."""
-        return len(self.ranks)
-
-    @property
     def correct(self) -> Bool[Tensor, " n"]:
         """Which pictures were answered rightly."""
         return self.ranks == 0
+
+    @property
+    def primary(self) -> Float[Tensor, " n"]:
+        """1 where the answer is right."""
+        return self.correct.double()
 
     @cached_property
     def labels(self) -> Int[Tensor, " n"]:
         """The true classes."""
         return torch.tensor([example.label for example in self.split.examples])
-
-    @cached_property
-    def identities(self) -> tuple[str, ...]:
-        """What each picture is a picture of; see `Example.identity`."""
-        return tuple(example.identity for example in self.split.examples)
 
     @property
     def top1(self) -> float:
@@ -95,22 +106,14 @@ class SplitScores:
         """Expected calibration error in 15 bins."""
         return expected_calibration_error(self.confidences, self.correct)
 
+    def values(self) -> dict[str, float | None]:
+        return {metric.name: getattr(self, metric.name) for metric in self.metrics}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"predictions": self.predictions, "confidences": self.confidences, "ranks": self.ranks}
+
     def numbers(self) -> dict[str, object]:
-        """All measures as JSON can hold them, with the hash of the split and how it was scored."""
-        return {
-            "split": self.split.name,
-            "domain": self.split.domain,
-            "n": self.n,
-            "top1": self.top1,
-            "interval": [self.interval.low, self.interval.high],
-            "top5": self.top5,
-            "mean_per_class": self.mean_per_class,
-            "macro_f1": self.macro_f1,
-            "calibration_error": self.calibration_error,
-            "convention": self.split.convention,
-            "classes": self.competing,
-            "digest": self.split.digest,
-        }
+        return {**super().numbers(), "classes": self.competing}
 
     @cached_property
     def competing(self) -> int:
@@ -123,14 +126,55 @@ class SplitScores:
         return counts_as[self.predictions.long()], counts_as[self.labels]
 
 
+class ClassScorer:
+    """Prediction, rank of the label and confidence of each row of logits, by the rules of one split."""
+
+    def __init__(self, split: Split, classes: int):
+        if not len(split):
+            raise TetherError(f"Split {split.name!r} has no examples; there is nothing to evaluate.")
+        highest = max(split.labels.union(split.class_mask or ()))
+        if highest >= classes:
+            raise TetherError(
+                f"Split {split.name!r} has class {highest}, but the classifier knows only classes 0 to "
+                f"{classes - 1}. Use the class names of the split's own benchmark."
+            )
+        self.split, self.classes = split, classes
+        self.labels = torch.tensor([example.label for example in split.examples])
+        self.counts_as = torch.tensor(split.canonical_classes(classes))
+        self.grouped = bool(split.groups)
+
+    def rows(self, logits: Float[Tensor, "b classes"], index: Int[Tensor, " b"]) -> Float[Tensor, "b 3"]:
+        counts_as = self.counts_as.to(logits.device)
+        labels = counts_as[self.labels[index].to(logits.device)]
+        logits = logits.double().masked_fill(counts_as < 0, -math.inf)
+        predictions = logits.argmax(1)
+        probabilities = logits.softmax(1)
+        if self.grouped:  # a group answers with its best class, and with the confidence of all its classes
+            target = counts_as.clamp(min=0).expand_as(logits)
+            logits = torch.full_like(logits, -math.inf).scatter_reduce(1, target, logits, "amax")
+            probabilities = torch.zeros_like(probabilities).scatter_add(1, target, probabilities)
+        confidences = probabilities.gather(1, counts_as[predictions][:, None]).squeeze(1)
+        return torch.stack([predictions.double(), label_rank(logits, labels).double(), confidences], 1)
+
+    def scores(self, rows: Float[Tensor, "n 3"]) -> SplitScores:
+        """The scores of the split, from the rows of all its pictures in order."""
+        return SplitScores(
+            split=self.split,
+            predictions=rows[:, 0].long(),
+            ranks=rows[:, 1].long(),
+            confidences=rows[:, 2].contiguous(),
+            classes=self.classes,
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Sweep:
     """Scores on the way from the zero-shot model (alpha 0) to the fine-tuned one (1), one dict per alpha."""
 
     alphas: tuple[Alpha, ...]
-    scores: tuple[dict[str, SplitScores], ...]
+    scores: tuple[dict[str, Any], ...]
 
-    def at(self, alpha: Alpha) -> dict[str, SplitScores]:
+    def at(self, alpha: Alpha) -> dict[str, Any]:
         """Scores by split at one of the alphas.
 
         Raises:
@@ -142,8 +186,8 @@ class Sweep:
         return self.scores[self.alphas.index(alpha)]
 
     def curve(self, name: str) -> list[float]:
-        """Top-1 accuracy on one split at every alpha."""
-        return [scores[name].top1 for scores in self.scores]
+        """The first metric on one split at every alpha."""
+        return [scores[name].value for scores in self.scores]
 
 
 def alpha_text(alpha: Alpha) -> str:

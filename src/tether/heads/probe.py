@@ -21,8 +21,9 @@ from tether.data.dataset import ImageDataset
 from tether.data.records import Split
 from tether.errors import TetherError
 from tether.evaluation.classification import batches_of
-from tether.evaluation.classifier import Progress, evaluating
+from tether.evaluation.classifier import evaluating
 from tether.evaluation.metrics import once_by_index
+from tether.evaluation.scoring import Progress
 from tether.models.model import Model
 from tether.objectives.cross_entropy import cross_entropy
 from tether.optimizers.schedule import Schedule, ScheduleConfig

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from tether import recipe as recipes
 from tether._distributed import from_main
-from tether.evaluation.classifier import Progress
+from tether.evaluation.scoring import Progress
 from tether.evaluation.tables import bytes_text
 from tether.runs import report as reporting
 from tether.runs.comparing import comparison

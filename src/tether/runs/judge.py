@@ -13,7 +13,7 @@ from tether.ensembles.pair import Pair
 from tether.ensembles.sweep import alpha_sweep
 from tether.evaluation import Classifier, Sweep
 from tether.evaluation.alpha import choose_alpha
-from tether.evaluation.classifier import Progress
+from tether.evaluation.scoring import Progress
 from tether.models import Model
 from tether.models.weight_path import Path
 from tether.recipe import Recipe

@@ -16,7 +16,7 @@ from tether.data.records import Benchmark
 from tether.ensembles.sweep import alpha_sweep
 from tether.errors import TetherError
 from tether.evaluation import Classifier, class_embeddings
-from tether.evaluation.classifier import Progress
+from tether.evaluation.scoring import Progress
 from tether.models import Model
 from tether.runs.outcome import HEAD_FILE, head_at, read_head
 

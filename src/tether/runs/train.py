@@ -23,7 +23,7 @@ from tether.data.records import Benchmark
 from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
 from tether.evaluation import Classifier, class_embeddings
-from tether.evaluation.classifier import Progress
+from tether.evaluation.scoring import Progress
 from tether.heads.probe import probed_head
 from tether.models import Model, load
 from tether.models.last_block import fast_last_block

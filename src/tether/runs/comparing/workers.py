@@ -27,7 +27,7 @@ from tether._files import read_json
 from tether.data import load_benchmark
 from tether.data.records import Benchmark
 from tether.errors import TetherError
-from tether.evaluation.classifier import Progress
+from tether.evaluation.scoring import Progress
 from tether.models import load
 from tether.recipe import Recipe, to_plain
 from tether.runs.comparing.claims import claim
