@@ -119,6 +119,8 @@ class TPGM(AnchoredOptimizer):
     ) -> Tensor:
         """Move the radii `iterations` times along the held-out loss of the projected weights, then project.
 
+        Each iteration waits for the device once, to see that all is finite.
+
         Args:
             held_out_loss: computes the loss of the model on a held-out batch (with the model in evaluation
                 mode) and returns it; it does not call backward. With replicated data-parallel training it
