@@ -20,7 +20,11 @@ def found(splits: dict[str, Split]) -> dict[str, torch.Tensor]:
     model = tiny_model()
     scores = evaluate(model, splits, zero_shot_classifier(model, NAMES, TEMPLATES), batch_size=3)
     sweep = alpha_sweep(
-        model, tiny_delta(model), splits, (0.0, 1.0), lambda _: zero_shot_classifier(model, NAMES, TEMPLATES)
+        model,
+        way(model, tiny_delta(model)),
+        splits,
+        (0.0, 1.0),
+        lambda _: zero_shot_classifier(model, NAMES, TEMPLATES),
     )
     return {
         f"{name} {what}": getattr(own, what)
