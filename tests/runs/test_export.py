@@ -9,9 +9,9 @@ from tether._alpha import tower_of
 from tether.adapters import FullConfig, RAdapterConfig, attach
 from tether.adapters.files import load_adapter, save_adapter
 from tether.errors import TetherError
+from tether.heads.linear import save_head
 from tether.models import load
 from tether.runs.export import base_of, export
-from tether.runs.outcome import save_head
 
 
 @pytest.fixture(scope="module")

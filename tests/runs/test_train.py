@@ -15,9 +15,10 @@ from tether.adapters.files import apply, load_adapter
 from tether.data import load_benchmark
 from tether.errors import TetherError
 from tether.evaluation import Classifier, class_embeddings, evaluate, zero_shot_classifier
+from tether.heads.linear import HEAD_FILE, head_at
 from tether.models import load
 from tether.runs import train as fine_tuning
-from tether.runs.outcome import HEAD_FILE, head_at, load_sweep
+from tether.runs.outcome import load_sweep
 from tether.runs.train import run
 from tether.training import read_metrics
 

@@ -131,8 +131,8 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
 def merge(options: argparse.Namespace) -> int:
     from tether.adapters.files import load_adapter
     from tether.evaluation.scores import alpha_text
+    from tether.heads.linear import HEAD_FILE
     from tether.runs.export import export
-    from tether.runs.outcome import HEAD_FILE
 
     report = export(options.model, options.adapter, options.out, alpha=options.alpha, head=options.head)
     error = (
@@ -201,8 +201,8 @@ def rank(options: argparse.Namespace) -> int:
 
 
 def average(options: argparse.Namespace) -> int:
+    from tether.heads.linear import HEAD_FILE
     from tether.runs.average import average_folders, average_models
-    from tether.runs.outcome import HEAD_FILE
 
     if all((folder / "adapter.json").is_file() for folder in options.folders):
         average_folders(options.folders, options.out, options.alpha)

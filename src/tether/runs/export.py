@@ -11,9 +11,9 @@ from tether.adapters import MergeReport
 from tether.adapters.files import Adapter, apply, load_adapter
 from tether.config import method_of
 from tether.errors import TetherError
+from tether.heads.linear import HEAD_FILE, head_at, read_head
 from tether.models import load
 from tether.models.load import is_here
-from tether.runs.outcome import HEAD_FILE, head_at, read_head
 
 
 def export(
