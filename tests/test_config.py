@@ -72,7 +72,7 @@ def test_defaults_fill_what_is_not_said():
         ({"name": "a", "inner": {"pair": [1]}}, "2 values"),
         ({"name": 3}, "name takes a text"),
         ({"name": "a", "limit": True}, "limit"),
-        ({"name": "a", "limit": 10**400}, "limit takes no number beyond 64 bits, found 10000"),
+        ({"name": "a", "limit": 10**400}, r"limit takes no number beyond 64 bits, found about 2\^1328"),
         ({"name": "a", "count": 10**30}, "count takes no number beyond 64 bits"),
         ({"name": "a", "inner": 4}, "options by name"),
         ({}, "lacks name"),
@@ -138,14 +138,6 @@ def test_a_key_given_twice_is_refused_with_its_line(text, tmp_path):
     line = len(text.splitlines())
     with pytest.raises(TetherError, match=rf"a\.yaml .*a is given twice .*line {line}"):
         read_yaml(tmp_path / "a.yaml")
-
-
-def test_an_impossible_date_is_refused_as_yaml(tmp_path):
-    (tmp_path / "a.yaml").write_text("a: 2020-13-45\n")
-    with pytest.raises(TetherError, match="not valid YAML: month"):
-        read_yaml(tmp_path / "a.yaml")
-    with pytest.raises(TetherError, match="not a valid value: month"):
-        override({}, ["a=2020-13-45"])
 
 
 def test_yaml_may_merge_what_was_merged_before(tmp_path):

@@ -26,7 +26,7 @@ def train(options: argparse.Namespace, device: Any) -> int:
             raise TetherError(
                 f"There is no run to go on with at {options.resume}: it has no config.json. Start a new one."
             )
-        recipe = recipes.from_plain(override(read_json(options.resume / "config.json"), words))
+        recipe = recipes.from_plain(override(read_json(options.resume / "config.json", dict), words))
     elif options.recipe:
         recipe = recipes.read(options.recipe, words)
     else:

@@ -40,6 +40,7 @@ from tether.tasks.outcome import (
     RESULT,
     SCORES,
     TIME,
+    Cost,
     Outcome,
     digests,
     head_at,
@@ -186,7 +187,9 @@ def _run(
         },
         "validation": judged.validation,
         "trained_parameters": sum(parameter.numel() for parameter in final.values()),
-        "peak_memory_bytes": max(read_json(kept.path / TIME)["peak_memory_bytes"], peak_memory(model.device)),
+        "peak_memory_bytes": max(
+            read_json(kept.path / TIME, Cost).peak_memory_bytes, peak_memory(model.device)
+        ),
     }
 
     def keep() -> None:

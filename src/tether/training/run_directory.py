@@ -92,7 +92,7 @@ class RunDirectory:
         path = self.path / f"{name}.json"
         plain = json.loads(json.dumps(value))
         if path.exists():
-            changed = differences(read_json(path), plain)
+            changed = differences(read_json(path, dict), plain)
             refused = [text for entry, text in changed.items() if entry not in may_change]
             if refused:
                 raise TetherError(

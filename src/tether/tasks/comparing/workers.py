@@ -32,7 +32,7 @@ from tether.models import load
 from tether.recipe import Recipe, to_plain
 from tether.tasks.comparing.claims import claim
 from tether.tasks.fine_tuning import run
-from tether.tasks.outcome import BASE, RESULT, Outcome, digests, is_finished, read_outcome
+from tether.tasks.outcome import BASE, RESULT, Base, Outcome, digests, is_finished, read_outcome
 from tether.tasks.training_files import training_part
 from tether.training.checkpoint import latest_checkpoint
 
@@ -148,7 +148,7 @@ class _Here:
             self.fingerprints[recipe.model] = load(recipe.model).fingerprint()
         if not (path / BASE).is_file():
             return "a base model that it does not name (by an earlier version of tether)"
-        if read_json(path / BASE)["fingerprint"] != self.fingerprints[recipe.model]:
+        if read_json(path / BASE, Base).fingerprint != self.fingerprints[recipe.model]:
             return "another base model"
         if read_json(path / "splits.json") != self.benchmark(recipe)[1]:
             return "other pictures"
@@ -258,8 +258,7 @@ def _trained(job: Job, root: Path, here: _Here) -> Path | None:
 
     def fits(path: Path) -> bool:
         try:
-            config = read_json(path / "config.json")
-            same = isinstance(config, dict) and training_part(config) == wanted
+            same = training_part(read_json(path / "config.json", dict)) == wanted
             return same and latest_checkpoint(path / "checkpoints") and not here.other(path, job.recipe)
         except TetherError:  # what others keep in this folder
             return False
