@@ -262,7 +262,9 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
             self._copied += self._sizes[node]
             if self._copied > self.MOST_COPIED:
-                problem = f"aliases stand for more than {self.MOST_COPIED:,} characters in all; write less, or no aliases"
+                problem = (
+                    f"all aliases stand for more than {self.MOST_COPIED:,} characters; write less, or none"
+                )
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         elif isinstance(node, yaml.ScalarNode):
             self._sizes[node] = 1 + len(node.value)
