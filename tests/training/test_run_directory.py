@@ -99,6 +99,24 @@ def test_a_lock_torn_by_a_kill_is_nobodys(tmp_path):
         pass
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1]",
+        "7",
+        '{"host": "h"}',
+        '{"host": "h", "pid": "1", "started": null}',
+        '{"host": "h", "pid": -1, "started": ""}',
+    ],
+)
+def test_a_lock_of_another_form_is_refused_with_what_to_do(tmp_path, content):
+    with create(tmp_path) as run:
+        pass
+    (run.path / "lock").write_text(content)
+    with pytest.raises(TetherError, match=r"lock does not say which process uses .* delete it"):
+        RunDirectory.open(run.path, tensorboard=False)
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(TetherError, match="There is no run at"):
         RunDirectory.open(tmp_path)
