@@ -210,3 +210,58 @@ def test_a_broken_tracker_does_not_stop_the_run(tmp_path):
             run.log("train", 1, {"loss": 0.5})
         run.log("train", 2, {"loss": 0.4})
     assert [row["step"] for row in read_metrics(run.path)] == [1, 2]
+
+
+def test_a_process_killed_while_it_makes_its_directory_leaves_none_that_lacks_what_explains_it(
+    tmp_path, monkeypatch
+):
+    """A kill is played by an error that nothing catches, at each file that is written."""
+    from tether.training import run_directory
+
+    write, written = run_directory.write_json, []
+
+    def killed(path, value):
+        if len(written) == dies_at:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, value)
+
+    monkeypatch.setattr(run_directory, "write_json", killed)
+    records = {"config": {"a": 1}, "base": {"b": 2}}
+    for dies_at in range(3):
+        written.clear()
+        with pytest.raises(KeyboardInterrupt):
+            create(tmp_path, records=records)
+        assert [path for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
+    dies_at = 9
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))  # abandoned long ago
+    with create(tmp_path, records=records) as run:
+        assert [read_json(run.path / f"{name}.json") for name in records] == list(records.values())
+    assert list(tmp_path.iterdir()) == [run.path]
+
+
+def test_a_number_that_another_process_took_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    from tether.training import run_directory
+
+    with create(tmp_path) as first:
+        monkeypatch.setattr(type(tmp_path), "glob", lambda self, pattern: iter(()))
+        made = run_directory._make(tmp_path, first.path.name[:-4], {})
+    assert made.name.endswith("-002")
+
+
+def test_a_directory_that_is_only_read_is_left_as_it_is(tmp_path):
+    with create(tmp_path, records={"config": {"a": 1}}) as run:
+        pass
+    (run.path / "lock").write_text("[]")  # nobody asks
+    before = {path: path.stat().st_mtime_ns for path in (run.path, *run.path.rglob("*"))}
+    with RunDirectory.open(run.path, read_only=True) as again:
+        again.record("config", {"a": 1})
+        with pytest.raises(TetherError, match="a was 1 and is 2"):
+            again.record("config", {"a": 2})
+    assert before == {path: path.stat().st_mtime_ns for path in (run.path, *run.path.rglob("*"))}
+
+
+def test_a_folder_of_runs_that_is_not_named_in_utf_8_is_refused(tmp_path):
+    with pytest.raises(TetherError, match=r"runs is not named in UTF-8"):
+        create(tmp_path / "caf\udce9")

@@ -132,8 +132,11 @@ def merge(options: argparse.Namespace) -> int:
     from tether.adapters.files import load_adapter
     from tether.evaluation.scores import alpha_text
     from tether.tasks.export import export
-    from tether.tasks.outcome import HEAD_FILE
+    from tether.tasks.outcome import ADAPTER, HEAD_FILE
 
+    inside = options.adapter / ADAPTER
+    if not (options.adapter / "adapter.json").is_file() and (inside / "adapter.json").is_file():
+        options.adapter = inside  # the run was named
     report = export(options.model, options.adapter, options.out, alpha=options.alpha, head=options.head)
     error = (
         "" if report.max_error is None else f"; largest output difference on a probe {report.max_error:.2e}"

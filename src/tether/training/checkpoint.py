@@ -26,6 +26,9 @@ from tether.errors import TetherError
 
 _TENSORS, _STATE, _COMPLETE = "tensors.safetensors", "state.json", "complete.json"
 
+MOST_STEPS = 10**8 - 1
+"""What eight digits of a checkpoint's name can say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Marker:
