@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tether._files import read_json
 from tether.errors import TetherError
 from tether.training import RunDirectory, lock, read_metrics
 from tether.training.run_directory import differences
@@ -218,22 +219,22 @@ def test_a_process_killed_while_it_makes_its_directory_leaves_none_that_lacks_wh
     """A kill is played by an error that nothing catches, at each file that is written."""
     from tether.training import run_directory
 
-    write, written = run_directory.write_json, []
+    write, left = run_directory.write_json, []
 
     def killed(path, value):
-        if len(written) == dies_at:
+        if not left:
             raise KeyboardInterrupt
-        written.append(path.name)
+        left.pop()
         write(path, value)
 
     monkeypatch.setattr(run_directory, "write_json", killed)
     records = {"config": {"a": 1}, "base": {"b": 2}}
-    for dies_at in range(3):
-        written.clear()
+    for files in range(3):
+        left[:] = range(files)
         with pytest.raises(KeyboardInterrupt):
             create(tmp_path, records=records)
         assert [path for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
-    dies_at = 9
+    left[:] = range(9)
     for path in tmp_path.iterdir():
         os.utime(path, (0, 0))  # abandoned long ago
     with create(tmp_path, records=records) as run:

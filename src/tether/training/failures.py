@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-
 from tether._distributed import is_main
 from tether._files import write_json
 from tether.errors import TetherError
