@@ -233,7 +233,10 @@ def test_a_finished_run_is_read_and_not_repeated(tiny_recipe, tmp_path, bases, m
     outcome = quiet(tiny_recipe, tmp_path)
     kept = {path: path.read_bytes() for path in outcome.run.rglob("*.safetensors")}
     monkeypatch.setattr(fine_tuning, "fit", None)
+    before = {path: path.stat().st_mtime_ns for path in (outcome.run, *outcome.run.rglob("*"))}
     again = quiet(tiny_recipe, tmp_path, resume=outcome.run)
+    # nothing is written, so it may lie where nothing can be
+    assert before == {path: path.stat().st_mtime_ns for path in (outcome.run, *outcome.run.rglob("*"))}
     assert answers(again.test.at(1.0)) == answers(outcome.test.at(1.0))
     assert (again.seconds, again.alpha, again.file_bytes) == (
         outcome.seconds,
@@ -241,6 +244,22 @@ def test_a_finished_run_is_read_and_not_repeated(tiny_recipe, tmp_path, bases, m
         outcome.file_bytes,
     )
     assert kept == {path: path.read_bytes() for path in outcome.run.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("result.json", "[1]"),
+        ("time.json", '{"training_seconds": "long"}'),
+        ("base.json", "[1]"),
+        ("config.json", "7"),
+    ],
+)
+def test_a_file_of_a_finished_run_that_holds_something_else_is_named(tiny_recipe, tmp_path, name, content):
+    outcome = quiet(changed(tiny_recipe, training={"epochs": 1}), tmp_path)
+    (outcome.run / name).write_text(content)
+    with pytest.raises(TetherError, match=rf"{name} holds something else than it should"):
+        quiet(changed(tiny_recipe, training={"epochs": 1}), tmp_path, resume=outcome.run)
 
 
 def test_half_an_adapter_of_a_killed_part_is_made_again(tiny_recipe, tmp_path):

@@ -213,15 +213,44 @@ def test_a_missing_gradient_counts_as_zero(toy):
     assert parts["optimizer"].state[weight]["step"] == 12
 
 
-def test_memory_that_ran_out_is_explained(toy):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no more"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you …"),
+    ],
+)
+def test_memory_that_ran_out_is_explained(toy, error):
     parts = toy.parts(12)
 
     def loss(batch, step):
-        raise torch.OutOfMemoryError("no more")
+        raise error
 
     parts["task"].loss = loss
     with pytest.raises(TetherError, match="Memory ran out in step 0"):
         fit(data=toy.ToyData(), config=config(), show_progress=False, **parts)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            {"steps": None, "epochs": 10**18},
+            "epochs must be at most 99,999,999, found 1,000,000,000,000,000,000",
+        ),
+        ({"steps": 10**9}, "steps must be at most 99,999,999"),
+        ({"workers": 100_000}, "workers must be at most 1,024, found 100,000"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused(options, told):
+    with pytest.raises(TetherError, match=told):
+        config(**options)
+
+
+def test_epochs_that_are_too_many_steps_are_refused():
+    with pytest.raises(TetherError, match="99,999,999 epochs of 2 steps are more than 99,999,999"):
+        config(steps=None, epochs=99_999_999).total_steps(16)
 
 
 class Separable(torch.nn.Module):

@@ -26,7 +26,7 @@ def train(options: argparse.Namespace, device: Any) -> int:
             raise TetherError(
                 f"There is no run to go on with at {options.resume}: it has no config.json. Start a new one."
             )
-        recipe = recipes.from_plain(override(read_json(options.resume / "config.json"), words))
+        recipe = recipes.from_plain(override(read_json(options.resume / "config.json", dict), words))
     elif options.recipe:
         recipe = recipes.read(options.recipe, words)
     else:
@@ -133,7 +133,11 @@ def merge(options: argparse.Namespace) -> int:
     from tether.evaluation.scores import alpha_text
     from tether.heads.linear import HEAD_FILE
     from tether.runs.export import export
+    from tether.runs.outcome import ADAPTER
 
+    inside = options.adapter / ADAPTER
+    if not (options.adapter / "adapter.json").is_file() and (inside / "adapter.json").is_file():
+        options.adapter = inside  # the run was named
     report = export(options.model, options.adapter, options.out, alpha=options.alpha, head=options.head)
     error = (
         "" if report.max_error is None else f"; largest output difference on a probe {report.max_error:.2e}"

@@ -83,5 +83,4 @@ def base_of(adapter: Adapter, folder: Path) -> str:
 def run_config(adapter: Path) -> dict[str, Any]:
     """The recipe of the run that an adapter's folder lies in; empty where it lies in none."""
     path = adapter.absolute().parent / "config.json"
-    config = read_json(path) if path.is_file() else {}
-    return config if isinstance(config, dict) else {}
+    return read_json(path, dict) if path.is_file() else {}

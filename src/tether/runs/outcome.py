@@ -45,27 +45,59 @@ class Outcome:
     run: Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What stands in time.json."""
+
+    training_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """What stands in base.json."""
+
+    model: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    """What stands in result.json: of an `Outcome` what stands nowhere else, and the accuracies at every alpha."""
+
+    alpha: float | dict[str, float]
+    alpha_reason: str
+    test: dict[str, dict[str, Any]]
+    validation: tuple[dict[str, Any], ...]
+    trained_parameters: int
+    file_bytes: int
+    peak_memory_bytes: int
+
+
 def read_outcome(path: Path, recipe: Recipe, benchmark: PictureBenchmark) -> Outcome:
     """What a finished run left in its directory.
 
     Raises:
         TetherError: it is not finished, a file is not whole, or the test splits are others.
     """
-    result = read_json(path / RESULT)
+    result = vars(read_json(path / RESULT, _Result))
     return Outcome(
         recipe=recipe,
         benchmark=benchmark,
         test=load_sweep(path / SCORES, recipe, benchmark),
-        seconds=read_json(path / TIME)["training_seconds"],
+        seconds=read_json(path / TIME, Cost).training_seconds,
         run=path,
         **{name: value for name, value in result.items() if name != "test"},
     )
 
 
 def is_finished(path: Path, test: bool) -> bool:
-    """Whether a run has its result, with the test splits if `test`."""
-    result = read_json(path / RESULT) if (path / RESULT).is_file() else None
-    return isinstance(result, dict) and "test" in result and (not test or bool(result["test"]))
+    """Whether a run has its result, with the test splits if `test`.
+
+    Raises:
+        TetherError: the result is not whole, or no run's.
+    """
+    return (path / RESULT).is_file() and (not test or bool(read_json(path / RESULT, _Result).test))
 
 
 def save_sweep(path: Path, sweep: Sweep) -> None:

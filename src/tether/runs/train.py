@@ -38,6 +38,7 @@ from tether.runs.outcome import (
     RESULT,
     SCORES,
     TIME,
+    Cost,
     Outcome,
     digests,
     is_finished,
@@ -96,14 +97,22 @@ def run(
     finished = from_main(lambda: resume is not None and is_finished(resume, test))
     if check_pictures and not finished:
         from_main(lambda: require_readable(benchmark))  # now, not when a test picture's turn comes
-    directory = RunDirectory.open(resume) if resume else RunDirectory.create(root, recipe.name)
+    records = {
+        "config": to_plain(recipe),
+        "splits": made_from,
+        "base": {"model": recipe.model, "fingerprint": fingerprint},
+    }
+    if resume:
+        directory = RunDirectory.open(resume, read_only=finished)
+    else:
+        directory = RunDirectory.create(root, recipe.name, records=records)
     with directory as kept:
         may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
-        kept.record("config", to_plain(recipe), may_change=may_change)
+        kept.record("config", records["config"], may_change=may_change)
         # A picture that stopped the run may have been mended since.
         mended = [] if finished else [f"{split}.files" for split in made_from]
-        kept.record("splits", made_from, may_change=mended)
-        kept.record("base", {"model": recipe.model, "fingerprint": fingerprint})
+        kept.record("splits", records["splits"], may_change=mended)
+        kept.record("base", records["base"])
         if trained:
             from_main(lambda: take_over(trained, kept, recipe))
         if started and is_main():
@@ -159,7 +168,9 @@ def _run(
         },
         "validation": judged.validation,
         "trained_parameters": sum(parameter.numel() for parameter in final.values()),
-        "peak_memory_bytes": max(read_json(kept.path / TIME)["peak_memory_bytes"], peak_memory(model.device)),
+        "peak_memory_bytes": max(
+            read_json(kept.path / TIME, Cost).peak_memory_bytes, peak_memory(model.device)
+        ),
     }
 
     def keep() -> None:

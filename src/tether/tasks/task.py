@@ -70,7 +70,7 @@ class Task(ABC):
         self._attached: Attached | None = None
         self._terms: Terms | None = None
         self._loss = recipe.objective.loss()
-        self._trains_scale = False
+        self._trains_scale, self._fixed_scale = False, model.logit_scale
 
     # What a task says about itself.
 
@@ -134,7 +134,7 @@ class Task(ABC):
     def scale(self) -> Any:
         """Inverse temperature, with its gradient where it is trained."""
         if not self._trains_scale:
-            return self.model.logit_scale
+            return self._fixed_scale
         return self.model.module.logit_scale.float().exp().reshape(())
 
     def begin_step(self, step: int, batch: Mapping[str, Any]) -> None:
@@ -148,7 +148,8 @@ class Task(ABC):
         objective, scalars, features = self.objective(batch)
         if not self._terms:
             return objective, scalars
-        added = self._terms(StepInput(step=step, scale=self.model.logit_scale, **features))
+        scale = self.model.logit_scale if self._trains_scale else self._fixed_scale
+        added = self._terms(StepInput(step=step, scale=scale, **features))
         return objective + sum(added.values()), {**scalars, "objective": objective.detach(), **added}
 
     def held_out_loss(self, batch: Mapping[str, Any], step: int) -> Tensor:

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from tether._distributed import average_gradients, from_main, is_main, rank, world_size
-from tether.errors import TetherError
+from tether.errors import TetherError, is_out_of_memory
 from tether.training.checkpoint import checkpoint_to_resume, load_checkpoint, save_checkpoint
 from tether.training.config import FitConfig
 from tether.training.failures import inseparable, non_finite, out_of_memory
@@ -150,7 +150,9 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             try:
                 values, has_gradient = _forward_backward(task, loader, pieces(step), step, config, device)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 raise out_of_memory(step, error) from error
             connected |= has_gradient
             seen += len(batches.batch(step)[1])
