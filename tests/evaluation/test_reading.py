@@ -83,7 +83,11 @@ def test_a_broken_picture_in_an_evaluation_is_named(model, make_split, tmp_path,
     (tmp_path / "plain" / "6.png").write_bytes(b"")
     with pytest.raises(TetherError, match=r"^Cannot read the picture .*6\.png: the file is empty\.$"):
         evaluate(
-            model, {"plain": split}, zero_shot_classifier(model, NAMES, TEMPLATES), batch_size=2, workers=workers
+            model,
+            {"plain": split},
+            zero_shot_classifier(model, NAMES, TEMPLATES),
+            batch_size=2,
+            workers=workers,
         )
     assert not readers()
 

@@ -53,6 +53,7 @@ from tether.tasks.reporting import REPORT, write_run
 from tether.tasks.terms import make_terms
 from tether.tasks.terms.step import TermContext
 from tether.tasks.training_files import PROBE, measured, peak_memory, take_over
+from tether.tasks.validation import Validation
 from tether.training import RunDirectory, fit
 
 
@@ -260,6 +261,7 @@ def _train(
             recipe.training,
             schedule=schedule,
             accumulation=accumulation,
+            validate=Validation.of(task, attached, recipe, benchmark, zero_shot),
             held_out=held_out,
             radii=recipe.radii,
             run=kept,
