@@ -132,6 +132,7 @@ def merge(options: argparse.Namespace) -> int:
     from tether.adapters.files import load_adapter
     from tether.evaluation.scores import alpha_text
     from tether.tasks.export import export
+    from tether.tasks.merged_card import CARD
     from tether.tasks.outcome import HEAD_FILE
 
     report = export(options.model, options.adapter, options.out, alpha=options.alpha, head=options.head)
@@ -139,7 +140,7 @@ def merge(options: argparse.Namespace) -> int:
         "" if report.max_error is None else f"; largest output difference on a probe {report.max_error:.2e}"
     )
     print(f"Merged at alpha {alpha_text(report.alpha)} into {len(report.changed)} tensors{error}.")
-    print(f"Model: {options.out}")
+    print(f"Model: {options.out}; {options.out / CARD} says how to load it.")
     run = options.adapter.absolute().parent
     head = None
     if load_adapter(options.adapter).extra.get("head"):

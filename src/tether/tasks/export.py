@@ -12,6 +12,7 @@ from tether.adapters.files import Adapter, apply, load_adapter
 from tether.errors import TetherError
 from tether.models import load
 from tether.models.load import is_here
+from tether.tasks.merged_card import write_card
 from tether.tasks.outcome import HEAD_FILE, head_at, read_head
 
 
@@ -52,6 +53,7 @@ def export(
         model.save_into(folder)
         if weight is not None:
             save_tensors(folder / HEAD_FILE, {"weight": weight})
+        write_card(folder, out.absolute().name, model, saved, adapter, report, head=ends is not None)
     return report
 
 
