@@ -1,6 +1,6 @@
 """What reading pictures ahead saves in an evaluation: `python -m benchmarks.reading`.
 
-    python -m benchmarks.reading [--pictures 64] [--size 1000 750] [--batch 8] [--threads 2] [--rounds 5]
+    python -m benchmarks.reading [--pictures 48] [--size 2000 1500] [--batch 8] [--threads 2] [--rounds 5]
 
 The same photographs (JPEG, made of noise) are classified by ViT-B/16 with random weights in two ways that take
 turns in one process: each batch read and then computed, and the coming batches read while one is computed. The
@@ -46,9 +46,9 @@ def photographs(folder: Path, count: int, size: tuple[int, int]) -> Split:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reading", description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--pictures", type=int, default=48)
     parser.add_argument(
-        "--size", type=int, nargs=2, default=(1000, 750), help="width and height of a picture"
+        "--size", type=int, nargs=2, default=(2000, 1500), help="width and height of a picture"
     )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
