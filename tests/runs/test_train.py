@@ -6,7 +6,6 @@ from shutil import copytree
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 import tether.data.dataset
 from tether import recipe as recipes
@@ -15,6 +14,7 @@ from tether.adapters.files import apply, load_adapter
 from tether.data import load_benchmark
 from tether.errors import TetherError
 from tether.evaluation import Classifier, class_embeddings, evaluate, zero_shot_classifier
+from tether.evaluation.reading import read_ahead
 from tether.heads.linear import HEAD_FILE, head_at
 from tether.models import load
 from tether.runs import train as fine_tuning
@@ -341,11 +341,11 @@ def test_a_picture_that_breaks_in_evaluation_loses_no_training(tiny_recipe, tmp_
 def test_workers_read_for_the_evaluation_too_and_change_nothing(tiny_recipe, tmp_path, monkeypatch):
     counts = []
 
-    def spy(*arguments, num_workers):
-        counts.append(num_workers)
-        return DataLoader(*arguments, num_workers=num_workers)
+    def spy(*arguments, workers, **options):
+        counts.append(workers)
+        return read_ahead(*arguments, workers=workers, **options)
 
-    monkeypatch.setattr("tether.evaluation.classification.DataLoader", spy)
+    monkeypatch.setattr("tether.evaluation.classification.read_ahead", spy)
     alone = quiet(changed(tiny_recipe, training={"epochs": 1}), tmp_path)
     assert set(counts) == {0}
     counts.clear()

@@ -307,6 +307,36 @@ def test_validation_comes_at_the_end_of_every_epoch_and_is_logged(toy, run):
     ]
 
 
+def test_a_run_that_ends_within_an_epoch_is_validated_at_its_end(toy, run):
+    fit(
+        data=toy.ToyData(),
+        config=config(steps=5),
+        validate=lambda epoch, step: None if epoch == 0 else {"accuracy": step / 10},
+        run=run,
+        show_progress=False,
+        **toy.parts(5),
+    )
+    found = [row for row in rows(run) if row["kind"] == "validation"]
+    assert found == [{"kind": "validation", "step": 5, "epoch": 1, "accuracy": 0.5}]
+
+
+@pytest.mark.parametrize(("steps", "every"), [(1, 1), (18, 1), (100, 5), (399, 19), (10_000, 20)])
+def test_a_short_run_logs_several_points_too(steps, every):
+    assert FitConfig(steps=steps).log_interval(steps) == every
+    assert FitConfig(steps=steps, log_every=7).log_interval(steps) == 7
+
+
+def test_a_run_of_18_steps_logs_more_than_one_point(toy, run):
+    fit(
+        data=toy.ToyData(),
+        config=config(steps=18, log_every=None),
+        run=run,
+        show_progress=False,
+        **toy.parts(18),
+    )
+    assert [row["step"] for row in rows(run) if row["kind"] == "train"] == list(range(1, 19))
+
+
 def test_a_run_cannot_be_continued_with_other_options(toy, run):
     fit(data=toy.ToyData(), config=config(steps=3), run=run, show_progress=False, **toy.parts(12))
     with pytest.raises(TetherError, match="batch_size was 8 and is 4"):

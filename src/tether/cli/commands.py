@@ -133,6 +133,7 @@ def merge(options: argparse.Namespace) -> int:
     from tether.evaluation.scores import alpha_text
     from tether.heads.linear import HEAD_FILE
     from tether.runs.export import export
+    from tether.runs.merged_card import CARD
     from tether.runs.outcome import ADAPTER
 
     inside = options.adapter / ADAPTER
@@ -143,7 +144,7 @@ def merge(options: argparse.Namespace) -> int:
         "" if report.max_error is None else f"; largest output difference on a probe {report.max_error:.2e}"
     )
     print(f"Merged at alpha {alpha_text(report.alpha)} into {len(report.changed)} tensors{error}.")
-    print(f"Model: {options.out}")
+    print(f"Model: {options.out}; {options.out / CARD} says how to load it.")
     run = options.adapter.absolute().parent
     head = None
     if load_adapter(options.adapter).extra.get("head"):

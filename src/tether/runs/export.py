@@ -14,6 +14,7 @@ from tether.errors import TetherError
 from tether.heads.linear import HEAD_FILE, head_at, read_head
 from tether.models import load
 from tether.models.load import is_here
+from tether.runs.merged_card import write_card
 
 
 def export(
@@ -58,6 +59,7 @@ def export(
         model.save_into(folder)
         if weight is not None:
             save_tensors(folder / HEAD_FILE, {"weight": weight})
+        write_card(folder, out.absolute().name, model, saved, adapter, report, head=ends is not None)
     return report
 
 

@@ -47,6 +47,7 @@ from tether.runs.outcome import (
 )
 from tether.runs.predictor import save_ensemble
 from tether.runs.report import REPORT, write_run
+from tether.runs.validation import Validation
 from tether.tasks.task import HEAD, Task
 from tether.training import RunDirectory, fit
 
@@ -234,6 +235,7 @@ def _train(
             accumulation=accumulation,
             order=training.order,
             collate=training.collate,
+            validate=Validation.of(task, attached, examples),
             held_out=held_out,
             radii=recipe.radii,
             run=kept,

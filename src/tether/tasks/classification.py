@@ -132,6 +132,17 @@ class Classification(Task):
 
         return classifier
 
+    def live_reader(self, split: PictureSplit) -> Classifier:
+        if self.head is not None:
+            weight = self.head.detach()
+        elif any(tower_of(name) == "text" for name in self.named_parameters()):
+            # No more prompts than pictures, if that is possible.
+            templates = self.templates[: max(1, len(split) // len(self.class_names))]
+            weight = class_embeddings(self.model, self.class_names, templates)
+        else:
+            weight = self.zero_shot
+        return Classifier(weight=weight, scale=self.model.logit_scale)
+
     def _texts(self, batch: Mapping[str, Any]) -> Int[Tensor, " batch"]:
         """Number of each picture's prompt among all classes × templates."""
         templates = len(self.templates)

@@ -128,6 +128,9 @@ class Retrieval(Task):
 
         return reader
 
+    def live_reader(self, split: PictureSplit) -> CaptionReader:
+        return CaptionReader({split.captions: self._encoded(split)})
+
     def _encoded(self, split: CaptionSplit, batch_size: int = 256) -> Tensor:
         """Features of all captions; short ones together."""
         order = sorted(range(len(split.captions)), key=lambda index: len(split.captions[index]))

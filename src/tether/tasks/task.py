@@ -98,6 +98,10 @@ class Task(ABC):
             splits: those that will be asked about.
         """
 
+    @abstractmethod
+    def live_reader(self, split: PictureSplit) -> Reader:
+        """The same of the model as it is while it is trained, at a small price: for a curve to look at."""
+
     # What follows from it.
 
     def start(self, attached: Attached | None) -> None:

@@ -31,7 +31,8 @@ class FitConfig:
     """What to do when a loss or gradient is NaN or infinite; "skip" looks at every step, slow on a GPU."""
     workers: int = 0
     """Processes that read pictures, in training and in the evaluation after it; 0 reads in the run's own."""
-    log_every: int = 20
+    log_every: int | None = None
+    """Steps between log lines; None for a twentieth of the run, at most 20."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; None for the end of every epoch. There is always one at the end."""
     keep: int = 2
@@ -85,3 +86,7 @@ class FitConfig:
                 f"steps, the most a run can have. Use fewer epochs."
             )
         return steps
+
+    def log_interval(self, total: int) -> int:
+        """Steps between log lines in a run of `total` steps: a short one has some twenty points too."""
+        return self.log_every or max(1, min(20, total // 20))

@@ -158,7 +158,7 @@ def test_further_processes_of_this_machine_do_the_work(options, tmp_path, monkey
 
 ENDLESS = """
 import os, pathlib, sys, time
-from tether.tasks.comparing.workers import local_workers
+from tether.runs.comparing.workers import local_workers
 
 def work(folder, number):
     pathlib.Path(folder, "pid").write_text(str(os.getpid()))
