@@ -37,7 +37,7 @@ def test_a_run_is_the_same_bit_for_bit_without_it(kind, workers, tiny_recipe, tm
     options = {**tiny_recipe, "adapter": adapter, "objective": objective, "training": training}
     recipe = recipes.from_plain(options)
     with_it = run(recipe, tmp_path / "with", show_progress=False, test=False).run
-    monkeypatch.setattr(training.Validation, "of", lambda *arguments: None)
+    monkeypatch.setattr(directing.Validation, "of", lambda *arguments: None)
     without = run(recipe, tmp_path / "without", show_progress=False, test=False).run
 
     found, expected = (
