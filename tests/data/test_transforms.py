@@ -109,3 +109,12 @@ def test_fit_shortest(noise):
     assert fit_shortest(noise(size=(20, 31)), 10).size == (10, 16)
     same = noise(size=(20, 30))
     assert fit_shortest(same, 20) is same
+
+
+def test_a_thin_picture_is_refused_before_it_is_resized():
+    thin = Image.new("RGB", (1, 100_000))
+    with pytest.raises(TetherError, match=r"1 × 100000 pixels.* at most 200 times the other.*Crop it"):
+        test_transform(spec())(thin)
+    with pytest.raises(TetherError, match="1 × 100000 pixels"):
+        fit_shortest(thin, 224)
+    assert fit_shortest(Image.new("RGB", (2, 400)), 4).size == (4, 800)  # at the limit

@@ -3,9 +3,10 @@
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from tether.data.reading import check_aspect
 from tether.errors import TetherError, near_misses
 from tether.models.model import ImageSpec
 
@@ -78,13 +79,15 @@ def test_transform(spec: ImageSpec, *, normalized: bool = True) -> v2.Compose:
     Pictures are resized by Pillow, as in the published pre-processing of CLIP-like models.
 
     Raises:
-        TetherError: a resize mode or an interpolation that is not known.
+        TetherError: a resize mode or an interpolation that is not known; and, when a picture is transformed by its
+            shorter side, one so thin that the result would be enormous.
     """
     interpolation = _interpolation(spec)
     if spec.resize == "squash":
         steps: list = [v2.Resize((spec.size, spec.size), interpolation, antialias=True)]
     elif spec.resize == "shortest":
-        steps = [v2.Resize(spec.size, interpolation, antialias=True), v2.CenterCrop(spec.size)]
+        resize = v2.Resize(spec.size, interpolation, antialias=True)
+        steps = [_RefuseThin(), resize, v2.CenterCrop(spec.size)]
     else:
         raise TetherError(
             f"The resize mode is {spec.resize!r}{near_misses(spec.resize, ('shortest', 'squash'))}"
@@ -103,14 +106,28 @@ def normalize(pixels: UInt8[Tensor, "*batch 3 h w"], spec: ImageSpec) -> Float[T
 
 
 def fit_shortest(picture: Image.Image, size: int) -> Image.Image:
-    """The picture with its shorter side at `size` pixels (bicubic), unchanged where it is already."""
+    """The picture with its shorter side at `size` pixels (bicubic), unchanged where it is already.
+
+    Raises:
+        TetherError: it is so thin that the result would be enormous.
+    """
     width, height = picture.size
     if min(width, height) == size:
         return picture
+    check_aspect(width, height)
     factor = size / min(width, height)
     return picture.resize(
         (max(size, round(width * factor)), max(size, round(height * factor))), Image.Resampling.BICUBIC
     )
+
+
+class _RefuseThin(nn.Module):
+    def forward(self, picture: Image.Image) -> Image.Image:
+        try:
+            check_aspect(*picture.size)
+        except TetherError as error:
+            raise TetherError(f"A picture cannot be transformed: {error}") from error
+        return picture
 
 
 def _interpolation(spec: ImageSpec) -> v2.InterpolationMode:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tether._distributed import from_main, is_main
-from tether._files import read_json, write_json
+from tether._files import read_json, sha256_file, write_json
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
 from tether.config import plain
@@ -40,11 +40,11 @@ from tether.runs.outcome import (
     TIME,
     Cost,
     Outcome,
-    digests,
     is_finished,
     read_outcome,
     save_sweep,
 )
+from tether.runs.pictures import Pictures, require_records
 from tether.runs.predictor import save_ensemble
 from tether.runs.report import REPORT, write_run
 from tether.runs.validation import Validation
@@ -94,13 +94,13 @@ def run(
         )
     if recipe.ensemble and recipe.ensemble.needs_validation and not len(benchmark.validation):
         raise TetherError("This ensemble is fitted on validation pictures; this data set has none.")
-    made_from = from_main(lambda: digests(benchmark))
     finished = from_main(lambda: resume is not None and is_finished(resume, test))
     if check_pictures and not finished:
         from_main(lambda: require_readable(benchmark))  # now, not when a test picture's turn comes
+    pictures = Pictures(benchmark)
     records = {
         "config": to_plain(recipe),
-        "splits": made_from,
+        "splits": from_main(lambda: pictures.digests),
         "base": {"model": recipe.model, "fingerprint": fingerprint},
     }
     if resume:
@@ -108,11 +108,13 @@ def run(
     else:
         directory = RunDirectory.create(root, recipe.name, records=records)
     with directory as kept:
+        if resume:
+            from_main(lambda: require_records(kept.path, tuple(records)))
         may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
         kept.record("config", records["config"], may_change=may_change)
-        # A picture that stopped the run may have been mended since.
-        mended = [] if finished else [f"{split}.files" for split in made_from]
-        kept.record("splits", records["splits"], may_change=mended)
+        renewed = from_main(lambda: pictures.accept(kept.path)) if resume else []
+        kept.record("splits", records["splits"], may_change=renewed)
+        from_main(lambda: kept.record_tensors("splits", pictures.files))
         kept.record("base", records["base"])
         if trained:
             from_main(lambda: take_over(trained, kept, recipe))
@@ -126,6 +128,7 @@ def run(
                     raise TetherError(
                         f"{error} Nothing was trained; {kept.path} is removed again."
                     ) from error
+                pictures.note_broken(kept.path, str(error))
                 raise
         outcome = read_outcome(kept.path, recipe, benchmark)
         if outcome.test.alphas:
@@ -147,7 +150,14 @@ def _run(
     model.module.requires_grad_(False)
     attached = attach(model, recipe.adapter, seed=recipe.training.seed) if recipe.adapter.moves else None
     task.start(attached)
-    final = _train(task, attached, kept, show_progress)
+    try:
+        final = _train(task, attached, kept, show_progress)
+    except TetherError as error:
+        if "Cannot read the picture " not in str(error):
+            raise
+        raise TetherError(
+            f"{error} Once a whole picture is in its place, `tether train --resume {kept.path}` goes on."
+        ) from error
     state = task.finish(final)
     if attached:
         attached.eval_mode()
@@ -187,7 +197,11 @@ def _run(
             with attached.ordinary() if attached else nullcontext():
                 name = ADAPTER if attached else None
                 paths += save_ensemble(kept.path, judged.ensemble, task.class_names, adapter=name)
+        (kept.path / RESULT).unlink(
+            missing_ok=True
+        )  # of a part without the tests, whose answers these replace
         save_sweep(kept.path / SCORES, judged.tested)
+        results["scores_sha256"] = sha256_file(kept.path / SCORES)
         files = {file for path in paths for file in (path, *path.rglob("*")) if file.is_file()}
         results["file_bytes"] = sum(file.stat().st_size for file in files)
         write_json(kept.path / RESULT, results)  # last: now the run is finished

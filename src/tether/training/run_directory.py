@@ -22,8 +22,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from torch import Tensor
+
 from tether._distributed import from_main, is_main
-from tether._files import read_json, temporary_beside, write_atomically, write_json
+from tether._files import read_json, temporary_beside, write_atomically, write_json, write_tensors
 from tether.errors import TetherError, is_utf8
 from tether.training import lock
 from tether.training.checkpoint import clean
@@ -126,6 +128,12 @@ class RunDirectory:
             return
         write_json(path, plain)
         self._recorded.add(path.name)
+
+    def record_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors that explain the run to `NAME.safetensors`, unless it is only looked at."""
+        if is_main() and not self._read_only:
+            write_tensors(self.path / f"{name}.safetensors", tensors)
+            self._recorded.add(f"{name}.safetensors")
 
     def log(self, kind: str, step: int, values: Mapping[str, float | int]) -> None:
         """Append {"kind", "step", **values} to metrics.jsonl; a number that is not finite becomes null.
