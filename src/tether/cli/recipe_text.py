@@ -26,8 +26,8 @@ def recipe_text(source: str | Path, width: int = 110) -> str:
     Raises:
         TetherError: there is no such recipe, or an option that does not exist.
     """
+    given = read_options(source)
     try:
-        given = read_options(source)
         sources = Sources(build(tuple[str, ...], given.get("imports", ()), "imports"))
         config = sources.recipe
         rows = list(_rows(config, config.complete(given), ""))
@@ -58,7 +58,10 @@ def _rows(config: Config, values: Mapping[str, Any], indent: str) -> Iterator[tu
 def _method_rows(option: Option, config: Config, indent: str) -> Iterator[tuple[str, str]]:
     if config.method:
         others = ", ".join(name for name in option.methods if name != config.method)
-        yield f"{indent}method: {config.method}", _sentence(config.summary) + (f" Others: {others}." if others else "")
+        yield (
+            f"{indent}method: {config.method}",
+            _sentence(config.summary) + (f" Others: {others}." if others else ""),
+        )
 
 
 def _block_comment(option: Option) -> str:
@@ -95,7 +98,9 @@ def _flow(value: Any) -> str:
 
 def _lines(text: str, comment: str, width: int) -> Iterator[str]:
     """The text with its comment beside it, or beginning below it where it is long."""
-    words = textwrap.wrap(comment, max(30, width - _COLUMN - 2), break_long_words=False, break_on_hyphens=False)
+    words = textwrap.wrap(
+        comment, max(30, width - _COLUMN - 2), break_long_words=False, break_on_hyphens=False
+    )
     if len(text) < _COLUMN and words:
         text = f"{text:<{_COLUMN}}# {words.pop(0)}"
     yield text

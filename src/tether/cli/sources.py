@@ -166,7 +166,11 @@ class Config:
         """What the docstring and the texts after fields say, by option."""
         found = _sections(ast.get_docstring(self._node) or "")
         for node, after in zip(self._node.body, self._node.body[1:], strict=False):
-            text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else None
+            text = (
+                after.value.value
+                if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                else None
+            )
             if isinstance(node, ast.AnnAssign) and isinstance(text, str):
                 found[node.target.id] = _line(text)
         return found
@@ -303,9 +307,7 @@ def _sections(docstring: str) -> dict[str, str]:
     """What the sections `Args:` and `Attributes:` say, by name; an entry may name several."""
     found: dict[str, str] = {}
     for section in re.findall(r"^(?:Args|Attributes):\n((?:[ ]+.*\n?|\n)+)", docstring, re.MULTILINE):
-        for names, text in re.findall(
-            r"^([\w, ]+): (.*(?:\n +.*)*)", textwrap.dedent(section), re.MULTILINE
-        ):
+        for names, text in re.findall(r"^([\w, ]+): (.*(?:\n +.*)*)", textwrap.dedent(section), re.MULTILINE):
             found |= {name.strip(): _line(text) for name in names.split(",")}
     return found
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tether._distributed import from_main, is_main
 from tether._files import read_json, write_json
+from tether._text import quoted
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
 from tether.config import plain
@@ -105,7 +106,9 @@ def run(
     made_from = from_main(lambda: digests(benchmark))
     finished = from_main(lambda: resume is not None and is_finished(resume, test))
     if check_pictures and not finished:
-        from_main(lambda: require_readable(benchmark))  # now, not when a test picture's turn comes
+        from_main(
+            lambda: require_readable(benchmark, progress=progress)
+        )  # now, not when a test picture's turn comes
     directory = RunDirectory.open(resume) if resume else RunDirectory.create(root, recipe.name)
     with directory as kept:
         may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
@@ -143,7 +146,8 @@ def _run(
     test: bool,
 ) -> None:
     torch.manual_seed(recipe.training.seed)
-    zero_shot = class_embeddings(model, benchmark.class_names, benchmark.templates)
+    prompts = {"templates": benchmark.templates, "progress": progress}
+    zero_shot = class_embeddings(model, benchmark.class_names, **prompts)
     model.module.requires_grad_(False)
     attached = attach(model, recipe.adapter, seed=recipe.training.seed) if recipe.adapter.moves else None
     task = Classification(model, attached, recipe, benchmark, zero_shot)
@@ -152,7 +156,7 @@ def _run(
             "The adapter changes only the text tower, of which cross-entropy makes no use: nothing but the head "
             "would be trained. Let it change the image tower, or say adapter.method=frozen for a linear probe."
         )
-    final = _train(task, attached, zero_shot, recipe, benchmark, kept, show_progress)
+    final = _train(task, attached, zero_shot, recipe, benchmark, kept, progress, show_progress)
     head = final.get(HEAD)
     state = {name: tensor for name, tensor in final.items() if name != HEAD}
     if attached:
@@ -162,7 +166,7 @@ def _run(
     def classifier(alpha: float) -> Classifier:
         if head is not None:
             return Classifier(weight=head_at(head.detach(), zero_shot, alpha), scale=model.logit_scale)
-        weight = class_embeddings(model, benchmark.class_names, benchmark.templates)
+        weight = class_embeddings(model, benchmark.class_names, **prompts)
         return Classifier(weight=weight, scale=model.logit_scale)
 
     try:
@@ -170,7 +174,7 @@ def _run(
             judged = judge(recipe, benchmark, model, path, classifier, test=test, progress=progress)
     except TetherError as error:
         raise TetherError(
-            f"{error} The training is done and kept: once this is mended, `tether train --resume {kept.path}` "
+            f"{error} The training is done and kept: once this is mended, `tether train --resume {quoted(kept.path)}` "
             "goes on from there."
         ) from error
     results = {
@@ -215,6 +219,7 @@ def _train(
     recipe: Recipe,
     benchmark: Benchmark,
     kept: RunDirectory,
+    progress: Progress | None,
     show_progress: bool,
 ) -> dict[str, Tensor]:
     """The trained values by name, accumulated where the recipe says so."""
@@ -222,7 +227,8 @@ def _train(
     augmentation = train_transform(model.image, **asdict(recipe.augmentation))
     data = ImageDataset(benchmark.train, augmentation, seed=seed, cache_bytes=2**29)
     if recipe.probe:
-        options = {"loss": recipe.objective.loss(), "seed": seed, "show_progress": show_progress}
+        options = {"loss": recipe.objective.loss(), "seed": seed}
+        options |= {"progress": progress, "show_progress": show_progress}
         task.head.data = probed_head(
             kept.path / PROBE, recipe.probe, model, data, task.head.detach(), **options
         )
