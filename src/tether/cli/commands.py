@@ -4,13 +4,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tether._text import cell, printable, quoted
 from tether.errors import TetherError
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
+def say(text: str, stream: Any = None) -> None:
     """Print lines that may hold texts from outside, on stdout by default."""
     print("\n".join(map(printable, text.split("\n"))), file=stream, flush=True)
 
@@ -160,6 +160,7 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
 
     from tether.evaluation import evaluate, zero_shot_classifier
     from tether.models import load
+    from tether.runs.show import show_table
 
     benchmark = _benchmark({"method": "emoji_shift"}, options.overrides)
     model = load(options.model, device=device)
@@ -181,7 +182,7 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
             f"{own.interval.low:.1%} – {own.interval.high:.1%}",
             top5,
         )
-    Console().print(table)
+    show_table(table, Console())
     return 0
 
 
@@ -230,6 +231,7 @@ def rank(options: argparse.Namespace) -> int:
     from tether.runs.export import base_of, run_config
     from tether.runs.outcome import head_of
     from tether.runs.rank import shrink
+    from tether.runs.show import show_table
 
     saved = load_adapter(options.adapter)
     data = run_config(options.adapter).get("data", {})
@@ -258,7 +260,7 @@ def rank(options: argparse.Namespace) -> int:
         rank = f"{result.rank} (whole)" if result is results[-1] else str(result.rank)
         mark = " ← saved" if result is chosen else ""
         table.add_row(rank, f"{result.bytes:,}", f"{result.score:.1%}{mark}")
-    Console().print(table)
+    show_table(table, Console())
     say(f"Adapter: {options.out}")
     return 0
 

@@ -206,7 +206,7 @@ class Option:
     @property
     def methods(self) -> dict[str, Config]:
         """The methods to choose from, where the option is answered by one."""
-        families = [config for config in self._configs() if config.folder]
+        families = [config for config in self.configs() if config.folder]
         return self.module.sources.methods_of(families[0]) if families else {}
 
     def config(self, value: Any, where: str = "") -> Config | None:
@@ -222,7 +222,7 @@ class Option:
             if name not in methods:
                 raise TetherError(f"{where}.method is {name!r}{near_misses(str(name), list(methods))}")
             return methods[name]
-        return next(self._configs(), None)
+        return next(self.configs(), None)
 
     def complete(self, value: Any, where: str) -> Any:
         """A value with all options of the configs in it."""
@@ -231,7 +231,8 @@ class Option:
         config = self.config(value, where)
         return config.complete(value, where) if config else value
 
-    def _configs(self) -> Iterator[Config]:
+    def configs(self) -> Iterator[Config]:
+        """The config classes, and bases of families, in its type."""
         for node, module in self._parts(self.annotation, self.module):
             config = module.config(node.id) if isinstance(node, ast.Name) else None
             if config:
