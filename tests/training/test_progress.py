@@ -52,8 +52,8 @@ def test_a_terminal_shows_a_bar_with_loss_rate_and_time_left(clock):
 
 def test_elsewhere_there_is_a_plain_line_at_least_every_15_seconds(clock):
     assert shown(clock, terminal=False).splitlines() == [
-        "training: 5/10, 0:00:30 left",
-        "training: 7/10, 0:00:18 left",
+        "training: 5/10, epoch 2, loss 1.235, 79 examples/s, 0:00:30 left",
+        "training: 7/10, epoch 2, loss 1.235, 79 examples/s, 0:00:18 left",
         "training: 9/10, epoch 3, loss 1.235, 79 examples/s, 0:00:06 left",
         "training: 10/10, epoch 3, loss 1.235, 79 examples/s, 0:00:00 left",
         "The last line [not markup] \\x1b[2J.",
