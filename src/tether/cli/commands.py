@@ -93,11 +93,12 @@ def recipes(options: argparse.Namespace) -> int:
 
 
 def sites(options: argparse.Namespace) -> int:
+    from tether.config import build
     from tether.models import Select, load
     from tether.models import sites as sites_of
     from tether.models.site import KINDS
 
-    select = Select(tower=options.tower, kinds=tuple(options.kinds or KINDS))
+    select = build(Select, {"tower": options.tower, "kinds": options.kinds or list(KINDS)})
     rows = [("name", "tower", "depth", "kind", "width")]
     for site in sites_of(load(options.model).module, select):
         rows.append((site.path, site.tower, str(site.depth), site.kind, str(site.width)))

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from html import escape
 
-from tether.evaluation._report_text import count, definitions, percent, points
+from tether.evaluation._report_text import definitions, percent, points
 from tether.evaluation.results import ChangedPicture, Changes, Domain, Method, Results
 from tether.evaluation.significance import Estimate, standard_deviation
 from tether.evaluation.tables import (
     bytes_text,
     chosen_text,
     corruption_title,
+    count,
     count_text,
     explain_cells,
     identical_text,

@@ -7,6 +7,7 @@ from tether.evaluation._svg import PALETTE
 from tether.evaluation.alpha import AlphaChoice
 from tether.evaluation.figures import CROWD, marks, styles
 from tether.evaluation.results import Method, Results
+from tether.evaluation.tables import count
 
 _SHAPES = {
     "o": '<circle cx="11" cy="7" r="4.5"/>',
@@ -167,7 +168,3 @@ def _legend(entries: Iterable[tuple[str, str, str]]) -> str:
             f'<li><svg viewBox="0 0 22 14" fill="{colour}" aria-hidden="true">{mark}</svg>{escape(name)}</li>'
         )
     return f'<ul class="legend">{"".join(items)}</ul>'
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -174,6 +174,11 @@ def bytes_text(count: int | None) -> str:
     raise AssertionError("unreachable: the last unit always returns")
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things: "1 trial", "3 trials"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def count_text(count: int | None) -> str:
     """A number of parameters: "0", "820 k", "20.4 M"."""
     if count is None:

@@ -48,7 +48,6 @@ from tether.runs.outcome import (
     save_sweep,
 )
 from tether.runs.predictor import save_ensemble
-from tether.runs.report import REPORT, write_run
 from tether.tasks.classification import HEAD, Classification
 from tether.tasks.probe import probed_head
 from tether.tasks.terms import make_terms
@@ -132,8 +131,16 @@ def run(
                 raise
         outcome = read_outcome(kept.path, recipe, benchmark)
         if outcome.test.alphas:
-            from_main(lambda: (kept.path / REPORT).is_file() or write_run(outcome))
+            from_main(lambda: _report(outcome))
         return outcome
+
+
+def _report(outcome: Outcome) -> None:
+    """Explain a finished run in its directory, unless it is there."""
+    from tether.runs.report import REPORT, write_run  # with matplotlib, which training has no use for
+
+    if not (outcome.run / REPORT).is_file():
+        write_run(outcome)
 
 
 def _run(
