@@ -175,7 +175,7 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
     for name in sorted(scores, key=lambda name: name != home):
         own = scores[name]
         top5 = "" if own.top5 is None else f"{own.top5:.1%}"
-        shown = f"{name} (in distribution)" if name == home else name
+        shown = f"{name} (in-distribution)" if name == home else name
         table.add_row(
             cell(shown),
             str(own.n),

@@ -105,9 +105,8 @@ def run(
     made_from = from_main(lambda: digests(benchmark))
     finished = from_main(lambda: resume is not None and is_finished(resume, test))
     if check_pictures and not finished:
-        from_main(
-            lambda: require_readable(benchmark, progress=progress)
-        )  # now, not when a test picture's turn comes
+        # now, not when a test picture's turn comes
+        from_main(lambda: require_readable(benchmark, progress=progress))
     directory = RunDirectory.open(resume) if resume else RunDirectory.create(root, recipe.name)
     with directory as kept:
         may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
@@ -128,7 +127,13 @@ def run(
                     raise TetherError(
                         f"{error} Nothing was trained; {kept.path} is removed again."
                     ) from error
-                raise
+                command = f"tether train --resume {quoted(kept.path)}"
+                if command in str(error):
+                    raise
+                raise TetherError(
+                    f"{error} The run is kept: once the cause is mended, unless it is the recipe, `{command}` goes on "
+                    "from the last checkpoint."
+                ) from error
         outcome = read_outcome(kept.path, recipe, benchmark)
         if outcome.test.alphas:
             from_main(lambda: _report(outcome))
