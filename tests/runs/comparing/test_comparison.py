@@ -272,7 +272,9 @@ def test_the_pictures_of_a_comparison_are_checked_once(tiny_recipe, tmp_path, mo
     from tether.runs import train as fine_tuning
 
     checked = []
-    monkeypatch.setattr(fine_tuning, "require_readable", lambda benchmark: checked.append(benchmark.name))
+    monkeypatch.setattr(
+        fine_tuning, "require_readable", lambda benchmark, **_: checked.append(benchmark.name)
+    )
     recipe = from_plain({**tiny_recipe, "training": {**tiny_recipe["training"], "epochs": 1}})
     compare([recipe], tmp_path, seeds=(0, 1), show_progress=False)
     assert len(checked) == 1
