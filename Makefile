@@ -102,3 +102,4 @@ benchmarks: setup
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 $(PYTHON) -m benchmarks.step
 	$(PYTHON) benchmarks/optimizers.py --csv results/optimizers.csv
 	$(PYTHON) -m benchmarks.reading
+	$(PYTHON) -m benchmarks.start --csv results/start.csv

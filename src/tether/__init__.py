@@ -1,7 +1,7 @@
 """Robust, parameter-efficient fine-tuning of vision-language models: better on your data, still good elsewhere."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # For editors and type checkers; the names themselves are imported when they are first used.
 if TYPE_CHECKING:
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from tether.errors import TetherError
     from tether.models import Model, Select, Site, load, sites
     from tether.objectives import MPMNCE, MPMNCEConfig
+
+    __version__: str
 
 _HOME = {
     "Accumulation": "tether.ensembles",
@@ -50,11 +52,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tether")
     if name not in _HOME:
         raise AttributeError(f"module 'tether' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "__version__"]

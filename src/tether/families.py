@@ -120,8 +120,11 @@ class TaskConfig(Family, folder="tether.tasks"):
     """What it is for."""
 
     @abstractmethod
-    def make(self, recipe: Any, model: Any, benchmark: Any) -> Any:
+    def make(self, recipe: Any, model: Any, benchmark: Any, *, progress: Any = None) -> Any:
         """The `tether.tasks.task.Task` of a run, with the model as it was loaded.
+
+        Args:
+            progress: told what is being done, and how far it is.
 
         Raises:
             TetherError: the data is of another kind, or something in the recipe makes no sense with this task.

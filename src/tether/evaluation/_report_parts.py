@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from html import escape
 
-from tether.evaluation._report_text import count, definitions, percent, points
+from tether.evaluation._report_text import definitions, percent, points
 from tether.evaluation.results import ChangedPicture, Changes, Domain, Method, Results
 from tether.evaluation.significance import Estimate, standard_deviation
 from tether.evaluation.tables import (
     bytes_text,
     chosen_text,
     corruption_title,
+    count,
     count_text,
     explain_cells,
+    identical_text,
     p_text,
     seconds_text,
     tuning_text,
@@ -87,10 +89,11 @@ def main_table(results: Results) -> str:
         )
         mark = ' class="main"' if method.name == results.highlighted else ""
         rows.append(f"<tr{mark}><td>{escape(method.name)}</td>{row}</tr>")
+    about = escape(" ".join([*identical_text(results), explain_cells(results)]))
     return (
         f'<div class="scroll"><table><thead><tr><th>method</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
-        f'<p class="note">{explain_cells(results)} The small range is a 95&nbsp;% interval: what other '
+        f'<p class="note">{about} The small range is a 95&nbsp;% interval: what other '
         "pictures of the same kind might have given. The best of each column is bold, which alone does not "
         "mean that it is better than the second; see the differences below.</p>"
     )

@@ -5,8 +5,9 @@ from html import escape
 
 from tether.evaluation._svg import PALETTE
 from tether.evaluation.alpha import AlphaChoice
-from tether.evaluation.figures import CROWD, styles
+from tether.evaluation.figures import CROWD, marks, styles
 from tether.evaluation.results import Method, Results
+from tether.evaluation.tables import count
 
 _SHAPES = {
     "o": '<circle cx="11" cy="7" r="4.5"/>',
@@ -95,9 +96,13 @@ def domains_caption(results: Results) -> str:
 
 def legend(results: Results, only: Sequence[str] | None = None) -> str:
     """Colour, shape and name of every method in a figure."""
-    looks = styles(results)
+    looks, shared = styles(results), marks(results)
     names = [method.name for method in results.methods if only is None or method.name in only]
-    return _legend((looks[name][0], "s" if only is not None else looks[name][1], name) for name in names)
+    groups = dict.fromkeys(tuple(name for name in shared[name] if name in names) for name in names)
+    return _legend(
+        (looks[group[0]][0], "s" if only is not None else looks[group[0]][1], " = ".join(group))
+        for group in groups
+    )
 
 
 def alpha_legend(choice: AlphaChoice, method: Method | None) -> str:
@@ -163,7 +168,3 @@ def _legend(entries: Iterable[tuple[str, str, str]]) -> str:
             f'<li><svg viewBox="0 0 22 14" fill="{colour}" aria-hidden="true">{mark}</svg>{escape(name)}</li>'
         )
     return f'<ul class="legend">{"".join(items)}</ul>'
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -246,6 +246,17 @@ class Results:
         """A method by name; None for an unknown or empty one."""
         return next((method for method in self.methods if method.name == name), None)
 
+    def identical(self) -> tuple[tuple[str, ...], ...]:
+        """Names of methods that have the same numbers everywhere, as the same answers give them, group by group.
+
+        A method without chance in it is like another all of whose seeds are.
+        """
+        groups: dict[str, list[str]] = {}
+        for method in self.methods:
+            if method.measures:
+                groups.setdefault(repr(_numbers(method)), []).append(method.name)
+        return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
     def mean_over(self, method: Method, kind: str) -> tuple[float, ...]:
         """Per seed, the mean top-1 accuracy over the domains of one kind; empty if one was not measured."""
         names = [domain.name for domain in self.of_kind(kind)]
@@ -304,6 +315,16 @@ class Results:
                 f"{path} holds results of version {found!r}; this program reads version {VERSION}."
             )
         return decode(cls, value, where=str(path))
+
+
+def _numbers(method: Method) -> dict[str, list[tuple[float, ...]]]:
+    """Per domain what was measured with each seed; once, where all seeds gave the same."""
+    found = {}
+    for name, own in sorted(method.measures.items()):
+        columns = (own.top1, own.top5, own.mean_per_class, own.macro_f1, own.calibration_error)
+        by_seed = list(zip(*(column for column in columns if column), strict=True))
+        found[name] = by_seed[:1] if len(set(by_seed)) == 1 else by_seed
+    return found
 
 
 def results_schema() -> dict[str, Any]:

@@ -165,7 +165,7 @@ def answer(
             seen.append(index)
             done += len(index) * _distributed.world_size()
             if progress:
-                progress(name, min(done, total), total)
+                progress(f"evaluating {name}", min(done, total), total)
         index = _distributed.gather(torch.cat(seen))
         (found,) = once_by_index(index, len(split), _distributed.gather(torch.cat(rows).cpu()))
         results = results or [{} for _ in scorers]

@@ -22,7 +22,7 @@ MEAN_OF_SHIFTED = "mean of shifted domains"
 def describe_domains(
     scores: Mapping[str, SplitScores], in_distribution: str, corruptions: Sequence[str] = ()
 ) -> tuple[Domain, ...]:
-    """The test splits of a comparison; whatever is neither in-distribution nor a corruption is a shift."""
+    """The test splits, the in-distribution one first; whatever is neither that nor a corruption is a shift."""
     if in_distribution not in scores:
         raise TetherError(f"There are no scores of the in-distribution split {in_distribution!r}.")
 
@@ -40,7 +40,7 @@ def describe_domains(
             convention=own.split.convention,
             digest=own.split.digest,
         )
-        for name, own in scores.items()
+        for name, own in sorted(scores.items(), key=lambda item: item[0] != in_distribution)
     )
 
 

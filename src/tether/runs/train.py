@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tether._distributed import from_main, is_main
 from tether._files import read_json, write_json
+from tether._text import quoted
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
 from tether.config import plain
@@ -97,7 +98,8 @@ def run(
     made_from = from_main(lambda: digests(benchmark))
     finished = from_main(lambda: resume is not None and is_finished(resume, test))
     if check_pictures and not finished:
-        from_main(lambda: require_readable(benchmark))  # now, not when a test picture's turn comes
+        # now, not when a test picture's turn comes
+        from_main(lambda: require_readable(benchmark, progress=progress))
     records = {
         "config": to_plain(recipe),
         "splits": made_from,
@@ -126,11 +128,24 @@ def run(
                     raise TetherError(
                         f"{error} Nothing was trained; {kept.path} is removed again."
                     ) from error
-                raise
+                command = f"tether train --resume {quoted(kept.path)}"
+                if command in str(error):
+                    raise
+                raise TetherError(
+                    f"{error} The run is kept: once the cause is mended, unless it is the recipe, `{command}` goes on "
+                    "from the last checkpoint."
+                ) from error
         outcome = read_outcome(kept.path, recipe, benchmark)
         if outcome.test.alphas:
-            from_main(lambda: (kept.path / REPORT).is_file() or write_run(outcome))
+            from_main(lambda: _report(outcome))
         return outcome
+
+
+def _report(outcome: Outcome) -> None:
+    """Explain a finished run in its directory, unless it is there."""
+
+    if not (outcome.run / REPORT).is_file():
+        write_run(outcome)
 
 
 def _run(
@@ -143,11 +158,11 @@ def _run(
     test: bool,
 ) -> None:
     torch.manual_seed(recipe.training.seed)
-    task = recipe.task.make(recipe, model, benchmark)
+    task = recipe.task.make(recipe, model, benchmark, progress=progress)
     model.module.requires_grad_(False)
     attached = attach(model, recipe.adapter, seed=recipe.training.seed) if recipe.adapter.moves else None
     task.start(attached)
-    final = _train(task, attached, kept, show_progress)
+    final = _train(task, attached, kept, progress, show_progress)
     state = task.finish(final)
     if attached:
         attached.eval_mode()
@@ -157,7 +172,7 @@ def _run(
             judged = judge(task, path, test=test, progress=progress)
     except TetherError as error:
         raise TetherError(
-            f"{error} The training is done and kept: once this is mended, `tether train --resume {kept.path}` "
+            f"{error} The training is done and kept: once this is mended, `tether train --resume {quoted(kept.path)}` "
             "goes on from there."
         ) from error
     results = {
@@ -198,14 +213,19 @@ def _run(
 
 
 def _train(
-    task: Task, attached: Attached | None, kept: RunDirectory, show_progress: bool
+    task: Task,
+    attached: Attached | None,
+    kept: RunDirectory,
+    progress: Progress | None,
+    show_progress: bool,
 ) -> dict[str, Tensor]:
     """The trained values by name, accumulated where the recipe says so."""
     recipe, model = task.recipe, task.model
     seed = recipe.training.seed
     training = task.training_data(train_transform(model.image, **asdict(recipe.augmentation)), seed=seed)
     if recipe.probe:
-        options = {"loss": recipe.objective.loss(), "seed": seed, "show_progress": show_progress}
+        options = {"loss": recipe.objective.loss(), "seed": seed}
+        options |= {"progress": progress, "show_progress": show_progress}
         task.head.data = probed_head(
             kept.path / PROBE, recipe.probe, model, training.data, task.head.detach(), **options
         )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tether.config import plain
 from tether.data.pretraining import CaptionedPictures, PairDataset, cache_stem_features
 from tether.errors import TetherError
+from tether.evaluation.classifier import Progress
 from tether.models.convert_stem import load_stem
 from tether.models.open_clip_text import text_features
 from tether.models.text import unique_rows
@@ -59,7 +60,13 @@ class PretrainingConfig:
 
 
 def pretrain(
-    config: PretrainingConfig, pictures: Path, stem: Path, root: Path, *, resume: Path | None = None
+    config: PretrainingConfig,
+    pictures: Path,
+    stem: Path,
+    root: Path,
+    *,
+    resume: Path | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Train a fresh pair of towers and write it as an open_clip folder into the run directory.
 
@@ -67,6 +74,7 @@ def pretrain(
         pictures: folder with `pictures.zip` and `pictures.json`.
         stem: safetensors that `tether.models.convert_stem` wrote.
         resume: a run that was stopped; it goes on from its last checkpoint.
+        progress: told how many views are encoded by the frozen stem.
 
     Returns:
         The model's folder.
@@ -93,6 +101,7 @@ def pretrain(
             size=config.architecture.image_size,
             views=views,
             seed=config.training.seed,
+            progress=progress,
         )
         tokenizer = train_tokenizer(data.captions, config.architecture.vocabulary)
 

@@ -14,9 +14,9 @@ import torch
 from tether._distributed import world_size
 from tether.data.records import Split
 from tether.errors import TetherError, near_misses
-from tether.evaluation._report_text import count
 from tether.evaluation.results import Results, Tuning
 from tether.evaluation.scoring import Progress
+from tether.evaluation.tables import count
 from tether.recipe import Recipe
 from tether.runs.comparing import tuning
 from tether.runs.comparing.plan import Plan, benchmark_of, identities_tuned_on, variant

@@ -27,6 +27,7 @@ import torch
 
 from tether._distributed import from_main, is_main
 from tether._files import read_json
+from tether._text import printable
 from tether.data import load_benchmark
 from tether.data.records import Benchmark
 from tether.errors import TetherError
@@ -34,7 +35,7 @@ from tether.evaluation.scoring import Progress
 from tether.models import load
 from tether.recipe import Recipe, to_plain
 from tether.runs.comparing.claims import claim
-from tether.runs.files import training_part
+from tether.runs.files import training_part, without_logs
 from tether.runs.outcome import BASE, RESULT, Base, Outcome, digests, is_finished, read_outcome
 from tether.runs.train import run
 from tether.training.checkpoint import latest_checkpoint
@@ -60,8 +61,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The recipe's name and the hash of its configuration: the run's directory is NAME-001."""
-        options = to_plain(self.recipe)
+        """The recipe's name and the hash of what decides its result: the run's directory is NAME-001."""
+        options = without_logs(to_plain(self.recipe))
         options.pop("search", None)  # says nothing about a single run
         return f"{self.recipe.name}-{_digest(options)}"
 
@@ -204,7 +205,8 @@ def _work(threads: int, work: Callable[..., None], *arguments: Any) -> None:
     except KeyboardInterrupt:
         pass
     except TetherError as error:  # whoever meets the run next, which is open again, may have more memory
-        print(f"Worker {arguments[-1]} stopped, the others go on: {error}", file=sys.stderr, flush=True)
+        line = printable(f"Worker {arguments[-1]} stopped, the others go on: {error}")
+        print(line, file=sys.stderr, flush=True)
 
 
 def _stop_without_parent() -> None:
