@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from forked import alone_and_together
-from tiny import NAMES, TEMPLATES, tiny_delta, tiny_model, tiny_split
+from tiny import NAMES, TEMPLATES, tiny_delta, tiny_model, tiny_split, way
 
 from tether.data.records import Split
 from tether.ensembles import alpha_sweep
