@@ -102,3 +102,4 @@ results-typefaces: typefaces
 benchmarks: setup
 	$(MEMORY) $(PYTHON) -m benchmarks.step
 	$(PYTHON) benchmarks/optimizers.py --csv results/optimizers.csv
+	$(PYTHON) -m benchmarks.reading

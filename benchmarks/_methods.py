@@ -30,7 +30,6 @@ from tether.models.site import Kind
 from tether.objectives.info_nce import info_nce
 from tether.objectives.mpm_nce import MPMNCEConfig, mpm_nce
 from tether.recipe import Recipe
-from tether.tasks.classification import Classification
 from tether.training.config import FitConfig
 
 Batch = Mapping[str, Tensor]
@@ -161,10 +160,11 @@ def ours(model: Model, benchmark: Benchmark, making: Making, kinds: tuple[Kind, 
         objective=MPMNCEConfig(),
         training=FitConfig(batch_size=64, epochs=1),
     )
+    task = recipe.task.make(recipe, model, benchmark)
     with making():
         attached = attach(model, recipe.adapter)
     fast = fast_last_block(model)
-    task = Classification(model, attached, recipe, benchmark)
+    task.start(attached)
 
     def loss(batch: Batch, step: int) -> Tensor:
         task.begin_step(step, batch)

@@ -163,6 +163,20 @@ def test_merge_gives_an_ordinary_model_with_the_reported_answers(trained, tiny_r
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_merge_takes_a_run_for_the_adapter_in_it(trained, capsys):
+    assert main(["merge", str(trained), "merged"]) == 0
+    assert "Model: merged" in capsys.readouterr().out
+
+
+def test_memory_that_ran_out_is_one_line(monkeypatch, capsys):
+    def load(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    monkeypatch.setattr("tether.models.load", load)
+    assert main(["zero-shot"]) == 2
+    assert "tether: Memory ran out (DefaultCPUAllocator" in capsys.readouterr().err
+
+
 def test_merge_at_alpha_0_is_the_base(trained, tiny_recipe):
     assert main(["merge", str(trained / "adapter"), "merged", "--alpha", "{image: 0, text: 0}"]) == 0
     base, merged = load(tiny_recipe["model"]).module.state_dict(), load("merged").module.state_dict()

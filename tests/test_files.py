@@ -5,7 +5,7 @@ from threading import Barrier, Thread
 import pytest
 import torch
 
-from tether._files import new_folder, read_tensors, write_atomically, write_tensors
+from tether._files import new_folder, read_json, read_tensors, write_atomically, write_tensors
 from tether.errors import TetherError
 
 
@@ -68,3 +68,19 @@ def test_two_writers_of_a_file_do_not_meet(tmp_path):
         thread.join()
     assert not errors and used[0] != used[1]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"[" * 100_000, "nested too deep|not valid JSON"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deep"),
+        (b'{"a": "\xff"}', "not valid JSON"),
+        (b"9" * 5000, "not valid JSON"),
+        (b"[1]", r"found \[1\]"),
+    ],
+)
+def test_json_that_is_not_what_it_should_be_is_refused_with_its_file(tmp_path, content, told):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(TetherError, match=rf"a\.json .*({told})"):
+        read_json(tmp_path / "a.json", dict)

@@ -41,7 +41,7 @@ def test_overrides_reach_nested_options():
         (["adapter={method: frozen}"], "cross_entropy"),
         (["alpha.value=best"], "auto"),
         (["alpha.value=1.5"], "from 0 to 1"),
-        (["alpha.value=.nan"], "from 0 to 1"),
+        (["alpha.value=.nan"], "alpha.value takes a finite number, found nan"),
         (["alpha.value={image: 0.5, text: -0.1}"], "from 0 to 1"),
         (["alpha.grid=[0, 2]"], "from 0 to 1"),
         (["alpha.value={image: 0.5}"], "both"),

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tether.config import build
 from tether.errors import TetherError
 
 
@@ -133,18 +134,27 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, kind: Any = Any) -> Any:
     """Read a JSON file.
 
+    Args:
+        kind: what it should hold: `dict`, or whatever else `tether.config.build` makes of plain data.
+
     Raises:
-        TetherError: there is no such file, or it is not JSON.
+        TetherError: there is no such file, it is not JSON, or it holds something else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise TetherError(f"There is no file {path}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise TetherError(f"{path} is nested too deep to be read.") from error
+    except ValueError as error:  # also of text that is not UTF-8, and of numbers of thousands of digits
         raise TetherError(f"{path} is not valid JSON ({error}); it may be cut short.") from error
+    try:
+        return build(kind, value)
+    except TetherError as error:
+        raise TetherError(f"{path} holds something else than it should: {error}") from error
 
 
 def sha256_file(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Typed configuration: dataclasses from plain dicts and back, with errors that name the option and its near misses."""
 
 import dataclasses
+import math
 import re
 import sys
 import types
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 import yaml
 
-from tether.errors import TetherError, near_misses
+from tether.errors import TetherError, is_utf8, near_misses
 
 
 def build(kind: Any, value: Any, where: str = "") -> Any:
@@ -23,8 +24,15 @@ def build(kind: Any, value: Any, where: str = "") -> Any:
     Integers are taken where numbers are wanted, lists where tuples are; nothing else is converted.
 
     Raises:
-        TetherError: an option that does not exist, is missing, or has the wrong type; `where` names its place.
+        TetherError: an option that does not exist, is missing, or has the wrong type; a number that is NaN, infinite
+            or beyond 64 bits; a text that is not UTF-8. `where` names its place.
     """
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise TetherError(f"{where} takes no number beyond 64 bits, found about 2^{value.bit_length() - 1}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TetherError(f"{where} takes a finite number, found {value}.")
+    if isinstance(value, str) and not is_utf8(value):
+        raise TetherError(f"{where} takes text in UTF-8, found {value!a}. Rename what is called so.")
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return _union(arguments, value, where)
@@ -47,9 +55,10 @@ def build(kind: Any, value: Any, where: str = "") -> Any:
             build(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(kinds, value, strict=True))
         )
     if origin in (dict, Mapping) and isinstance(value, Mapping):
-        return {name: build(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise TetherError(f"{where} takes no number beyond 64 bits, found {str(value)[:20]}….")
+        return {
+            build(arguments[0], name, f"A name in {where}"): build(arguments[1], item, f"{where}.{name}")
+            for name, item in value.items()
+        }
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is Path and isinstance(value, str):
@@ -77,12 +86,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping.
 
     Raises:
-        TetherError: it is missing, not YAML, says something twice, or is something else than a mapping.
+        TetherError: it is missing, not YAML, says something twice, is nested too deep, has aliases that hold themselves
+            or stand for too much, or is something else than a mapping.
     """
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError as error:
         raise TetherError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise TetherError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (yaml.YAMLError, ValueError) as error:
         raise TetherError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
@@ -309,15 +321,58 @@ def _name(kind: Any) -> str:
 def _scalar(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:  # a date of month 13 is a ValueError
-        raise TetherError(f"{text!r} is not a valid value: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise TetherError(f"{text!r:.200} is not a valid value: {error}") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-3 as a number and refuses a key that is given twice, both as YAML 1.2 does.
+    """YAML with the plain values of YAML 1.2's core schema, bounded, that refuses a key that is given twice.
 
-    PyYAML's 1.1 takes the one for a text, and silently the last of the other.
+    PyYAML's own 1.1 takes 010 for 8, 1:30 for 90, 1e-3 for a text, and silently the last of two equal keys.
     """
+
+    yaml_implicit_resolvers: typing.ClassVar[dict[str, list]] = {}
+    yaml_constructors: typing.ClassVar[dict[str | None, Any]] = {
+        tag: yaml.SafeLoader.yaml_constructors[tag]
+        for tag in (None, *(f"tag:yaml.org,2002:{name}" for name in ("null", "str", "seq", "map")))
+    }
+
+    DEEPEST = 100
+    """Levels of nesting."""
+    MOST_COPIED = 100_000
+    """Characters (and one for each value) that all aliases together may stand for."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._copied = 0
+        self._sizes: dict[yaml.Node, int] = {}  # of whole nodes, with what their aliases stand for
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        event = self.peek_event()
+        if self._depth == self.DEEPEST:
+            problem = f"nested more than {self.DEEPEST} levels deep"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(event, yaml.AliasEvent):
+            if node not in self._sizes:
+                problem = f"the alias *{event.anchor} stands for something that holds it"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            self._copied += self._sizes[node]
+            if self._copied > self.MOST_COPIED:
+                problem = (
+                    f"all aliases stand for more than {self.MOST_COPIED:,} characters; write less, or none"
+                )
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        elif isinstance(node, yaml.ScalarNode):
+            self._sizes[node] = 1 + len(node.value)
+        else:
+            parts = node.value
+            inner = (part for pair in parts for part in pair) if isinstance(node, yaml.MappingNode) else parts
+            self._sizes[node] = 1 + sum(self._sizes[part] for part in inner)
+        return node
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node, seen = super().compose_mapping_node(anchor), set()
@@ -327,10 +382,37 @@ class _Loader(yaml.SafeLoader):
             seen.add((key.tag, key.value))
         return node
 
+    def _bool(self, node: yaml.Node) -> bool:
+        text = self.construct_scalar(node).lower()
+        if text not in ("true", "false"):
+            raise yaml.MarkedYAMLError(problem="not true or false", problem_mark=node.start_mark)
+        return text == "true"
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+    def _int(self, node: yaml.Node) -> int:
+        text = self.construct_scalar(node)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+    def _float(self, node: yaml.Node) -> float:
+        return float(self.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+for _name_of_tag, _pattern, _first in (  # YAML 1.2.2, section 10.3.2; the merge key is from YAML 1.1
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_name_of_tag}", re.compile(f"^(?:{_pattern})$"), _first
+    )
+_Loader.add_constructor("tag:yaml.org,2002:bool", _Loader._bool)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader._int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader._float)
 
 
 def _copy(value: Any) -> Any:

@@ -55,9 +55,11 @@ class ObjectiveConfig(Family, folder="tether.objectives"):
 
     Attributes:
         pairs: whether the loss is on pairs of pictures and texts; else on a linear head's logits.
+        many_positives: whether several texts of a batch may be right for a picture.
     """
 
     pairs: ClassVar[bool] = True
+    many_positives: ClassVar[bool] = False
 
     @abstractmethod
     def loss(self) -> Any:
@@ -112,6 +114,22 @@ class EnsembleConfig(Family, folder="tether.ensembles"):
             validation: in-distribution pictures that it was not trained on.
             seed: of whatever is drawn.
         """
+
+
+class TaskConfig(Family, folder="tether.tasks"):
+    """What it is for."""
+
+    @abstractmethod
+    def make(self, recipe: Any, model: Any, benchmark: Any) -> Any:
+        """The `tether.tasks.task.Task` of a run, with the model as it was loaded.
+
+        Raises:
+            TetherError: the data is of another kind, or something in the recipe makes no sense with this task.
+        """
+
+    @abstractmethod
+    def scores(self, benchmark: Any, split: Any, tensors: Mapping[str, Tensor]) -> Any:
+        """The `tether.evaluation.scoring.Scores` of a split from the tensors that they were saved as."""
 
 
 class DataConfig(Family, folder="tether.data"):

@@ -18,6 +18,7 @@ from tether.families import (
     ObjectiveConfig,
     OptimizerConfig,
     RegularizerConfig,
+    TaskConfig,
 )
 from tether.heads.probe import ProbeConfig, no_head
 from tether.optimizers.schedule import ScheduleConfig
@@ -43,6 +44,7 @@ class Recipe:
 
     name: str
     model: str = "builtin"
+    task: TaskConfig = field(default_factory=lambda: made(TaskConfig, "classification"))
     data: DataConfig = field(default_factory=lambda: made(DataConfig, "emoji_shift"))
     adapter: AdapterConfig = field(default_factory=lambda: made(AdapterConfig, "r_adapter"))
     objective: ObjectiveConfig = field(default_factory=lambda: made(ObjectiveConfig, "mpm_nce"))

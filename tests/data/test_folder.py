@@ -127,3 +127,9 @@ def test_an_unknown_configuration():
 def test_impossible_shares(photo):
     with pytest.raises(TetherError, match="leave something to train on"):
         load_benchmark(FolderConfig(train=str(photo), test_share=0.6, validation_share=0.4))
+
+
+def test_names_that_are_not_utf_8_are_refused_with_what_to_do(tmp_path, class_tree):
+    root = class_tree(tmp_path / "photo", {"hot_dog": 4, "caf\udce9": 4})
+    with pytest.raises(TetherError, match=r"'caf\\udce9/.*not UTF-8.*Rename"):
+        load_benchmark(FolderConfig(train=str(root)))

@@ -1,7 +1,7 @@
 import pytest
 
 from tether.data import fill, imagenet_templates, templates
-from tether.data.prompts import TEMPLATE_SETS
+from tether.data.prompts import TEMPLATE_SETS, warn_of_same_prompts
 from tether.errors import TetherError
 
 
@@ -43,3 +43,15 @@ def test_no_template_at_all():
 
 def test_names_are_text_even_with_braces():
     assert fill(["a {}.", "{}!"], ["cat", "{}"]) == (("a cat.", "cat!"), ("a {}.", "{}!"))
+
+
+def test_classes_whose_prompts_are_read_as_the_same_are_named():
+    names = ["x" * 100 + "a", "cat", "x" * 100 + "b", "crane", "crane"]
+    with pytest.warns(UserWarning) as warned:
+        warn_of_same_prompts(names, [name[:90] for name in names], "tiny, which reads 90 tokens")
+    (message,) = (str(warning.message) for warning in warned)
+    assert (
+        f"'{'x' * 50}…{'x' * 28}a' and '{'x' * 50}…{'x' * 28}b' have the same prompts for tiny, which"
+        in message
+    )
+    assert "crane" not in message  # one name twice is another fault

@@ -77,6 +77,15 @@ def test_each_distinct_prompt_is_encoded_once(model, monkeypatch):
     assert sorted(encoded) == ["a cat", "a dog", "the cat", "the dog"]
 
 
+def test_names_that_the_model_reads_only_the_same_beginning_of_are_warned_of(model):
+    names = ("a very long name of a bird", "a very long name of a fish", "cat")
+    with pytest.warns(
+        UserWarning, match="bird' and 'a very long name of a fish' have the same prompts for tiny, .* 24"
+    ):
+        class_embeddings(model, names, ("one {}", "two {}"))
+    class_embeddings(model, names, ("one {}", "{}"))  # told apart by one template
+
+
 def test_evaluate_equals_a_loop_over_single_pictures(model, splits):
     classifier = zero_shot_classifier(model, NAMES, TEMPLATES)
     scores = evaluate(model, splits, classifier, batch_size=4)

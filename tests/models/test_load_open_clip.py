@@ -295,3 +295,57 @@ class TestArchitectures:
         monkeypatch.setitem(pretrained._PRETRAINED, "tiny", {"old": tag})
         with pytest.raises(TetherError, match="pickled"):
             load("open_clip:tiny/old")
+
+
+@pytest.mark.parametrize(
+    ("tower", "settings"),
+    [
+        ("vision_cfg", {"layers": 1_000_000}),
+        ("vision_cfg", {"width": 1_000_000}),
+        ("vision_cfg", {"mlp_ratio": 1e7}),
+        ("vision_cfg", {"image_size": 1_000_000}),
+        ("vision_cfg", {"timm_model_name": "vit_giant_patch14_224", "image_size": 224}),
+        ("text_cfg", {"layers": 10**9}),
+        ("text_cfg", {"width": 4_000_000}),
+        ("text_cfg", {"vocab_size": 10**9}),
+        ("text_cfg", {"context_length": 10**8}),
+    ],
+)
+def test_a_configuration_that_asks_for_more_than_the_weights_fill_is_refused(
+    tower: str, settings: dict, clip: Path
+) -> None:
+    edit(clip, lambda described: described["model_cfg"][tower].update(settings))
+    with pytest.raises(
+        TetherError, match=r"far more than its weights fill: open_clip_model\.safetensors holds"
+    ):
+        load(clip)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(model_cfg=[1]), r"model_cfg in .* should hold settings by name, found \[1\]"),
+        (lambda d: d.update(preprocess_cfg=[1]), "preprocess_cfg in .* should hold settings by name"),
+        (lambda d: d["model_cfg"].update(vision_cfg=[1]), "no vision_cfg and text_cfg"),
+        (lambda d: d["model_cfg"].update(text_cfg=[1]), "no vision_cfg and text_cfg"),
+        (lambda d: d["model_cfg"].update(embed_dim=[1]), "cannot build the model"),
+        (lambda d: d["model_cfg"]["vision_cfg"].update(head_width=0), "cannot build the model"),
+        (
+            lambda d: d["model_cfg"]["vision_cfg"].update(timm_model_name="local-dir:/tmp/trunk"),
+            "image tower from 'local-dir:/tmp/trunk'. Expected a name that timm knows",
+        ),
+        (
+            lambda d: d["preprocess_cfg"].update(std=[0.5, 0, 0.5]),
+            "three numbers greater than 0, one per channel",
+        ),
+        (
+            lambda d: d["preprocess_cfg"].update(mean=[0.5, 0.5]),
+            r"mean of .* three numbers, .* found \[0.5, 0.5\]",
+        ),
+        (lambda d: d["preprocess_cfg"].update(mean="half"), "mean of .* found 'half'"),
+    ],
+)
+def test_a_configuration_of_another_form_is_refused(change, message: str, clip: Path) -> None:
+    edit(clip, change)
+    with pytest.raises(TetherError, match=message):
+        load(clip)

@@ -204,7 +204,7 @@ def test_a_folder_without_tokenizer_is_refused(save_transformers) -> None:
     folder, _ = save_transformers("clip")
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(TetherError, match="tokenizer"):
+    with pytest.raises(TetherError, match=r"has no tokenizer: none of tokenizer\.json.*save_pretrained\("):
         load(folder)
 
 
@@ -213,3 +213,55 @@ def test_other_models_are_refused(save_transformers) -> None:
     edit(folder / "config.json", model_type="siglip3", auto_map={"AutoModel": "evil.Model"})
     with pytest.raises(TetherError, match="'siglip'"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("tower", "settings"),
+    [
+        ("text_config", {"num_hidden_layers": 1_000_000}),
+        ("text_config", {"hidden_size": 4_000_000}),
+        ("text_config", {"vocab_size": 10**9}),
+        ("vision_config", {"intermediate_size": 10**9}),
+        ("vision_config", {"image_size": 1_000_000}),
+    ],
+)
+def test_a_configuration_that_asks_for_more_than_the_weights_fill_is_refused(
+    tower: str, settings: dict, save_transformers
+) -> None:
+    folder, _ = save_transformers("clip")
+    described = json.loads((folder / "config.json").read_text())
+    edit(folder / "config.json", **{tower: described[tower] | settings})
+    with pytest.raises(TetherError, match=r"far more than its weights fill: model\.safetensors holds"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_a_list_where_settings_should_be_is_refused_with_its_file(name: str, save_transformers) -> None:
+    folder, _ = save_transformers("clip")
+    (folder / name).write_text("[1]")
+    with pytest.raises(TetherError, match=rf"{name} holds something else than it should"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_std": [0.5, 0.5, 0]}, "image_std of .* three numbers greater than 0"),
+        ({"image_mean": [0.5, 0.5]}, r"image_mean of .* three numbers, one per channel; found \[0.5, 0.5\]"),
+        ({"size": [32]}, "not supported"),
+        ({"resample": [3]}, r"resample=\[3\]"),
+    ],
+)
+def test_preparation_of_another_form_is_refused(changes: dict, message: str, save_transformers) -> None:
+    folder, _ = save_transformers("clip")
+    edit(folder / "preprocessor_config.json", **changes)
+    with pytest.raises(TetherError, match=message):
+        load(folder)
+
+
+def test_a_timm_folder_is_told_what_works(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny", "num_classes": 3}))
+    with pytest.raises(
+        TetherError, match=r"image model 'vit_tiny' of timm.*timm\.create_model.*tether\.attach"
+    ):
+        load(tmp_path)

@@ -8,9 +8,9 @@ import torch
 from tether.adapters import BiasOnlyConfig, FullConfig, RAdapterConfig, attach
 from tether.adapters.files import Adapter, apply, load_adapter, save_adapter
 from tether.errors import TetherError
+from tether.heads.linear import read_head, save_head
 from tether.models import load
 from tether.runs.average import average_adapters, average_folders, average_models
-from tether.runs.outcome import read_head, save_head
 
 
 def trained(source, config, seed):

@@ -6,7 +6,6 @@ from shutil import copytree
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 import tether.data.dataset
 from tether import recipe as recipes
@@ -15,9 +14,11 @@ from tether.adapters.files import apply, load_adapter
 from tether.data import load_benchmark
 from tether.errors import TetherError
 from tether.evaluation import Classifier, class_embeddings, evaluate, zero_shot_classifier
+from tether.evaluation.reading import read_ahead
+from tether.heads.linear import HEAD_FILE, head_at
 from tether.models import load
 from tether.runs import train as fine_tuning
-from tether.runs.outcome import HEAD_FILE, head_at, load_sweep
+from tether.runs.outcome import load_sweep
 from tether.runs.train import run
 from tether.training import read_metrics
 
@@ -232,7 +233,10 @@ def test_a_finished_run_is_read_and_not_repeated(tiny_recipe, tmp_path, bases, m
     outcome = quiet(tiny_recipe, tmp_path)
     kept = {path: path.read_bytes() for path in outcome.run.rglob("*.safetensors")}
     monkeypatch.setattr(fine_tuning, "fit", None)
+    before = {path: path.stat().st_mtime_ns for path in (outcome.run, *outcome.run.rglob("*"))}
     again = quiet(tiny_recipe, tmp_path, resume=outcome.run)
+    # nothing is written, so it may lie where nothing can be
+    assert before == {path: path.stat().st_mtime_ns for path in (outcome.run, *outcome.run.rglob("*"))}
     assert answers(again.test.at(1.0)) == answers(outcome.test.at(1.0))
     assert (again.seconds, again.alpha, again.file_bytes) == (
         outcome.seconds,
@@ -240,6 +244,22 @@ def test_a_finished_run_is_read_and_not_repeated(tiny_recipe, tmp_path, bases, m
         outcome.file_bytes,
     )
     assert kept == {path: path.read_bytes() for path in outcome.run.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("result.json", "[1]"),
+        ("time.json", '{"training_seconds": "long"}'),
+        ("base.json", "[1]"),
+        ("config.json", "7"),
+    ],
+)
+def test_a_file_of_a_finished_run_that_holds_something_else_is_named(tiny_recipe, tmp_path, name, content):
+    outcome = quiet(changed(tiny_recipe, training={"epochs": 1}), tmp_path)
+    (outcome.run / name).write_text(content)
+    with pytest.raises(TetherError, match=rf"{name} holds something else than it should"):
+        quiet(changed(tiny_recipe, training={"epochs": 1}), tmp_path, resume=outcome.run)
 
 
 def test_half_an_adapter_of_a_killed_part_is_made_again(tiny_recipe, tmp_path):
@@ -321,11 +341,11 @@ def test_a_picture_that_breaks_in_evaluation_loses_no_training(tiny_recipe, tmp_
 def test_workers_read_for_the_evaluation_too_and_change_nothing(tiny_recipe, tmp_path, monkeypatch):
     counts = []
 
-    def spy(*arguments, num_workers):
-        counts.append(num_workers)
-        return DataLoader(*arguments, num_workers=num_workers)
+    def spy(*arguments, workers, **options):
+        counts.append(workers)
+        return read_ahead(*arguments, workers=workers, **options)
 
-    monkeypatch.setattr("tether.evaluation.classification.DataLoader", spy)
+    monkeypatch.setattr("tether.evaluation.classification.read_ahead", spy)
     alone = quiet(changed(tiny_recipe, training={"epochs": 1}), tmp_path)
     assert set(counts) == {0}
     counts.clear()

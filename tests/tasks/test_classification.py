@@ -10,19 +10,17 @@ from tether.adapters import attach
 from tether.adapters.files import load_adapter
 from tether.data import load_benchmark
 from tether.errors import TetherError
-from tether.evaluation import class_embeddings
 from tether.models import load
 from tether.runs.train import run
-from tether.tasks.classification import Classification
 
 
 def made(options, **parts):
     """The task of a recipe, right after `attach`, with its recipe and benchmark."""
     recipe = recipes.from_plain({**options, **parts})
     model, benchmark = load(recipe.model), load_benchmark(recipe.data)
-    zero_shot = class_embeddings(model, benchmark.class_names, benchmark.templates)
-    attached = attach(model, recipe.adapter)
-    return Classification(model, attached, recipe, benchmark, zero_shot)
+    task = recipe.task.make(recipe, model, benchmark)
+    task.start(attach(model, recipe.adapter))
+    return task
 
 
 def batch(task):

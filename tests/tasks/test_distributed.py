@@ -24,11 +24,14 @@ def test_both_end_well_and_only_the_main_process_talks(runs):
 
 
 def test_the_losses_are_those_of_one_process(runs):
-    one, two = (read_metrics(runs[0] / name / "tiny-001") for name in ("one", "two"))
+    rows = [read_metrics(runs[0] / name / "tiny-001") for name in ("one", "two")]
+    one, two = ([row for row in own if row["kind"] == "train"] for own in rows)
     assert [row["step"] for row in two] == [row["step"] for row in one] == list(range(1, 7))
     for name in ("loss", "gradient_norm"):
         expected = torch.tensor([row[name] for row in one])
         torch.testing.assert_close(torch.tensor([row[name] for row in two]), expected, rtol=1e-5, atol=1e-6)
+    measured = [[row for row in own if row["kind"] == "validation"] for own in rows]
+    assert measured[0] == measured[1] != []
 
 
 def test_the_trained_weights_and_the_test_are_those_of_one_process(runs):

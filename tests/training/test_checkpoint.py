@@ -1,5 +1,6 @@
 """What is saved is loaded; what is torn is passed over; a failure loses nothing."""
 
+import json
 import math
 import resource
 import shutil
@@ -10,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tether._files import sha256_file
 from tether.errors import TetherError
 from tether.training.checkpoint import (
+    checkpoint_to_resume,
     clean,
     flatten,
     is_complete,
@@ -72,8 +75,6 @@ def names_are_distinct(value):
 @given(states.filter(names_are_distinct))
 def test_unflatten_is_the_inverse_of_flatten(state):
     found, structure = flatten({"": state})
-    import json
-
     assert plain(unflatten(json.loads(json.dumps(structure)), found)) == plain({"": state})
 
 
@@ -213,3 +214,49 @@ def test_a_last_save_that_fails_is_an_error_and_earlier_ones_stay(toy, run):
     with files_of_at_most(100_000), pytest.raises(TetherError, match="Could not write"):
         fit(data=toy.ToyData(), config=config, run=run, show_progress=False, **parts)
     assert list(run.checkpoints.iterdir()) == []
+
+
+def deep_marker(path):
+    (path / "complete.json").write_text("[" * 100_000 + "]" * 100_000)
+
+
+def marker_of_another_form(path):
+    (path / "complete.json").write_text('[{"sha256": 1}]')
+
+
+def deep_state(path):
+    put(path, "[" * 100_000 + "]" * 100_000)
+
+
+def state_that_parses_and_cannot_be_walked(path):
+    put(path, "[" * 5_000 + "]" * 5_000)
+
+
+def state_with_a_tensor_that_is_not_there(path):
+    put(path, '{"value": {"$tensor": "another"}}')
+
+
+def put(path, state):
+    """Another state, with the hash that belongs to it."""
+    (path / "state.json").write_text(state)
+    marker = json.loads((path / "complete.json").read_text())
+    marker["sha256"]["state.json"] = sha256_file(path / "state.json")
+    (path / "complete.json").write_text(json.dumps(marker))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        deep_marker,
+        marker_of_another_form,
+        deep_state,
+        state_that_parses_and_cannot_be_walked,
+        state_with_a_tensor_that_is_not_there,
+    ],
+)
+def test_a_run_goes_on_from_the_older_checkpoint_where_the_newest_cannot_be_read(tmp_path, spoil):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {"value": torch.tensor([float(step)])})
+    spoil(tmp_path / "step-00000002")
+    with pytest.warns(UserWarning, match="step-00000002 in .* damaged .* goes on from step-00000001"):
+        assert checkpoint_to_resume(tmp_path) == tmp_path / "step-00000001"

@@ -213,15 +213,44 @@ def test_a_missing_gradient_counts_as_zero(toy):
     assert parts["optimizer"].state[weight]["step"] == 12
 
 
-def test_memory_that_ran_out_is_explained(toy):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no more"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you …"),
+    ],
+)
+def test_memory_that_ran_out_is_explained(toy, error):
     parts = toy.parts(12)
 
     def loss(batch, step):
-        raise torch.OutOfMemoryError("no more")
+        raise error
 
     parts["task"].loss = loss
     with pytest.raises(TetherError, match="Memory ran out in step 0"):
         fit(data=toy.ToyData(), config=config(), show_progress=False, **parts)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            {"steps": None, "epochs": 10**18},
+            "epochs must be at most 99,999,999, found 1,000,000,000,000,000,000",
+        ),
+        ({"steps": 10**9}, "steps must be at most 99,999,999"),
+        ({"workers": 100_000}, "workers must be at most 1,024, found 100,000"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused(options, told):
+    with pytest.raises(TetherError, match=told):
+        config(**options)
+
+
+def test_epochs_that_are_too_many_steps_are_refused():
+    with pytest.raises(TetherError, match="99,999,999 epochs of 2 steps are more than 99,999,999"):
+        config(steps=None, epochs=99_999_999).total_steps(16)
 
 
 class Separable(torch.nn.Module):
@@ -276,6 +305,36 @@ def test_validation_comes_at_the_end_of_every_epoch_and_is_logged(toy, run):
         {"kind": "validation", "step": 3, "epoch": 0, "accuracy": 3.0},
         {"kind": "validation", "step": 6, "epoch": 1, "accuracy": 6.1},
     ]
+
+
+def test_a_run_that_ends_within_an_epoch_is_validated_at_its_end(toy, run):
+    fit(
+        data=toy.ToyData(),
+        config=config(steps=5),
+        validate=lambda epoch, step: None if epoch == 0 else {"accuracy": step / 10},
+        run=run,
+        show_progress=False,
+        **toy.parts(5),
+    )
+    found = [row for row in rows(run) if row["kind"] == "validation"]
+    assert found == [{"kind": "validation", "step": 5, "epoch": 1, "accuracy": 0.5}]
+
+
+@pytest.mark.parametrize(("steps", "every"), [(1, 1), (18, 1), (100, 5), (399, 19), (10_000, 20)])
+def test_a_short_run_logs_several_points_too(steps, every):
+    assert FitConfig(steps=steps).log_interval(steps) == every
+    assert FitConfig(steps=steps, log_every=7).log_interval(steps) == 7
+
+
+def test_a_run_of_18_steps_logs_more_than_one_point(toy, run):
+    fit(
+        data=toy.ToyData(),
+        config=config(steps=18, log_every=None),
+        run=run,
+        show_progress=False,
+        **toy.parts(18),
+    )
+    assert [row["step"] for row in rows(run) if row["kind"] == "train"] == list(range(1, 19))
 
 
 def test_a_run_cannot_be_continued_with_other_options(toy, run):

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tether._files import read_json
 from tether.errors import TetherError
 from tether.training import RunDirectory, lock, read_metrics
 from tether.training.run_directory import differences
@@ -97,6 +98,24 @@ def test_a_lock_torn_by_a_kill_is_nobodys(tmp_path):
     (run.path / "lock").write_text('{"host": "els')
     with RunDirectory.open(run.path, tensorboard=False):
         pass
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1]",
+        "7",
+        '{"host": "h"}',
+        '{"host": "h", "pid": "1", "started": null}',
+        '{"host": "h", "pid": -1, "started": ""}',
+    ],
+)
+def test_a_lock_of_another_form_is_refused_with_what_to_do(tmp_path, content):
+    with create(tmp_path) as run:
+        pass
+    (run.path / "lock").write_text(content)
+    with pytest.raises(TetherError, match=r"lock does not say which process uses .* delete it"):
+        RunDirectory.open(run.path, tensorboard=False)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -192,3 +211,58 @@ def test_a_broken_tracker_does_not_stop_the_run(tmp_path):
             run.log("train", 1, {"loss": 0.5})
         run.log("train", 2, {"loss": 0.4})
     assert [row["step"] for row in read_metrics(run.path)] == [1, 2]
+
+
+def test_a_process_killed_while_it_makes_its_directory_leaves_none_that_lacks_what_explains_it(
+    tmp_path, monkeypatch
+):
+    """A kill is played by an error that nothing catches, at each file that is written."""
+    from tether.training import run_directory
+
+    write, left = run_directory.write_json, []
+
+    def killed(path, value):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        write(path, value)
+
+    monkeypatch.setattr(run_directory, "write_json", killed)
+    records = {"config": {"a": 1}, "base": {"b": 2}}
+    for files in range(3):
+        left[:] = range(files)
+        with pytest.raises(KeyboardInterrupt):
+            create(tmp_path, records=records)
+        assert [path for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
+    left[:] = range(9)
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))  # abandoned long ago
+    with create(tmp_path, records=records) as run:
+        assert [read_json(run.path / f"{name}.json") for name in records] == list(records.values())
+    assert list(tmp_path.iterdir()) == [run.path]
+
+
+def test_a_number_that_another_process_took_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    from tether.training import run_directory
+
+    with create(tmp_path) as first:
+        monkeypatch.setattr(type(tmp_path), "glob", lambda self, pattern: iter(()))
+        made = run_directory._make(tmp_path, first.path.name[:-4], {})
+    assert made.name.endswith("-002")
+
+
+def test_a_directory_that_is_only_read_is_left_as_it_is(tmp_path):
+    with create(tmp_path, records={"config": {"a": 1}}) as run:
+        pass
+    (run.path / "lock").write_text("[]")  # nobody asks
+    before = {path: path.stat().st_mtime_ns for path in (run.path, *run.path.rglob("*"))}
+    with RunDirectory.open(run.path, read_only=True) as again:
+        again.record("config", {"a": 1})
+        with pytest.raises(TetherError, match="a was 1 and is 2"):
+            again.record("config", {"a": 2})
+    assert before == {path: path.stat().st_mtime_ns for path in (run.path, *run.path.rglob("*"))}
+
+
+def test_a_folder_of_runs_that_is_not_named_in_utf_8_is_refused(tmp_path):
+    with pytest.raises(TetherError, match=r"runs is not named in UTF-8"):
+        create(tmp_path / "caf\udce9")

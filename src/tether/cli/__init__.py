@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tether.cli.parser import parse
-from tether.errors import TetherError
+from tether.errors import TetherError, is_out_of_memory
 
 _PYTHONS_OWN = warnings.formatwarning
 
@@ -40,6 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
         return 0
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            f"{name}: Memory ran out ({error or 'MemoryError'}). Use fewer workers or smaller batches.",
+            file=sys.stderr,
+        )
+        return 2
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         print(f"{name}: {error.strerror or error}{place}.", file=sys.stderr)

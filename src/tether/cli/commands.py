@@ -26,7 +26,7 @@ def train(options: argparse.Namespace, device: Any) -> int:
             raise TetherError(
                 f"There is no run to go on with at {options.resume}: it has no config.json. Start a new one."
             )
-        recipe = recipes.from_plain(override(read_json(options.resume / "config.json"), words))
+        recipe = recipes.from_plain(override(read_json(options.resume / "config.json", dict), words))
     elif options.recipe:
         recipe = recipes.read(options.recipe, words)
     else:
@@ -131,15 +131,20 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
 def merge(options: argparse.Namespace) -> int:
     from tether.adapters.files import load_adapter
     from tether.evaluation.scores import alpha_text
+    from tether.heads.linear import HEAD_FILE
     from tether.runs.export import export
-    from tether.runs.outcome import HEAD_FILE
+    from tether.runs.merged_card import CARD
+    from tether.runs.outcome import ADAPTER
 
+    inside = options.adapter / ADAPTER
+    if not (options.adapter / "adapter.json").is_file() and (inside / "adapter.json").is_file():
+        options.adapter = inside  # the run was named
     report = export(options.model, options.adapter, options.out, alpha=options.alpha, head=options.head)
     error = (
         "" if report.max_error is None else f"; largest output difference on a probe {report.max_error:.2e}"
     )
     print(f"Merged at alpha {alpha_text(report.alpha)} into {len(report.changed)} tensors{error}.")
-    print(f"Model: {options.out}")
+    print(f"Model: {options.out}; {options.out / CARD} says how to load it.")
     run = options.adapter.absolute().parent
     head = None
     if load_adapter(options.adapter).extra.get("head"):
@@ -201,8 +206,8 @@ def rank(options: argparse.Namespace) -> int:
 
 
 def average(options: argparse.Namespace) -> int:
+    from tether.heads.linear import HEAD_FILE
     from tether.runs.average import average_folders, average_models
-    from tether.runs.outcome import HEAD_FILE
 
     if all((folder / "adapter.json").is_file() for folder in options.folders):
         average_folders(options.folders, options.out, options.alpha)

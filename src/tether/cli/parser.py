@@ -154,7 +154,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add_overrides(zero_shot, "options of the data, such as data.method=folder data.train=PICTURES")
 
     merge = add("merge", commands.merge, "put an adapter into its base and save an ordinary model")
-    merge.add_argument("adapter", type=Path, help="folder of the adapter")
+    merge.add_argument("adapter", type=Path, help="folder of the adapter, or of the run that made it")
     merge.add_argument("out", type=Path, help="folder for the merged model; must not exist")
     merge.add_argument("--model", help="the base (default: the model the adapter was trained on)")
     merge.add_argument(

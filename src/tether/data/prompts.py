@@ -1,6 +1,7 @@
 """Prompt templates: sentences with one `{}` for the class name."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Hashable, Sequence
 from functools import cache
 
 from tether.errors import TetherError, near_misses
@@ -73,6 +74,35 @@ def check_templates(candidates: tuple[str, ...]) -> tuple[str, ...]:
                 "class name goes, and no other brace."
             )
     return candidates
+
+
+def warn_of_same_prompts(names: Sequence[str], prompts: Sequence[Hashable], reader: str) -> None:
+    """Warn of classes of different names whose prompts a model reads as the same.
+
+    That happens to names that are longer than what it reads, and to those that differ in capital letters only.
+
+    Args:
+        names: of the classes.
+        prompts: what the model is given of each class's prompts.
+        reader: the model, and how much it reads.
+    """
+    alike: dict[Hashable, list[str]] = {}
+    for name, own in zip(names, prompts, strict=True):
+        alike.setdefault(own, []).append(name)
+    groups = [
+        " and ".join(repr(_short(name)) for name in same[:3]) for same in alike.values() if len(set(same)) > 1
+    ]
+    if groups:
+        more = f" (and {len(groups) - 3} more such groups)" if len(groups) > 3 else ""
+        warnings.warn(
+            f"The classes {'; '.join(groups[:3])}{more} have the same prompts for {reader}, so no answer of the text "
+            f"tower can tell them apart. Give them shorter or clearly different names.",
+            stacklevel=3,
+        )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 80 else f"{name[:50]}…{name[-29:]}"
 
 
 def fill(candidates: Sequence[str], names: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from tether.data.prompts import check_templates
-from tether.errors import TetherError, near_misses
+from tether.errors import TetherError, is_utf8, near_misses
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +21,18 @@ class ImageRef:
     The name alone goes into hashes, so they do not depend on where a machine keeps the data.
 
     Raises:
-        TetherError: `name` is absolute or leads out of `root`.
+        TetherError: `name` is absolute or leads out of `root`, or the path is not UTF-8.
     """
 
     root: str
     name: str
 
     def __post_init__(self):
+        if not is_utf8(self.root + self.name):
+            raise TetherError(
+                f"The path of the picture {self.name!a} in {self.root!a} is not UTF-8, so it cannot be written into "
+                f"any file of a run. Rename the file or folder (convmv does it for whole trees)."
+            )
         parts = self.name.split("/")
         if (
             not self.name

@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
 from tether import _distributed
 from tether.data.dataset import ImageDataset
 from tether.data.records import PictureSplit
 from tether.data.transforms import test_transform
-from tether.errors import TetherError, without_traceback
 from tether.evaluation.classifier import evaluating
+from tether.evaluation.reading import read_ahead
 from tether.evaluation.scoring import Progress, Reader, Scores, answer
 from tether.models.model import Model
 
@@ -59,13 +59,15 @@ def batches_of(
     workers: int = 0,
     open_split: Callable[[PictureSplit], Dataset] | None = None,
 ) -> Iterator[tuple[Float[Tensor, "b 3 h w"], Int[Tensor, " b"]]]:
-    """Pixels, where the model computes, and numbers of this process's pictures; shares are equally long."""
+    """Pixels, where the model computes, and numbers of this process's pictures; shares are equally long.
+
+    The coming batches are read meanwhile, see `tether.evaluation.reading`.
+    """
     data = open_split(split) if open_split else ImageDataset(split, test_transform(model.image))
-    try:
-        for batch in DataLoader(Subset(data, share_of_process(len(split))), batch_size, num_workers=workers):
+    share = share_of_process(len(split))
+    with closing(read_ahead(data, share, batch_size=batch_size, workers=workers)) as batches:
+        for batch in batches:
             yield batch["pixels"].to(model.device), batch["index"]
-    except TetherError as error:
-        raise without_traceback(error) from error
 
 
 def share_of_process(n: int) -> Sequence[int]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tether.data.prompts import fill
+from tether.data.prompts import fill, warn_of_same_prompts
 from tether.data.records import Split
 from tether.errors import TetherError
 from tether.evaluation.scores import ClassScorer
@@ -43,7 +43,8 @@ def class_embeddings(
 ) -> Float[Tensor, "classes dim"]:
     """For each class the mean of the text features of its prompts, scaled to length 1 again.
 
-    Radford et al. 2021, section 3.1.4. Each distinct prompt is encoded once, short ones together.
+    Radford et al. 2021, section 3.1.4. Each distinct prompt is encoded once, short ones together. A warning names
+    classes that the model cannot tell apart, as their prompts are the same where it stops reading.
 
     Raises:
         TetherError: no class, or a template without exactly one `{}`.
@@ -51,15 +52,19 @@ def class_embeddings(
     if not class_names:
         raise TetherError("There are no class names; a zero-shot classifier needs at least one.")
     classes_of: dict[str, list[int]] = {}
-    for label, prompts in enumerate(fill(templates, class_names)):
+    filled = fill(templates, class_names)
+    for label, prompts in enumerate(filled):
         for prompt in prompts:
             classes_of.setdefault(prompt, []).append(label)
     distinct = sorted(classes_of, key=len)
     sums = None
+    read: dict[str, bytes] = {}
     with evaluating(model):
         for start in range(0, len(distinct), batch_size):
             prompts = distinct[start : start + batch_size]
-            features = model.encode_text(model.tokenize(prompts))
+            tokens = model.tokenize(prompts)
+            read.update(zip(prompts, (row.tobytes() for row in tokens.numpy()), strict=True))
+            features = model.encode_text(tokens)
             if sums is None:
                 sums = torch.zeros(len(class_names), features.shape[1], device=features.device)
             rows, labels = zip(
@@ -70,6 +75,8 @@ def class_embeddings(
             sums.index_add_(0, index, features[torch.tensor(rows, device=features.device)])
             if progress:
                 progress("prompts", start + len(prompts), len(distinct))
+    what = [tuple(read[prompt] for prompt in prompts) for prompts in filled]
+    warn_of_same_prompts(class_names, what, f"{model.source}, which reads {model.context_length} tokens")
     return torch.nn.functional.normalize(sums, dim=-1)
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from tether.errors import TetherError
 
 FOLDER = Path(__file__).with_name("builtin_clip")
+ARCHITECTURE = "tether_vit_lite0"
+"""Of the image tower, by which timm knows it once it is registered."""
 
 
 def folder() -> Path:
@@ -18,3 +20,15 @@ def folder() -> Path:
             f"The built-in model is missing from {FOLDER}; install tether again from a complete source."
         )
     return FOLDER
+
+
+def register() -> None:
+    """Make the image tower of the built-in model known to timm.
+
+    `tether.load` does it by itself. open_clip needs it before it can load the built-in model, or one that an
+    adapter was merged into:
+
+        builtin.register()
+        model, _, preprocess = open_clip.create_model_and_transforms("local-dir:merged")
+    """
+    from tether.models import hybrid  # noqa: F401  (registers when it is imported, which takes timm)

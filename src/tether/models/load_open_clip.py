@@ -21,9 +21,10 @@ from tether._files import read_json
 from tether.errors import TetherError, near_misses
 from tether.models.activation import Activation, describe_activation
 from tether.models.hub import DESCRIPTIONS, fetch
-from tether.models.model import ImageSpec, Model
+from tether.models.model import ImageSpec, Model, channels
 from tether.models.open_clip_text import end_id, ends_matter_only, text_features, text_tower
 from tether.models.saving import copy_description
+from tether.models.size_limit import SizeLimit
 from tether.models.text import end_positions
 from tether.models.tokenizers import check_tokenizer, words_of
 from tether.models.weights import put_weights, read_weights
@@ -39,10 +40,17 @@ def load_folder(folder: Path, source: str, activation: Activation | None = None)
     Raises:
         TetherError: something is missing, cut short, or does not fit the rest.
     """
-    described = read_json(folder / "open_clip_config.json")
-    if not isinstance(described, dict) or not isinstance(described.get("model_cfg"), dict):
-        raise TetherError(f"{folder / 'open_clip_config.json'} has no model_cfg; is it cut short?")
+    file = folder / "open_clip_config.json"
+    described = read_json(file, dict)
+    for name in ("model_cfg", "preprocess_cfg"):
+        if not isinstance(described.get(name) or {}, dict):
+            raise TetherError(
+                f"{name} in {file} should hold settings by name, found {described[name]!r:.80}."
+            )
+    if not described.get("model_cfg"):
+        raise TetherError(f"{file} has no model_cfg; is it cut short?")
     config, preprocess = described["model_cfg"], described.get("preprocess_cfg") or {}
+    _check_towers(config, source)
     stated = config.get("quick_gelu")
     if activation is not None:
         if stated is not None and bool(stated) != (activation == "quick_gelu"):
@@ -59,7 +67,7 @@ def load_folder(folder: Path, source: str, activation: Activation | None = None)
             f"{folder} has no "
             f"{WEIGHTS[0]}{f', only {others}, which are pickled and never loaded' if others else ''}."
         )
-    named = config.get("text_cfg", {}).get("hf_tokenizer_name")
+    named = config["text_cfg"].get("hf_tokenizer_name")
     own = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     if not named and (folder / "tokenizer.json").is_file():
         _refuse_unused_tokenizer(folder)
@@ -74,7 +82,8 @@ def load_folder(folder: Path, source: str, activation: Activation | None = None)
 
 def _refuse_unused_tokenizer(folder: Path) -> None:
     """Refuse a tokenizer beside the weights that is not CLIP's own, which open_clip uses if none is named."""
-    words = (read_json(folder / "tokenizer.json").get("model") or {}).get("vocab")
+    described = read_json(folder / "tokenizer.json", dict).get("model")
+    words = described.get("vocab") if isinstance(described, dict) else None
     clip = SimpleTokenizer().encoder
     ordinary = {word: index for word, index in clip.items() if index < len(clip) - 2}
     if not isinstance(words, dict) or len(words) != len(clip) or not ordinary.items() <= words.items():
@@ -179,8 +188,9 @@ def _download(tag: dict[str, Any], source: str) -> Path:
 def _assemble(
     config: dict[str, Any], preprocess: dict[str, Any], file: Path, source: str, tokenizer_folder: Path | None
 ) -> Model:
-    module = _build(deepcopy(config), source)
-    state = convert_state_dict(module, read_weights(file))
+    state = read_weights(file)
+    module = _build(deepcopy(config), SizeLimit([file]), source)
+    state = convert_state_dict(module, state)
     if "positional_embedding" in state and not hasattr(module, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     state.pop("text.transformer.embeddings.position_ids", None)  # 0, 1, 2, …; old files of BERT-like towers
@@ -213,6 +223,11 @@ def wrap(module: nn.Module, preprocess: dict[str, Any], tokenizer: Any, source: 
     ends = tower is not None and ends_matter_only(tower)
     if tower is None:  # a transformers text encoder, which takes any length up to its own
         context_length, rows = tokenizer.context_length, module.text.vocab_size
+        longest = getattr(module.text.config, "max_position_embeddings", context_length)
+        if not 0 < context_length <= longest:
+            raise TetherError(
+                f"{source} says context_length={context_length}, but its text tower takes 1 to {longest} tokens."
+            )
     else:
         context_length, rows = tower.context_length, tower.token_embedding.num_embeddings
     own = isinstance(tokenizer, SimpleTokenizer)
@@ -241,18 +256,30 @@ def _image_features(module: nn.Module, pixels: Tensor) -> Tensor:
     return module.encode_image(pixels)
 
 
-def _build(config: dict[str, Any], source: str) -> nn.Module:
-    """The module a configuration describes, with random weights; downloads only configurations."""
+def _check_towers(config: dict[str, Any], source: str) -> None:
+    """See that a configuration describes two towers, and that their classes come from libraries, not from elsewhere."""
     vision, text = config.get("vision_cfg"), config.get("text_cfg")
     if not isinstance(vision, dict) or not isinstance(text, dict):
         raise TetherError(f"The configuration of {source} has no vision_cfg and text_cfg; is it open_clip's?")
+    trunk = vision.get("timm_model_name")
+    if trunk is not None and (not isinstance(trunk, str) or ":" in trunk or "/" in trunk):
+        raise TetherError(
+            f"The configuration of {source} takes its image tower from {trunk!r}. Expected a name that timm knows, "
+            f"such as 'vit_base_patch16_224': what is described or kept elsewhere is not loaded."
+        )
+
+
+def _build(config: dict[str, Any], limit: SizeLimit, source: str) -> nn.Module:
+    """The module a configuration describes, with random weights; downloads only configurations."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
     vision["timm_model_pretrained"] = False
     text["hf_model_pretrained"] = False
     custom = config.pop("custom_text", False) or "hf_model_name" in text
     kind = CoCa if "multimodal_cfg" in config else CustomTextCLIP if custom else CLIP
     try:
-        return kind(**config)
-    except (TypeError, ValueError, RuntimeError, OSError, AssertionError) as error:
+        with limit:
+            return kind(**config)
+    except Exception as error:  # of several libraries that do not look at what they are given
         raise TetherError(f"open_clip cannot build the model that {source} describes: {error}") from error
 
 
@@ -306,8 +333,8 @@ def _image_spec(module: nn.Module, preprocess: dict[str, Any], source: str) -> I
         )
     return ImageSpec(
         size=height,
-        mean=tuple(prepared["mean"]),
-        std=tuple(prepared["std"]),
+        mean=channels(prepared["mean"], f"The mean of {source}"),
+        std=channels(prepared["std"], f"The standard deviation of {source}", positive=True),
         interpolation=prepared["interpolation"],
         resize=prepared["resize_mode"],
     )

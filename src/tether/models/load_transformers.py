@@ -13,14 +13,23 @@ from transformers import AutoConfig, AutoTokenizer, CLIPModel, Siglip2Model, Sig
 from tether._files import read_json
 from tether.errors import TetherError, near_misses
 from tether.models.activation import Activation, describe_activation
-from tether.models.model import ImageSpec, Model
+from tether.models.model import ImageSpec, Model, channels
 from tether.models.saving import copy_description
+from tether.models.size_limit import SizeLimit
 from tether.models.text import end_positions, truncate
 from tether.models.tokenizers import check_tokenizer, words_of
 from tether.models.weights import complain
 
 KINDS = {"clip": CLIPModel, "siglip": SiglipModel, "siglip2": Siglip2Model}
 RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+)
 POSITIONS = ".embeddings.position_ids"  # 0, 1, 2, …; a buffer that old files contain
 ARGMAX_END = 2  # a CLIP with this eos_token_id pools at the largest id, see transformers' CLIPTextModel
 
@@ -32,11 +41,18 @@ def load_folder(folder: Path, source: str, activation: Activation | None = None)
     Raises:
         TetherError: something is missing, cut short, of another kind of model, or does not fit the rest.
     """
-    kind = read_json(folder / "config.json").get("model_type")
+    described = read_json(folder / "config.json", dict)
+    kind = described.get("model_type")
+    if kind is None and "architecture" in described:
+        raise TetherError(
+            f"{source} holds the image model {described['architecture']!r} of timm, without a text tower. tether.load "
+            f"takes image and text together: open_clip's and transformers' CLIP, SigLIP and SigLIP 2. To train "
+            f"an image model alone, make it with timm.create_model and give it to tether.attach."
+        )
     if kind not in KINDS:
         raise TetherError(
             f"{source} holds a transformers model of type {kind!r}, which is not a contrastive model tether "
-            f"loads{near_misses(str(kind), list(KINDS))}"
+            f"loads{near_misses(str(kind), list(KINDS))} A model of another kind goes to tether.attach as it is."
         )
     module = _module(folder, kind, source)
     found = describe_activation(image=module.vision_model, text=module.text_model)
@@ -70,10 +86,16 @@ def load_folder(folder: Path, source: str, activation: Activation | None = None)
 
 
 def _module(folder: Path, kind: str, source: str) -> nn.Module:
-    if not any(folder.glob("model*.safetensors")):
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
         raise TetherError(f"{folder} has no model.safetensors. Pickled weights are never loaded.")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with (
+            SizeLimit(files),
+            torch.device("meta"),
+        ):  # a tensor that does not fit would be made anew, at any size
+            KINDS[kind](config)
         module, report = KINDS[kind].from_pretrained(
             folder,
             config=config,
@@ -113,6 +135,12 @@ class _Tokenizer:
 
 
 def _tokenizer(folder: Path, context_length: int, source: str) -> _Tokenizer:
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise TetherError(
+            f"{source} has no tokenizer: none of {', '.join(TOKENIZERS)} is in {folder}. Save the one that the "
+            f"model was trained with beside it: "
+            f"transformers.AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained({str(folder)!r})."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return _Tokenizer(tokenizer, context_length)
@@ -141,8 +169,10 @@ def _image_spec(folder: Path, module: nn.Module, source: str) -> ImageSpec:
                 f"takes {size}."
             )
     resample = settings.get("resample", 3)
-    if resample not in RESAMPLE or not all(
-        settings.get(key, True) for key in ("do_resize", "do_normalize", "do_rescale")
+    if (
+        not isinstance(resample, int)
+        or resample not in RESAMPLE
+        or not all(settings.get(key, True) for key in ("do_resize", "do_normalize", "do_rescale"))
     ):
         raise TetherError(
             f"{source} prepares pictures in a way that is not supported: resample={resample}, "
@@ -150,22 +180,18 @@ def _image_spec(folder: Path, module: nn.Module, source: str) -> ImageSpec:
                 f"{key}={settings.get(key, True)}" for key in ("do_resize", "do_rescale", "do_normalize")
             )
         )
-    try:
-        mean, std = tuple(map(float, settings["image_mean"])), tuple(map(float, settings["image_std"]))
-    except (KeyError, TypeError) as error:
-        raise TetherError(
-            f"{source} does not say with what mean and deviation pictures are normalised."
-        ) from error
+    mean = channels(settings.get("image_mean"), f"image_mean of {source}")
+    std = channels(settings.get("image_std"), f"image_std of {source}", positive=True)
     return ImageSpec(size=size, mean=mean, std=std, interpolation=RESAMPLE[resample], resize=resize)
 
 
 def _preprocessor(folder: Path, source: str) -> dict[str, Any]:
     """How pictures are prepared: in a file of its own, or inside the processor's."""
     if (folder / "preprocessor_config.json").is_file():
-        return read_json(folder / "preprocessor_config.json")
+        return read_json(folder / "preprocessor_config.json", dict)
     if (folder / "processor_config.json").is_file():
-        inner = read_json(folder / "processor_config.json").get("image_processor")
-        if inner:
+        inner = read_json(folder / "processor_config.json", dict).get("image_processor")
+        if isinstance(inner, dict):
             return inner
     raise TetherError(
         f"{source} has no preprocessor_config.json, so nothing says how its pictures are resized and "
@@ -176,9 +202,9 @@ def _preprocessor(folder: Path, source: str) -> dict[str, Any]:
 def _stated_size(settings: dict[str, Any], source: str) -> tuple[int, str]:
     """The size pictures end up with and how they are brought to it."""
     size, crop = settings.get("size"), settings.get("crop_size")
-    shortest = size if isinstance(size, int) else (size or {}).get("shortest_edge")
+    shortest = size.get("shortest_edge") if isinstance(size, dict) else size
     if shortest is not None:
-        cropped = crop if isinstance(crop, int) else (crop or {}).get("height")
+        cropped = crop.get("height") if isinstance(crop, dict) else crop
         if settings.get("do_center_crop", True) and cropped == shortest:
             return shortest, "shortest"
     elif (

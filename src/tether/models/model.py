@@ -1,10 +1,11 @@
 """A loaded vision-language model: the ordinary module, and what one has to know to feed it."""
 
 import json
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -34,6 +35,21 @@ class ImageSpec:
     std: tuple[float, float, float]
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
     resize: Literal["shortest", "squash"] = "shortest"
+
+
+def channels(value: Any, what: str, *, positive: bool = False) -> tuple[float, float, float]:
+    """Three numbers, one per channel, of pixels in [0, 1]; a single one stands for all three.
+
+    Raises:
+        TetherError: it is something else, NaN or infinite, or where `positive` is asked for not above 0. The message
+            begins with `what`.
+    """
+    values = list(value) if isinstance(value, list | tuple) else [value] * 3
+    numbers = all(isinstance(one, int | float) and math.isfinite(one) for one in values)
+    if len(values) != 3 or not numbers or (positive and min(values) <= 0):
+        kind = "three numbers greater than 0" if positive else "three numbers"
+        raise TetherError(f"{what} should be {kind}, one per channel; found {value!r:.80}.")
+    return tuple(map(float, values))
 
 
 @dataclass

@@ -17,6 +17,7 @@ negatives: there its positives keep all the mass (the printed formula divides by
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -41,6 +42,8 @@ class MPMNCEConfig(ObjectiveConfig):
     | retrieval | 0.05 | 0 |
     | base-to-novel | 0.1 | 0 |
     """
+
+    many_positives: ClassVar[bool] = True
 
     margin: float = 0.05
     smoothing: float = 0.02

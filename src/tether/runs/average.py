@@ -16,8 +16,8 @@ from tether.adapters.files import Adapter, load_adapter, save_adapter
 from tether.adapters.r_adapter import arithmetic
 from tether.ensembles.model_average import average, check_compatible
 from tether.errors import TetherError
+from tether.heads.linear import HEAD_FILE, head_of, read_head, save_head
 from tether.models import load
-from tether.runs.outcome import HEAD_FILE, head_of, read_head, save_head
 
 
 def average_adapters(adapters: Sequence[Adapter], alpha: Alpha | None = None) -> Adapter:

@@ -11,9 +11,10 @@ from tether.adapters import MergeReport
 from tether.adapters.files import Adapter, apply, load_adapter
 from tether.config import method_of
 from tether.errors import TetherError
+from tether.heads.linear import HEAD_FILE, head_at, read_head
 from tether.models import load
 from tether.models.load import is_here
-from tether.runs.outcome import HEAD_FILE, head_at, read_head
+from tether.runs.merged_card import write_card
 
 
 def export(
@@ -58,6 +59,7 @@ def export(
         model.save_into(folder)
         if weight is not None:
             save_tensors(folder / HEAD_FILE, {"weight": weight})
+        write_card(folder, out.absolute().name, model, saved, adapter, report, head=ends is not None)
     return report
 
 
@@ -83,5 +85,4 @@ def base_of(adapter: Adapter, folder: Path) -> str:
 def run_config(adapter: Path) -> dict[str, Any]:
     """The recipe of the run that an adapter's folder lies in; empty where it lies in none."""
     path = adapter.absolute().parent / "config.json"
-    config = read_json(path) if path.is_file() else {}
-    return config if isinstance(config, dict) else {}
+    return read_json(path, dict) if path.is_file() else {}

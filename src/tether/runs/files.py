@@ -14,7 +14,7 @@ from tether._distributed import is_main
 from tether._files import read_json, write_json
 from tether.errors import TetherError
 from tether.recipe import Recipe, to_plain
-from tether.runs.outcome import RESULT, TIME
+from tether.runs.outcome import RESULT, TIME, Cost
 from tether.training import RunDirectory
 from tether.training.checkpoint import latest_checkpoint
 
@@ -34,7 +34,7 @@ def take_over(trained: Path, kept: RunDirectory, recipe: Recipe) -> None:
     checkpoint = latest_checkpoint(trained / "checkpoints")
     if checkpoint is None or not (trained / RESULT).is_file():
         raise TetherError(f"{trained} is no finished run with its checkpoint; it cannot be built upon.")
-    if training_part(read_json(trained / "config.json")) != training_part(to_plain(recipe)):
+    if training_part(read_json(trained / "config.json", dict)) != training_part(to_plain(recipe)):
         raise TetherError(f"{trained} was trained otherwise than {recipe.name} asks for; train anew.")
     kept.checkpoints.mkdir(exist_ok=True)
     temporary = kept.checkpoints / f".{checkpoint.name}.tmp"
@@ -53,9 +53,9 @@ def measured(kept: RunDirectory, device: torch.device) -> Iterator[None]:
         yield
     finally:
         if is_main():
-            before = read_json(path) if path.exists() else {"training_seconds": 0.0, "peak_memory_bytes": 0}
-            seconds = before["training_seconds"] + time.perf_counter() - started
-            peak = max(before["peak_memory_bytes"], peak_memory(device))
+            before = read_json(path, Cost) if path.exists() else Cost()
+            seconds = before.training_seconds + time.perf_counter() - started
+            peak = max(before.peak_memory_bytes, peak_memory(device))
             write_json(path, {"training_seconds": seconds, "peak_memory_bytes": peak})
 
 

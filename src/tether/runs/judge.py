@@ -7,16 +7,16 @@ from typing import Any
 from tether._alpha import TOWERS, Alpha, alpha_of
 from tether.config import plain
 from tether.data import simulated_shifts
-from tether.data.records import Benchmark
+from tether.data.records import PictureBenchmark
 from tether.ensembles.ensemble import Ensemble
 from tether.ensembles.pair import Pair
 from tether.ensembles.sweep import alpha_sweep
-from tether.evaluation import Classifier, Sweep
+from tether.evaluation import Sweep
 from tether.evaluation.alpha import choose_alpha
 from tether.evaluation.scoring import Progress
-from tether.models import Model
 from tether.models.weight_path import Path
 from tether.recipe import Recipe
+from tether.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,8 @@ class Judgement:
 
 
 def judge(
-    recipe: Recipe,
-    benchmark: Benchmark,
-    model: Model,
+    task: Task,
     path: Path,
-    classifier: Callable[[float], Classifier],
     *,
     test: bool = True,
     progress: Progress | None = None,
@@ -43,13 +40,14 @@ def judge(
     """Along the path from the zero-shot model to the tuned one, or with the recipe's ensemble.
 
     Args:
-        path: of the model, at its beginning.
-        classifier: of the model at an alpha.
+        task: finished: it knows what was trained.
+        path: of its model, at the beginning.
         test: whether the test splits are looked at.
     """
+    recipe, benchmark, model = task.recipe, task.benchmark, task.model
     reading = {"workers": recipe.training.workers, "progress": progress}
     if recipe.ensemble:
-        pair = Pair.of(model, path, classifier, **reading)
+        pair = Pair.of(model, path, task.reader({}), **reading)
         parts = {"train": benchmark.train, "validation": benchmark.validation}
         ensemble = recipe.ensemble.fit(pair, **parts, seed=recipe.training.seed)
         return Judgement(
@@ -61,7 +59,7 @@ def judge(
         )
 
     def sweep(splits: Mapping[str, Any], alphas: list[Alpha]) -> Sweep:
-        return alpha_sweep(model, path, splits, alphas, classifier, **reading)
+        return alpha_sweep(model, path, splits, alphas, task.reader(splits), **reading)
 
     alpha, reason, validation = _choose(recipe, benchmark, sweep)
     curve = recipe.alpha.grid if recipe.alpha.curve else ()
@@ -70,7 +68,7 @@ def judge(
 
 
 def _choose(
-    recipe: Recipe, benchmark: Benchmark, sweep: Callable[[Mapping[str, Any], list[Alpha]], Sweep]
+    recipe: Recipe, benchmark: PictureBenchmark, sweep: Callable[[Mapping[str, Any], list[Alpha]], Sweep]
 ) -> tuple[Alpha, str, list[dict[str, Any]]]:
     """The recipe's alpha, or what validation pictures and simulated shifts of them speak for; and why."""
     if recipe.alpha.value != "auto":

@@ -17,8 +17,8 @@ from tether.ensembles.sweep import alpha_sweep
 from tether.errors import TetherError
 from tether.evaluation import Classifier, class_embeddings
 from tether.evaluation.scoring import Progress
+from tether.heads.linear import HEAD_FILE, head_at, read_head
 from tether.models import Model
-from tether.runs.outcome import HEAD_FILE, head_at, read_head
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 

@@ -18,12 +18,12 @@ from tether._files import read_json, write_json
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
 from tether.config import plain
-from tether.data import ImageDataset, load_benchmark, require_readable, test_transform, train_transform
-from tether.data.records import Benchmark
+from tether.data import load_benchmark, require_readable, test_transform, train_transform
+from tether.data.records import PictureBenchmark
 from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
-from tether.evaluation import Classifier, class_embeddings
 from tether.evaluation.scoring import Progress
+from tether.heads.linear import HEAD_FILE, save_head
 from tether.heads.probe import probed_head
 from tether.models import Model, load
 from tether.models.last_block import fast_last_block
@@ -35,23 +35,20 @@ from tether.runs.files import PROBE, measured, peak_memory, take_over
 from tether.runs.judge import judge
 from tether.runs.outcome import (
     ADAPTER,
-    HEAD_FILE,
     RESULT,
     SCORES,
     TIME,
+    Cost,
     Outcome,
     digests,
-    head_at,
     is_finished,
     read_outcome,
-    save_head,
     save_sweep,
 )
 from tether.runs.predictor import save_ensemble
 from tether.runs.report import REPORT, write_run
-from tether.tasks.classification import HEAD, Classification
-from tether.tasks.terms import make_terms
-from tether.tasks.terms.step import TermContext
+from tether.runs.validation import Validation
+from tether.tasks.task import HEAD, Task
 from tether.training import RunDirectory, fit
 
 
@@ -91,11 +88,6 @@ def run(
     benchmark = load_benchmark(recipe.data)
     if not len(benchmark.train):
         raise TetherError(f"{benchmark.name} has no training pictures; it can only be evaluated.")
-    if len(benchmark.class_names) < 2:
-        raise TetherError(
-            f"{benchmark.name} has only the class {benchmark.class_names[0]!r}; there is nothing to tell apart. "
-            "The training pictures lie in a folder for each class, of which there are two or more."
-        )
     if recipe.alpha.value == "auto" and not len(benchmark.validation):
         raise TetherError(
             "alpha.value=auto needs validation pictures; this data set has none. Give a number."
@@ -106,14 +98,22 @@ def run(
     finished = from_main(lambda: resume is not None and is_finished(resume, test))
     if check_pictures and not finished:
         from_main(lambda: require_readable(benchmark))  # now, not when a test picture's turn comes
-    directory = RunDirectory.open(resume) if resume else RunDirectory.create(root, recipe.name)
+    records = {
+        "config": to_plain(recipe),
+        "splits": made_from,
+        "base": {"model": recipe.model, "fingerprint": fingerprint},
+    }
+    if resume:
+        directory = RunDirectory.open(resume, read_only=finished)
+    else:
+        directory = RunDirectory.create(root, recipe.name, records=records)
     with directory as kept:
         may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
-        kept.record("config", to_plain(recipe), may_change=may_change)
+        kept.record("config", records["config"], may_change=may_change)
         # A picture that stopped the run may have been mended since.
         mended = [] if finished else [f"{split}.files" for split in made_from]
-        kept.record("splits", made_from, may_change=mended)
-        kept.record("base", {"model": recipe.model, "fingerprint": fingerprint})
+        kept.record("splits", records["splits"], may_change=mended)
+        kept.record("base", records["base"])
         if trained:
             from_main(lambda: take_over(trained, kept, recipe))
         if started and is_main():
@@ -136,38 +136,25 @@ def run(
 def _run(
     recipe: Recipe,
     model: Model,
-    benchmark: Benchmark,
+    benchmark: PictureBenchmark,
     kept: RunDirectory,
     progress: Progress | None,
     show_progress: bool,
     test: bool,
 ) -> None:
     torch.manual_seed(recipe.training.seed)
-    zero_shot = class_embeddings(model, benchmark.class_names, benchmark.templates)
+    task = recipe.task.make(recipe, model, benchmark)
     model.module.requires_grad_(False)
     attached = attach(model, recipe.adapter, seed=recipe.training.seed) if recipe.adapter.moves else None
-    task = Classification(model, attached, recipe, benchmark, zero_shot)
-    if attached and set(task.named_parameters()) == {HEAD}:
-        raise TetherError(
-            "The adapter changes only the text tower, of which cross-entropy makes no use: nothing but the head "
-            "would be trained. Let it change the image tower, or say adapter.method=frozen for a linear probe."
-        )
-    final = _train(task, attached, zero_shot, recipe, benchmark, kept, show_progress)
-    head = final.get(HEAD)
-    state = {name: tensor for name, tensor in final.items() if name != HEAD}
+    task.start(attached)
+    final = _train(task, attached, kept, show_progress)
+    state = task.finish(final)
     if attached:
         attached.eval_mode()
         state = {**attached.state_dict(), **state}  # a tower that played no part is as it was
-
-    def classifier(alpha: float) -> Classifier:
-        if head is not None:
-            return Classifier(weight=head_at(head.detach(), zero_shot, alpha), scale=model.logit_scale)
-        weight = class_embeddings(model, benchmark.class_names, benchmark.templates)
-        return Classifier(weight=weight, scale=model.logit_scale)
-
     try:
         with attached.path(state) if attached else WeightPath(model.module, {}) as path:
-            judged = judge(recipe, benchmark, model, path, classifier, test=test, progress=progress)
+            judged = judge(task, path, test=test, progress=progress)
     except TetherError as error:
         raise TetherError(
             f"{error} The training is done and kept: once this is mended, `tether train --resume {kept.path}` "
@@ -182,22 +169,24 @@ def _run(
         },
         "validation": judged.validation,
         "trained_parameters": sum(parameter.numel() for parameter in final.values()),
-        "peak_memory_bytes": max(read_json(kept.path / TIME)["peak_memory_bytes"], peak_memory(model.device)),
+        "peak_memory_bytes": max(
+            read_json(kept.path / TIME, Cost).peak_memory_bytes, peak_memory(model.device)
+        ),
     }
 
     def keep() -> None:
-        if head is not None:
-            save_head(kept.path / HEAD_FILE, head, zero_shot)
+        if task.head_ends is not None:
+            save_head(kept.path / HEAD_FILE, *task.head_ends)
         if attached:
             shutil.rmtree(kept.path / ADAPTER, ignore_errors=True)  # of a part that was killed while it saved
             use_at = 1.0 if judged.ensemble else judged.alpha  # an ensemble combines the two ends itself
-            extra = {"head": head is not None}
+            extra = {"head": task.head_ends is not None}
             save_adapter(kept.path / ADAPTER, attached, state=state, alpha=use_at, extra=extra)
         paths = [kept.path / HEAD_FILE, kept.path / ADAPTER]
         if judged.ensemble:
             with attached.ordinary() if attached else nullcontext():
                 name = ADAPTER if attached else None
-                paths += save_ensemble(kept.path, judged.ensemble, benchmark.class_names, adapter=name)
+                paths += save_ensemble(kept.path, judged.ensemble, task.class_names, adapter=name)
         save_sweep(kept.path / SCORES, judged.tested)
         files = {file for path in paths for file in (path, *path.rglob("*")) if file.is_file()}
         results["file_bytes"] = sum(file.stat().st_size for file in files)
@@ -209,22 +198,16 @@ def _run(
 
 
 def _train(
-    task: Classification,
-    attached: Attached | None,
-    zero_shot: Tensor,
-    recipe: Recipe,
-    benchmark: Benchmark,
-    kept: RunDirectory,
-    show_progress: bool,
+    task: Task, attached: Attached | None, kept: RunDirectory, show_progress: bool
 ) -> dict[str, Tensor]:
     """The trained values by name, accumulated where the recipe says so."""
-    model, seed = task.model, recipe.training.seed
-    augmentation = train_transform(model.image, **asdict(recipe.augmentation))
-    data = ImageDataset(benchmark.train, augmentation, seed=seed, cache_bytes=2**29)
+    recipe, model = task.recipe, task.model
+    seed = recipe.training.seed
+    training = task.training_data(train_transform(model.image, **asdict(recipe.augmentation)), seed=seed)
     if recipe.probe:
         options = {"loss": recipe.objective.loss(), "seed": seed, "show_progress": show_progress}
         task.head.data = probed_head(
-            kept.path / PROBE, recipe.probe, model, data, task.head.detach(), **options
+            kept.path / PROBE, recipe.probe, model, training.data, task.head.detach(), **options
         )
     parameters = task.named_parameters()
     zeros = dict.fromkeys(attached.zero_anchored() & parameters.keys()) if attached else None
@@ -236,31 +219,23 @@ def _train(
     )
     held_out = None
     if recipe.optimizer.held_out:
-        held_out = ImageDataset(benchmark.validation, test_transform(model.image), seed=seed)
-    steps = recipe.training.total_steps(len(data))
-    context = TermContext(
-        model=model,
-        attached=attached,
-        parameters=parameters,
-        class_names=benchmark.class_names,
-        templates=benchmark.templates,
-        seed=seed,
-        steps=steps,
-        steps_per_epoch=recipe.training.steps_per_epoch(len(data)),
-        head=task.head,
-        zero_shot=zero_shot,
-    )
-    task.add(make_terms(recipe.regularizers, context))
+        held_out = task.held_out_data(test_transform(model.image), seed=seed)
+    examples = len(training.data)
+    steps = recipe.training.total_steps(examples)
+    task.prepare(steps, recipe.training.steps_per_epoch(examples))
     accumulation = Accumulation(parameters, **asdict(recipe.accumulation)) if recipe.accumulation else None
     schedule = Schedule.of(optimizer, recipe.schedule, steps)
     with measured(kept, model.device), fast_last_block(model):
         fit(
             task,
-            data,
+            training.data,
             optimizer,
             recipe.training,
             schedule=schedule,
             accumulation=accumulation,
+            order=training.order,
+            collate=training.collate,
+            validate=Validation.of(task, attached, examples),
             held_out=held_out,
             radii=recipe.radii,
             run=kept,

@@ -1,137 +1,149 @@
-"""What is trained for classification: picture–prompt pairs of a benchmark, or a linear head on pictures."""
+"""Classification: pictures of classes, told apart by the texts of their names or by a linear head."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from tether._alpha import tower_of
 from tether.adapters import Attached
+from tether.config import method
+from tether.data.dataset import ImageDataset
 from tether.data.prompts import fill
-from tether.data.records import Benchmark
+from tether.data.records import Benchmark, PictureBenchmark, PictureSplit
+from tether.errors import TetherError
+from tether.evaluation.classifier import Classifier, class_embeddings
+from tether.evaluation.scores import SplitScores
+from tether.families import TaskConfig
+from tether.heads.linear import head_at
 from tether.models import Model
 from tether.recipe import Recipe
-from tether.tasks.terms import Terms
-from tether.tasks.terms.step import StepInput
-
-HEAD = "head.weight"
+from tether.tasks.task import HEAD, Task, TrainingData
 
 
-class Classification:
-    """What `tether.training.fit` trains: picture–prompt pairs of a benchmark, or a linear head on pictures.
+@method("classification")
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig(TaskConfig):
+    """Which class a picture is of; judged by top-1 accuracy."""
+
+    def make(self, recipe: Recipe, model: Model, benchmark: Any) -> "Classification":
+        return Classification(recipe, model, benchmark)
+
+    def scores(
+        self, benchmark: PictureBenchmark, split: PictureSplit, tensors: Mapping[str, Tensor]
+    ) -> SplitScores:
+        return SplitScores(split=split, classes=len(benchmark.class_names), **tensors)
+
+
+class Classification(Task):
+    """Picture–prompt pairs of a benchmark, or a linear head on pictures.
 
     With a contrastive objective each picture gets a random template filled with its class's name; equal
     prompts of a batch are encoded once. With cross-entropy a head, initialised with the zero-shot classifier,
     stands for the text tower, which does not move.
 
-    Args:
-        attached: what is attached to the model; None where it is frozen.
-        zero_shot: the zero-shot classifier, for the head; a contrastive objective needs none.
+    Raises:
+        TetherError: the pictures have no labels, or there is one class alone.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        attached: Attached | None,
-        recipe: Recipe,
-        benchmark: Benchmark,
-        zero_shot: Float[Tensor, "classes dim"] | None = None,
-    ):
-        self.model, self._attached = model, attached
-        self._trains_scale = attached is not None and "logit_scale" in attached.named_parameters()
-        self._fixed_scale = model.logit_scale
-        self._templates = len(benchmark.templates)
-        prompts = fill(benchmark.templates, benchmark.class_names)
+    benchmark: Benchmark
+
+    def __init__(self, recipe: Recipe, model: Model, benchmark: PictureBenchmark) -> None:
+        super().__init__(recipe, model, benchmark)
+        if not isinstance(benchmark, Benchmark):
+            raise TetherError(
+                f"Classification needs pictures of classes, and {benchmark.name} has captions. Use "
+                "task.method=retrieval, or labelled data."
+            )
+        if len(benchmark.class_names) < 2:
+            raise TetherError(
+                f"{benchmark.name} has only the class {benchmark.class_names[0]!r}; there is nothing to tell apart. "
+                "The training pictures lie in a folder for each class, of which there are two or more."
+            )
+        self.class_names, self.templates = benchmark.class_names, benchmark.templates
+        self.zero_shot = class_embeddings(model, self.class_names, self.templates)
+        prompts = fill(self.templates, self.class_names)
         self._tokens = torch.stack([model.tokenize(row) for row in prompts])
-        self.head: nn.Parameter | None = None
-        self._terms: Terms | None = None
-        self._loss = recipe.objective.loss()
-        if not recipe.objective.pairs:
-            self.head = nn.Parameter(zero_shot.clone())
+        self._final_head: Tensor | None = None
 
-    def add(self, terms: Terms) -> None:
-        """Have regularizers added to the loss of every step."""
-        self._terms = terms
+    def start(self, attached: Attached | None) -> None:
+        super().start(attached)
+        if not self.recipe.objective.pairs:
+            self.head = nn.Parameter(self.zero_shot.clone())
+            if attached and set(self.named_parameters()) == {HEAD}:
+                raise TetherError(
+                    "The adapter changes only the text tower, of which cross-entropy makes no use: nothing but the "
+                    "head would be trained. Let it change the image tower, or say adapter.method=frozen for a linear "
+                    "probe."
+                )
 
-    @property
-    def separable(self) -> bool:
-        """Whether the loss is a mean over examples: with a head, and no regularizer on several of them together."""
-        return self.head is not None and (self._terms is None or self._terms.separable)
+    def training_data(self, transform: Callable[..., Tensor], *, seed: int) -> TrainingData:
+        return TrainingData(data=ImageDataset(self.benchmark.train, transform, seed=seed, cache_bytes=2**29))
+
+    def held_out_data(self, transform: Callable[..., Tensor], *, seed: int) -> Dataset:
+        return ImageDataset(self.benchmark.validation, transform, seed=seed)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        parameters = dict(self._attached.named_parameters()) if self._attached else {}
+        parameters = super().named_parameters()
         if self.head is not None:  # the text tower plays no part
             parameters = {name: p for name, p in parameters.items() if tower_of(name) == "image"}
             parameters[HEAD] = self.head
         return parameters
 
-    @property
-    def scale(self) -> float | Float[Tensor, ""]:
-        """Inverse temperature, with its gradient where it is trained."""
-        if not self._trains_scale:
-            return self._fixed_scale
-        return self.model.module.logit_scale.float().exp().reshape(())
+    def keys(self, batch: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        return batch["index"], None if self.head is not None else self._texts(batch).unique()
 
-    def begin_step(self, step: int, batch: Mapping[str, Any]) -> None:
-        if self._attached:
-            self._attached.train_mode()
-            keys = None if self.head is not None else self._texts(batch).unique()
-            self._attached.begin_step(step, batch["index"], keys)
-
-    def loss(self, batch: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        objective, scalars, features = self._objective_and_features(batch)
-        if not self._terms:
-            return objective, scalars
-        given = StepInput(
-            step=step,
-            pixels=batch["pixels"],
-            labels=batch["label"],
-            index=batch["index"],
-            scale=self.model.logit_scale if self._trains_scale else self._fixed_scale,
-            **features,
-        )
-        added = self._terms(given)
-        return objective + sum(added.values()), {**scalars, "objective": objective.detach(), **added}
-
-    def _objective_and_features(
-        self, batch: Mapping[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """The main objective, scalars to log, and the features it was made of, as regularizers take them."""
+    def objective(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         labels = batch["label"]
         image = self.model.encode_image(batch["pixels"])
+        given = {"pixels": batch["pixels"], "labels": labels, "index": batch["index"], "image": image}
         if self.head is not None:
             loss = self._loss(image, self.head, labels, self.scale)
             accuracy = (image @ self.head.T).argmax(1).eq(labels).float().mean()
-            return loss, {"accuracy": accuracy}, {"image": image}
+            return loss, {"accuracy": accuracy}, given
         distinct, inverse = self._texts(batch).unique(return_inverse=True)
         rows = self._tokens.flatten(0, 1)[distinct]
         text = self.model.encode_text(rows)
         inverse = inverse.to(image.device)
         loss = self._loss(image, text, labels, self.scale, index=inverse)
-        return loss, {}, {"image": image, "text": text, "tokens": rows, "text_index": inverse}
+        return loss, {}, {**given, "text": text, "tokens": rows, "text_index": inverse}
 
-    def held_out_loss(self, batch: Mapping[str, Any], step: int) -> Tensor:
-        """The objective alone, without any drop: what TPGM learns its radii on."""
-        if self._attached:
-            self._attached.eval_mode()
-        return self._objective_and_features(batch)[0]
+    def finish(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = dict(trained)
+        self._final_head = own.pop(HEAD, None)
+        return own
 
-    def trained(self) -> dict[str, Tensor]:
-        """Values of what is trained."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters().items()}
+    @property
+    def head_ends(self) -> tuple[Tensor, Tensor] | None:
+        """The trained head and the zero-shot classifier that it began as; None without one."""
+        return None if self._final_head is None else (self._final_head.detach(), self.zero_shot)
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        return {"trained": self.trained(), "terms": self._terms.state_dict() if self._terms else {}}
+    def reader(self, splits: Mapping[str, PictureSplit]) -> Callable[[float], Classifier]:
+        def classifier(alpha: float) -> Classifier:
+            if self.head_ends is not None:
+                weight = head_at(*self.head_ends, alpha)
+            else:
+                weight = class_embeddings(self.model, self.class_names, self.templates)
+            return Classifier(weight=weight, scale=self.model.logit_scale)
 
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        for name, parameter in self.named_parameters().items():
-            parameter.copy_(state["trained"][name])
-        if self._terms:
-            self._terms.load_state_dict(state["terms"])
+        return classifier
+
+    def live_reader(self, split: PictureSplit) -> Classifier:
+        if self.head is not None:
+            weight = self.head.detach()
+        elif any(tower_of(name) == "text" for name in self.named_parameters()):
+            # No more prompts than pictures, if that is possible.
+            templates = self.templates[: max(1, len(split) // len(self.class_names))]
+            weight = class_embeddings(self.model, self.class_names, templates)
+        else:
+            weight = self.zero_shot
+        return Classifier(weight=weight, scale=self.model.logit_scale)
 
     def _texts(self, batch: Mapping[str, Any]) -> Int[Tensor, " batch"]:
         """Number of each picture's prompt among all classes × templates."""
-        return batch["label"].cpu() * self._templates + batch["text_pick"].cpu() % self._templates
+        templates = len(self.templates)
+        return batch["label"].cpu() * templates + batch["text_pick"].cpu() % templates

@@ -12,9 +12,12 @@ import math
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,6 +25,17 @@ from tether._files import read_json, sha256_file, temporary_beside, write_json, 
 from tether.errors import TetherError
 
 _TENSORS, _STATE, _COMPLETE = "tensors.safetensors", "state.json", "complete.json"
+
+MOST_STEPS = 10**8 - 1
+"""What eight digits of a checkpoint's name can say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Marker:
+    """What stands in complete.json: the hash of each other file."""
+
+    step: int
+    sha256: dict[str, str]
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
@@ -95,14 +109,19 @@ def checkpoint_to_resume(folder: Path) -> Path | None:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a checkpoint folder has its commit marker, and its files have the hashes that stand there."""
+    """Whether a checkpoint folder has its commit marker, and its files have the hashes that stand there and can be
+    read."""
     try:
-        hashes = read_json(path / _COMPLETE)["sha256"]
-        return set(hashes) == {_TENSORS, _STATE} and all(
-            sha256_file(path / name) == value for name, value in hashes.items()
-        )
-    except (OSError, TetherError, KeyError, TypeError):
+        hashes = read_json(path / _COMPLETE, _Marker).sha256
+        if set(hashes) != {_TENSORS, _STATE} or any(
+            sha256_file(path / name) != value for name, value in hashes.items()
+        ):
+            return False
+        with safe_open(path / _TENSORS, "pt") as file:
+            unflatten(read_json(path / _STATE), dict.fromkeys(file.keys()))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         return False
+    return True
 
 
 def clean(folder: Path) -> None:
@@ -153,8 +172,8 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
     return tensors, structure
 
 
-def unflatten(structure: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `flatten`."""
+def unflatten(structure: Any, tensors: Mapping[str, Any]) -> Any:
+    """The inverse of `flatten`; `tensors` by path."""
     match structure:
         case {"$tensor": path}:
             return tensors[path]

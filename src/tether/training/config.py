@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tether.errors import TetherError
+from tether.training.checkpoint import MOST_STEPS
 from tether.training.sampler import batches_per_epoch
+
+_MOST_WORKERS = 1024  # each is a process of some hundred megabytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,8 @@ class FitConfig:
     """What to do when a loss or gradient is NaN or infinite; "skip" looks at every step, slow on a GPU."""
     workers: int = 0
     """Processes that read pictures, in training and in the evaluation after it; 0 reads in the run's own."""
-    log_every: int = 20
+    log_every: int | None = None
+    """Steps between log lines; None for a twentieth of the run, at most 20."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; None for the end of every epoch. There is always one at the end."""
     keep: int = 2
@@ -47,6 +51,10 @@ class FitConfig:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise TetherError(f"{name} must be at least {bound}, found {value}.")
+        for name, bound in {"epochs": MOST_STEPS, "steps": MOST_STEPS, "workers": _MOST_WORKERS}.items():
+            value = getattr(self, name)
+            if value is not None and value > bound:
+                raise TetherError(f"{name} must be at most {bound:,}, found {value:,}.")
         if self.seed >= 2**63:
             raise TetherError(f"seed must be below 2**63, as torch takes it, found {self.seed}.")
         if self.clip_norm is not None and not self.clip_norm > 0:
@@ -64,5 +72,21 @@ class FitConfig:
         return batches_per_epoch(examples, self.batch_size, drop_last=self.drop_last)
 
     def total_steps(self, examples: int) -> int:
-        """Optimizer steps of the whole run on `examples` examples; what a schedule needs to know."""
-        return self.steps if self.steps is not None else self.epochs * self.steps_per_epoch(examples)
+        """Optimizer steps of the whole run on `examples` examples; what a schedule needs to know.
+
+        Raises:
+            TetherError: as `steps_per_epoch`, or more steps than a checkpoint can be numbered by.
+        """
+        if self.steps is not None:
+            return self.steps
+        steps = self.epochs * self.steps_per_epoch(examples)
+        if steps > MOST_STEPS:
+            raise TetherError(
+                f"{self.epochs:,} epochs of {self.steps_per_epoch(examples):,} steps are more than {MOST_STEPS:,} "
+                f"steps, the most a run can have. Use fewer epochs."
+            )
+        return steps
+
+    def log_interval(self, total: int) -> int:
+        """Steps between log lines in a run of `total` steps: a short one has some twenty points too."""
+        return self.log_every or max(1, min(20, total // 20))

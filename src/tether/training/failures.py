@@ -3,8 +3,6 @@
 import math
 from typing import Any
 
-import torch
-
 from tether._distributed import is_main
 from tether._files import write_json
 from tether.errors import TetherError
@@ -21,11 +19,12 @@ def inseparable(micro_batch: int) -> TetherError:
     )
 
 
-def out_of_memory(step: int, error: torch.OutOfMemoryError) -> TetherError:
+def out_of_memory(step: int, error: RuntimeError | MemoryError) -> TetherError:
     """A step did not fit into memory."""
     return TetherError(
         f"Memory ran out in step {step}. Use a smaller batch_size, more processes, precision='bf16', or a "
-        f"smaller micro_batch where the task allows one; the run's last checkpoint is intact. ({error})"
+        f"smaller micro_batch where the task allows one; the run's last checkpoint is intact. "
+        f"({str(error).splitlines()[0] if str(error) else 'MemoryError'})"
     )
 
 

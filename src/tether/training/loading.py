@@ -19,7 +19,7 @@ Key = tuple[int, int]
 
 def load(
     data: Dataset,
-    plan: Callable[[int], Iterator[list[Key]]],
+    plan: Callable[[int], Iterator[list[Any]]],
     *,
     workers: int = 0,
     collate: Callable[[list[Any]], Any] | None = None,

@@ -6,10 +6,21 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
+from tether.config import build
 from tether.errors import TetherError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Holder:
+    """What stands in a lock file: a process, and when it started."""
+
+    host: str
+    pid: int
+    started: str | None
 
 
 def acquire(path: Path) -> None:
@@ -20,20 +31,20 @@ def acquire(path: Path) -> None:
             tell whether it lives.
     """
     with _held_for_a_moment(path) as file:
-        holder = _parse(file)
+        holder = _parse(file, path)
         if holder is not None and _may_live(holder):
             raise TetherError(
-                f"{path.parent} is in use by process {holder['pid']} on {holder['host']}. Wait for it to "
+                f"{path.parent} is in use by process {holder.pid} on {holder.host}. Wait for it to "
                 f"end, or choose another directory. If you are sure that it is gone, delete {path}."
             )
-        _write(file, json.dumps(_this_process()))
+        _write(file, json.dumps(asdict(_this_process())))
 
 
 def release(path: Path) -> None:
     """Give the lock back if this process has it."""
     if path.exists():
         with _held_for_a_moment(path) as file:
-            if _parse(file) == _this_process():
+            if _parse(file, path) == _this_process():
                 _write(file, "")
 
 
@@ -49,13 +60,26 @@ def _held_for_a_moment(path: Path) -> Iterator[TextIO]:
         yield file
 
 
-def _parse(file: TextIO) -> dict[str, Any] | None:
-    """The holder, or None: nobody, or one that died while writing its name."""
+def _parse(file: TextIO, path: Path) -> _Holder | None:
+    """The holder, or None: nobody, or one that died while writing its name.
+
+    Raises:
+        TetherError: something stands there that no process of ours wrote.
+    """
     file.seek(0)
     try:
-        return dict(json.loads(file.read()))
-    except ValueError:
+        value = json.loads(file.read())
+    except (ValueError, RecursionError):
         return None
+    try:
+        holder = build(_Holder, value)
+        if not 0 < holder.pid < 2**31:
+            raise TetherError(f"{holder.pid} is no process.")
+    except TetherError as error:
+        raise TetherError(
+            f"{path} does not say which process uses {path.parent}: {error} If you are sure that none does, delete it."
+        ) from error
+    return holder
 
 
 def _write(file: TextIO, text: str) -> None:
@@ -66,20 +90,20 @@ def _write(file: TextIO, text: str) -> None:
     os.fsync(file.fileno())
 
 
-def _this_process() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_of(os.getpid())}
+def _this_process() -> _Holder:
+    return _Holder(host=socket.gethostname(), pid=os.getpid(), started=_start_of(os.getpid()))
 
 
-def _may_live(holder: dict[str, Any]) -> bool:
-    if holder["host"] != socket.gethostname():
+def _may_live(holder: _Holder) -> bool:
+    if holder.host != socket.gethostname():
         return True
     try:
-        os.kill(holder["pid"], 0)
+        os.kill(holder.pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    return _start_of(holder["pid"]) == holder["started"]  # else: the number was given to a new process
+    return _start_of(holder.pid) == holder.started  # else: the number was given to a new process
 
 
 def _start_of(pid: int) -> str | None:

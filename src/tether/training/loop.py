@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from tether._distributed import average_gradients, from_main, is_main, rank, world_size
-from tether.errors import TetherError
+from tether.errors import TetherError, is_out_of_memory
 from tether.training.checkpoint import checkpoint_to_resume, load_checkpoint, save_checkpoint
 from tether.training.config import FitConfig
 from tether.training.failures import inseparable, non_finite, out_of_memory
@@ -93,7 +93,8 @@ def fit(
         schedule: sets learning rates, see `tether.optimizers.schedule.Schedule`.
         accumulation: `update()` after every optimizer step, and state dicts.
         order: examples of an epoch in order, see `tether.training.sampler`; shuffled by default.
-        validate: called with (epoch, step) after every epoch, in every process; its result is logged.
+        validate: called with (epoch, step) after every epoch and at the end, in every process; its result is
+            logged, unless it is None. It must leave weights and random streams as they are.
         held_out: what TPGM learns its radii on, map-style as `data` and collated alike: examples that are
             neither trained on nor reported.
         radii: when it does so; after every step if not given.
@@ -115,6 +116,7 @@ def fit(
     batches = Batches(order, count, config.batch_size, drop_last=config.drop_last)
     batches.check_shares(processes)
     total = config.total_steps(count)
+    log_every = config.log_interval(total)
     learner = Radii(task, optimizer, list(parameters.values()), held_out, radii, config, collate)
     fixed = {n: v for n, v in dataclasses.asdict(config).items() if n not in FitConfig.MAY_CHANGE}
     identity = {**fixed, "examples": count, **learner.identity()}
@@ -140,7 +142,7 @@ def fit(
         for step in range(start, total):
             done, epoch = step + 1, step // batches.per_epoch
             epoch_ends, ends = done % batches.per_epoch == 0, done == total
-            logs = ends or done % config.log_every == 0
+            logs = ends or done % log_every == 0
             every = config.checkpoint_every or batches.per_epoch
             saves = run is not None and (ends or done % every == 0)
             looks = watches or logs or saves or epoch_ends
@@ -150,7 +152,9 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             try:
                 values, has_gradient = _forward_backward(task, loader, pieces(step), step, config, device)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 raise out_of_memory(step, error) from error
             connected |= has_gradient
             seen += len(batches.batch(step)[1])
@@ -195,7 +199,7 @@ def fit(
                     _log(run, "train", done, {"epoch": epoch, **metrics})
                     progress.report(done, epoch, metrics)
                 seen, since = 0, time.monotonic()
-            if epoch_ends and validate is not None:
+            if (epoch_ends or ends) and validate is not None:
                 started = time.monotonic()
                 if measured := validate(epoch, done):
                     _log(run, "validation", done, {"epoch": epoch, **measured})

@@ -9,11 +9,13 @@ runs/NAME-001/
     tensorboard/
 """
 
+import errno
 import json
 import math
 import os
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -21,11 +23,13 @@ from types import TracebackType
 from typing import Any
 
 from tether._distributed import from_main, is_main
-from tether._files import read_json, write_atomically, write_json
-from tether.errors import TetherError
+from tether._files import read_json, temporary_beside, write_atomically, write_json
+from tether.errors import TetherError, is_utf8
 from tether.training import lock
 from tether.training.checkpoint import clean
 from tether.training.environment import environment
+
+_SECONDS_TO_MAKE = 3600.0  # far more than it ever takes
 
 
 class RunDirectory:
@@ -38,8 +42,9 @@ class RunDirectory:
     ...     run.log("train", step=10, values={"loss": 0.3})
     """
 
-    def __init__(self, path: Path, *, tensorboard: bool = True) -> None:
+    def __init__(self, path: Path, *, tensorboard: bool = True, read_only: bool = False) -> None:
         self.path = path
+        self._read_only = read_only
         self._pending = b""
         self._tracker: Any = None
         self._track = tensorboard and is_main()
@@ -47,8 +52,19 @@ class RunDirectory:
         self._recorded: set[str] = set()
 
     @classmethod
-    def create(cls, root: str | Path, name: str, *, tensorboard: bool = True) -> "RunDirectory":
+    def create(
+        cls,
+        root: str | Path,
+        name: str,
+        *,
+        records: Mapping[str, Mapping[str, Any]] | None = None,
+        tensorboard: bool = True,
+    ) -> "RunDirectory":
         """Make `root/NAME-001`, or the next number that is free; nothing that exists is ever touched.
+
+        Args:
+            records: what is to stand in it from the first moment on, by name as `record` takes it: a process that is
+                killed leaves a directory that explains itself, or none.
 
         Raises:
             TetherError: `name` is no plain file name, or the folder cannot be made.
@@ -58,16 +74,23 @@ class RunDirectory:
                 f"A run's name has letters, digits, '.', '_' and '-', begins with a letter or digit, and has "
                 f"at most 100 characters; found {name!r}."
             )
-        return cls(Path(from_main(lambda: str(_make(Path(root), name)))), tensorboard=tensorboard)
+        path = from_main(lambda: str(_make(Path(root), name, records or {})))
+        return cls(Path(path), tensorboard=tensorboard)
 
     @classmethod
-    def open(cls, path: str | Path, *, tensorboard: bool = True) -> "RunDirectory":
+    def open(cls, path: str | Path, *, tensorboard: bool = True, read_only: bool = False) -> "RunDirectory":
         """Take up a run that was stopped or killed, and clear away what a kill left half done.
+
+        Args:
+            read_only: only look at it, as at a finished run: it may lie where nothing can be written, others may
+                look at the same time, and `record` only compares.
 
         Raises:
             TetherError: there is no run at `path`, or another process uses it.
         """
-        return cls(Path(from_main(lambda: str(_take_up(Path(path))))), tensorboard=tensorboard)
+        take_up = _existing if read_only else _take_up
+        found = Path(from_main(lambda: str(take_up(Path(path)))))
+        return cls(found, tensorboard=tensorboard, read_only=read_only)
 
     @property
     def checkpoints(self) -> Path:
@@ -92,13 +115,15 @@ class RunDirectory:
         path = self.path / f"{name}.json"
         plain = json.loads(json.dumps(value))
         if path.exists():
-            changed = differences(read_json(path), plain)
+            changed = differences(read_json(path, dict), plain)
             refused = [text for entry, text in changed.items() if entry not in may_change]
             if refused:
                 raise TetherError(
                     f"{path} is from an earlier part of this run and differs from what is asked for now: "
                     f"{'; '.join(refused)}. Ask for the same to continue, or start a new run."
                 )
+        if self._read_only:
+            return
         write_json(path, plain)
         self._recorded.add(path.name)
 
@@ -145,7 +170,7 @@ class RunDirectory:
 
     def close(self) -> None:
         """Give the directory free."""
-        if is_main() and self.path.exists():
+        if is_main() and self.path.exists() and not self._read_only:
             self.sync()
             if self._tracker is not None:
                 self._tracker.close()
@@ -213,29 +238,53 @@ def differences(old: Any, new: Any, name: str = "") -> dict[str, str]:
     return {} if old == new else {name: f"{name} was {old!r} and is {new!r}"}
 
 
-def _make(root: Path, name: str) -> Path:
+def _make(root: Path, name: str, records: Mapping[str, Mapping[str, Any]]) -> Path:
+    if not is_utf8(str(root)):
+        raise TetherError(f"The folder {str(root)!a} for runs is not named in UTF-8. Choose another.")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        suffixes = [path.name.removeprefix(f"{name}-") for path in root.glob(f"{name}-*")]
-        number = 1 + max((int(suffix) for suffix in suffixes if suffix.isdecimal()), default=0)
-        while True:
-            path = root / f"{name}-{number:03d}"
-            try:
-                path.mkdir()
-                break
-            except FileExistsError:  # another process was faster
-                number += 1
+        _clear_abandoned(root, name)
+        temporary = temporary_beside(root / name)
+        temporary.mkdir()
+        (temporary / "checkpoints").mkdir()
+        lock.acquire(temporary / "lock")
+        write_json(temporary / "environment.json", environment())
+        for entry, value in records.items():
+            write_json(temporary / f"{entry}.json", json.loads(json.dumps(value)))
+        return _rename(temporary, root, name)
     except OSError as error:
         raise TetherError(f"Could not make a run directory in {root}: {error.strerror}.") from error
-    lock.acquire(path / "lock")
-    (path / "checkpoints").mkdir()
-    write_json(path / "environment.json", environment())
+
+
+def _rename(temporary: Path, root: Path, name: str) -> Path:
+    """Give a whole directory its name, with the next number that is free."""
+    suffixes = [path.name.removeprefix(f"{name}-") for path in root.glob(f"{name}-*")]
+    number = 1 + max((int(suffix) for suffix in suffixes if suffix.isdecimal()), default=0)
+    while True:
+        path = root / f"{name}-{number:03d}"
+        try:
+            return temporary.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            number += 1  # another process was faster
+
+
+def _clear_abandoned(root: Path, name: str) -> None:
+    """Remove what processes left that were killed while they made a directory."""
+    for path in root.glob(f".{name}.*.tmp"):
+        if path.stat().st_mtime < time.time() - _SECONDS_TO_MAKE:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _existing(path: Path) -> Path:
+    if not (path / "environment.json").exists():
+        raise TetherError(f"There is no run at {path}: expected a directory made by an earlier training.")
     return path
 
 
 def _take_up(path: Path) -> Path:
-    if not (path / "environment.json").exists():
-        raise TetherError(f"There is no run at {path}: expected a directory made by an earlier training.")
+    _existing(path)
     lock.acquire(path / "lock")
     clean(path)
     clean(path / "checkpoints")

@@ -17,6 +17,7 @@ from tether.runs.comparing import workers
 from tether.runs.comparing.claims import claim
 from tether.runs.comparing.comparison import compare
 from tether.runs.comparing.workers import Job, finish, own_device
+from tether.training import lock
 from tether.training.run_directory import read_metrics
 
 DIES = """
@@ -153,6 +154,35 @@ def test_further_processes_of_this_machine_do_the_work(options, tmp_path, monkey
     assert {"[1/2] tiny, seed 3, fold 0", "[2/2] tiny, seed 4, fold 0"} < set(said)
     assert results.method("tiny").seeds == (3, 4) and len(directories(tmp_path)) == 2
     assert torch.get_num_threads() == threads
+
+
+ENDLESS = """
+import os, pathlib, sys, time
+from tether.runs.comparing.workers import local_workers
+
+def work(folder, number):
+    pathlib.Path(folder, "pid").write_text(str(os.getpid()))
+    print(flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    with local_workers(1, work, sys.argv[1]):
+        time.sleep(600)
+"""
+
+
+def test_the_processes_of_a_killed_comparison_end_with_it(tmp_path):
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    parent = subprocess.Popen([sys.executable, script, tmp_path], stdout=subprocess.PIPE, text=True)
+    parent.stdout.readline()
+    child = int((tmp_path / "pid").read_text())
+    assert lock._start_of(child) is not None
+    parent.kill()
+    parent.wait()
+    parent.stdout.read()  # to its end: nobody holds the other side any more
+    parent.stdout.close()
+    assert lock._start_of(child) is None
 
 
 def test_the_gpus_go_round(monkeypatch):

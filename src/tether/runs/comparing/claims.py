@@ -69,7 +69,10 @@ def _free_run_of(holder: dict[str, Any], root: Path) -> None:
 
     The lock alone cannot tell, where its process was on another machine.
     """
-    for lock in root.glob(f"{holder['run']}-*/lock") if holder.get("run") else ():
+    run = holder.get("run")
+    for lock in root.glob("*/lock") if run else ():
+        if not lock.parent.name.startswith(f"{run}-"):
+            continue
         with open(lock, encoding="utf-8") as file:
             found = _parse(file)
         if all(found.get(key) == holder.get(key) for key in ("host", "pid")):
@@ -77,9 +80,10 @@ def _free_run_of(holder: dict[str, Any], root: Path) -> None:
 
 
 def _parse(file: TextIO) -> dict[str, Any]:
-    """The holder that a file names; nothing if nobody, or one that died while writing its name."""
+    """The holder that a file names; nothing if nobody, one that died while writing its name, or something else."""
     file.seek(0)
     try:
-        return dict(json.loads(file.read()))
-    except ValueError:
+        value = json.loads(file.read())
+    except (ValueError, RecursionError):
         return {}
+    return value if isinstance(value, dict) else {}

@@ -12,7 +12,10 @@ checkpoint. Runs that differ only in what follows training share a claim: the se
 import hashlib
 import json
 import multiprocessing
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,7 +35,7 @@ from tether.models import load
 from tether.recipe import Recipe, to_plain
 from tether.runs.comparing.claims import claim
 from tether.runs.files import training_part
-from tether.runs.outcome import BASE, RESULT, Outcome, digests, is_finished, read_outcome
+from tether.runs.outcome import BASE, RESULT, Base, Outcome, digests, is_finished, read_outcome
 from tether.runs.train import run
 from tether.training.checkpoint import latest_checkpoint
 
@@ -148,7 +151,7 @@ class _Here:
             self.fingerprints[recipe.model] = load(recipe.model).fingerprint()
         if not (path / BASE).is_file():
             return "a base model that it does not name (by an earlier version of tether)"
-        if read_json(path / BASE)["fingerprint"] != self.fingerprints[recipe.model]:
+        if read_json(path / BASE, Base).fingerprint != self.fingerprints[recipe.model]:
             return "another base model"
         if read_json(path / "splits.json") != self.benchmark(recipe)[1]:
             return "other pictures"
@@ -159,7 +162,8 @@ class _Here:
 def local_workers(count: int, work: Callable[..., None], *arguments: Any) -> Iterator[None]:
     """While inside, `count` more processes of this machine run `work(*arguments, number)`, number from 1 on.
 
-    Leaving ends them: a training step is finished and its checkpoint written. The processors are shared out.
+    Leaving ends them, and so does the end of this process, however it comes: a training step is finished and its
+    checkpoint written. The processors are shared out.
 
     Args:
         work: a function that a new process can import.
@@ -193,6 +197,7 @@ def own_device(device: torch.device | str, number: int) -> torch.device:
 
 
 def _work(threads: int, work: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=_stop_without_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         work(*arguments)
@@ -200,6 +205,12 @@ def _work(threads: int, work: Callable[..., None], *arguments: Any) -> None:
         pass
     except TetherError as error:  # whoever meets the run next, which is open again, may have more memory
         print(f"Worker {arguments[-1]} stopped, the others go on: {error}", file=sys.stderr, flush=True)
+
+
+def _stop_without_parent() -> None:
+    """Wait for the process that began this one to end; if it was killed, stop as at a SIGTERM, with a checkpoint."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _look(job: Job, root: Path) -> tuple[Path | None, str]:
@@ -258,8 +269,7 @@ def _trained(job: Job, root: Path, here: _Here) -> Path | None:
 
     def fits(path: Path) -> bool:
         try:
-            config = read_json(path / "config.json")
-            same = isinstance(config, dict) and training_part(config) == wanted
+            same = training_part(read_json(path / "config.json", dict)) == wanted
             return same and latest_checkpoint(path / "checkpoints") and not here.other(path, job.recipe)
         except TetherError:  # what others keep in this folder
             return False

@@ -1,0 +1,142 @@
+"""What a model's retrieval on one split is worth: ranks both ways, and where pictures and texts lie."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tether.data.captions import CaptionSplit
+from tether.errors import TetherError
+from tether.evaluation.retrieval import KS, best_ranks, feature_space, hits, pairs_of_groups, recall, top_k
+from tether.evaluation.scoring import Metric, Scores
+from tether.evaluation.significance import Interval, bootstrap_mean
+
+SHOWN = 5
+"""Pictures that are kept for each caption, to be shown."""
+
+_WAYS = (("text_to_image", "text → image"), ("image_to_text", "image → text"))
+_SPACE = ("alignment", "image_uniformity", "text_uniformity", "cross_uniformity")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RetrievalScores(Scores):
+    """Ranks of all pictures and captions of one split, in the split's order.
+
+    Attributes:
+        image_ranks: place of each picture's best caption, from 1.
+        text_ranks: place of each caption's picture.
+        nearest: numbers of the pictures that come first for each caption.
+        space: alignment of the right pairs, and uniformity of pictures, of texts and across the two.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(name="recall", title="recall at 1, mean of both ways"),
+        *(
+            Metric(name=f"{way}_recall_at_{k}", title=f"{words} recall at {k}")
+            for way, words in _WAYS
+            for k in KS
+        ),
+        *(
+            Metric(
+                name=f"{way}_median_rank", title=f"{words} median rank", higher_is_better=False, share=False
+            )
+            for way, words in _WAYS
+        ),
+        Metric(name="alignment", title="alignment", higher_is_better=False, share=False),
+        Metric(name="image_uniformity", title="uniformity of pictures", higher_is_better=False, share=False),
+        Metric(name="text_uniformity", title="uniformity of texts", higher_is_better=False, share=False),
+        Metric(name="cross_uniformity", title="uniformity across both", share=False),
+    )
+
+    split: CaptionSplit
+    image_ranks: Int[Tensor, " n"]
+    text_ranks: Int[Tensor, " captions"]
+    nearest: Int[Tensor, "captions shown"]
+    space: Float[Tensor, "4"]
+
+    def __post_init__(self) -> None:
+        found = (len(self.image_ranks), len(self.text_ranks))
+        if found != (len(self.split), len(self.split.captions)):
+            raise TetherError(
+                f"Split {self.split.name!r} has {len(self.split)} pictures and {len(self.split.captions)} captions, "
+                f"but ranks of {found[0]} and {found[1]}."
+            )
+
+    @cached_property
+    def primary(self) -> Float[Tensor, " n"]:
+        """Half of whether the picture finds a caption first, half of how many of its captions find it first.
+
+        Captions count alike, however many a picture has: the mean over pictures is the mean of both recalls.
+        """
+        own = hits(self.image_ranks)[:, 0]
+        found = hits(self.text_ranks)[:, 0] * len(self.split) / len(self.text_ranks)
+        of_captions = torch.zeros_like(own).index_add_(0, torch.from_numpy(self.split.pictures), found)
+        return (own + of_captions) / 2
+
+    @cached_property
+    def interval(self) -> Interval:
+        estimate = bootstrap_mean({"": self.primary[None]}, {"": self.identities}, draws=2_000)
+        return Interval(estimate.low, estimate.high)
+
+    def values(self) -> dict[str, float | None]:
+        found: dict[str, float | None] = {"recall": self.value}
+        for (way, _), ranks in zip(_WAYS, (self.text_ranks, self.image_ranks), strict=True):
+            own = recall(ranks)
+            found |= {f"{way}_recall_at_{k}": share for k, share in own.at.items()}
+            found[f"{way}_median_rank"] = own.median_rank
+        return found | dict(zip(_SPACE, self.space.tolist(), strict=True))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in ("image_ranks", "text_ranks", "nearest", "space")}
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionReader:
+    """Pictures' features as they are, to be ranked among those of captions.
+
+    Args:
+        texts: features of the captions of each split, by the captions.
+    """
+
+    texts: Mapping[tuple[str, ...], Float[Tensor, "captions dim"]]
+
+    def __call__(self, features: Float[Tensor, "b dim"]) -> Float[Tensor, "b dim"]:
+        return features.float()
+
+    def scorer(self, split: Any) -> "RetrievalScorer":
+        """Ranks among all pictures and captions of a split."""
+        return RetrievalScorer(split, self.texts[split.captions])
+
+
+class RetrievalScorer:
+    """Ranks both ways, when the features of all pictures are there."""
+
+    def __init__(self, split: CaptionSplit, texts: Float[Tensor, "captions dim"]) -> None:
+        self._split, self._texts = split, texts
+
+    def rows(self, output: Float[Tensor, "b dim"], index: Int[Tensor, " b"]) -> Float[Tensor, "b dim"]:
+        return output
+
+    def scores(self, rows: Float[Tensor, "n dim"]) -> RetrievalScores:
+        texts = self._texts
+        if not bool(rows.isfinite().all() and texts.isfinite().all()):
+            raise TetherError(
+                f"The model's features on split {self._split.name!r} are not numbers (NaN or infinity), so it has no "
+                f"recall there. Its weights are probably broken: look at the training loss, and lower the rate."
+            )
+        pictures = torch.from_numpy(self._split.pictures)
+        pairs = pairs_of_groups(torch.arange(len(rows)), pictures)
+        space = feature_space(rows, texts, pairs) if len(rows) > 1 else None
+        return RetrievalScores(
+            split=self._split,
+            image_ranks=best_ranks(rows, texts, pairs),
+            text_ranks=best_ranks(texts, rows, pairs.flip(1)),
+            nearest=top_k(texts, rows, min(SHOWN, len(rows)))[1],
+            space=torch.tensor(
+                [getattr(space, name) if space else 0.0 for name in _SPACE], dtype=torch.float64
+            ),
+        )
