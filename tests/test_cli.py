@@ -1,7 +1,6 @@
 """The command line from end to end: what works, and what each thing that goes wrong says and leaves."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from tether._files import read_json
 from tether.adapters.files import load_adapter
 from tether.cli import main
 from tether.models import load
-from tether.training import RunDirectory, lock, read_metrics
+from tether.training import RunDirectory, read_metrics
 from tether.training.checkpoint import latest_checkpoint, load_checkpoint
 
 
@@ -422,25 +421,28 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_no_adapter(recipe, fai
     assert list(run.glob("non-finite-step-*.json"))
 
 
-def test_a_run_in_use_by_a_living_process_is_left_alone(run, fails):
-    before = files(run)
-    holder = {**lock._this_process(), "pid": os.getppid(), "started": lock._start_of(os.getppid())}
-    (run / "lock").write_text(json.dumps(holder))
-    line = fails("train", "--resume", run)
-    assert f"in use by process {os.getppid()}" in line
-    assert {**files(run), "lock": b""} == {**before, "lock": b""}
-    with RunDirectory.open(shutil.copytree(run, run.with_name("other"), ignore=lambda *_: ["lock"])) as other:
-        assert "in use" in fails("train", "--resume", other.path)
+LOCKS = """
+import sys
+from pathlib import Path
+from tether.training import lock
+lock.acquire(Path(sys.argv[1]) / "lock")
+print(flush=True)
+sys.stdin.read()
+"""
 
 
-def test_a_lock_of_a_process_that_is_gone_is_taken_over(run):
-    gone = os.fork()
-    if gone == 0:
-        os._exit(0)
-    os.waitpid(gone, 0)
-    (run / "lock").write_text(json.dumps({**lock._this_process(), "pid": gone, "started": "long ago"}))
+def test_a_run_in_use_by_a_living_process_is_left_alone_and_taken_over_when_that_is_gone(run, fails):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", LOCKS, str(run)], **pipes) as other:
+        assert other.stdout.readline() == "\n"
+        before = files(run)
+        assert f"in use by process {other.pid}" in fails("train", "--resume", run)
+        assert files(run) == before
+        other.kill()
+    assert (run / "lock").read_text()
     assert main(["train", "--resume", str(run)]) == 0
-    assert (run / "lock").read_text() == ""
+    with RunDirectory.open(run):
+        assert "in use" in fails("train", "--resume", run)
 
 
 def test_a_run_goes_on_with_its_own_options_only(run, fails):

@@ -3,13 +3,24 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# For editors and type checkers; the names themselves are imported when they are first used.
+# For editors and type checkers, which read imports only; the names themselves are imported when they are first used.
 if TYPE_CHECKING:
-    from tether.adapters import Attached, FullConfig, RAdapterConfig, attach, load_adapter, save_adapter
-    from tether.ensembles import Accumulation, wise_ft
-    from tether.errors import TetherError
-    from tether.models import Model, Select, Site, load, sites
-    from tether.objectives import MPMNCE, MPMNCEConfig
+    from tether.adapters import Attached as Attached
+    from tether.adapters import FullConfig as FullConfig
+    from tether.adapters import RAdapterConfig as RAdapterConfig
+    from tether.adapters import attach as attach
+    from tether.adapters import load_adapter as load_adapter
+    from tether.adapters import save_adapter as save_adapter
+    from tether.ensembles import Accumulation as Accumulation
+    from tether.ensembles import wise_ft as wise_ft
+    from tether.errors import TetherError as TetherError
+    from tether.models import Model as Model
+    from tether.models import Select as Select
+    from tether.models import Site as Site
+    from tether.models import load as load
+    from tether.models import sites as sites
+    from tether.objectives import MPMNCE as MPMNCE
+    from tether.objectives import MPMNCEConfig as MPMNCEConfig
 
     __version__: str
 
@@ -32,24 +43,7 @@ _HOME = {
     "wise_ft": "tether.ensembles",
 }
 
-__all__ = [
-    "MPMNCE",
-    "Accumulation",
-    "Attached",
-    "FullConfig",
-    "MPMNCEConfig",
-    "Model",
-    "RAdapterConfig",
-    "Select",
-    "Site",
-    "TetherError",
-    "attach",
-    "load",
-    "load_adapter",
-    "save_adapter",
-    "sites",
-    "wise_ft",
-]
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -293,19 +293,6 @@ def export(options: argparse.Namespace) -> int:
     return 0
 
 
-def pretrain(options: argparse.Namespace) -> int:
-    from tether.config import build, override
-    from tether.tasks.pretraining import PretrainingConfig, pretrain
-
-    config = build(PretrainingConfig, override({}, options.overrides))
-    with _progress() as progress:
-        folder = pretrain(
-            config, options.pictures, options.stem, options.runs, resume=options.resume, progress=progress
-        )
-    say(f"The model is in {folder}.")
-    return 0
-
-
 def demo(options: argparse.Namespace, device: Any) -> int:
     from tether.runs.demo import demo
 

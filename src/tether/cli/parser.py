@@ -228,21 +228,6 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
     search.add_command(add)
 
-    pretrain = add(
-        "pretrain",
-        commands.pretrain,
-        "train a pair of towers from captioned pictures: how `builtin` was made",
-    )
-    pretrain.add_argument("pictures", type=Path, help="folder with pictures.zip and pictures.json")
-    pretrain.add_argument("--stem", type=Path, required=True, help="safetensors of the convolutional stem")
-    pretrain.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="where the run gets its directory (runs)"
-    )
-    pretrain.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with a run that was stopped or killed"
-    )
-    _add_overrides(pretrain, "options, such as training.steps=500")
-
     demo = add("demo", commands.demo, "the main job on the built-in model and data, in minutes", joins=True)
     demo.add_argument(
         "--runs", type=Path, default=Path("runs"), help="where runs are made, or found finished (runs)"

@@ -165,6 +165,7 @@ class RunDirectory:
         begin = {"lock", "environment.json", "checkpoints", *self._recorded}
         unused = {path.name for path in self.path.rglob("*")} <= begin
         if unused:
+            lock.release(self.path / "lock", remove=True)
             shutil.rmtree(self.path, ignore_errors=True)
         return unused
 

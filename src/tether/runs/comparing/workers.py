@@ -101,7 +101,7 @@ def finish(
             line = f"[{place + 1}/{len(jobs)}] {job.label}"
             path, state = _look(job, root)
             if state == "open":
-                with claim(root / f".{job.training}.claim", job.name) as mine:
+                with claim(root / f".{job.training}.claim") as mine:
                     if not mine:
                         others.append(job.label)
                         continue

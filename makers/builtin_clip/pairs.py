@@ -31,7 +31,7 @@ class CaptionedPicture:
 
 
 class CaptionedPictures:
-    """`pictures.zip` and `pictures.json` of one folder, as `makers.pretraining` writes them.
+    """`pictures.zip` and `pictures.json` of one folder, as `makers.builtin_clip.pictures` writes them.
 
     Raises:
         TetherError: the folder lacks one of the two files.
