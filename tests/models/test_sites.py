@@ -200,7 +200,9 @@ class TestUnknownModel:
             sites(model)
 
     def test_only_its_outputs_can_be_named(self, model: nn.Module) -> None:
-        with pytest.raises(TetherError, match=r"not known\. At position 'after' it has none; outputs there are"):
+        with pytest.raises(
+            TetherError, match=r"not known\. At position 'after' it has none; outputs there are"
+        ):
             sites(model, Select(pattern="blocks.*", kinds=("mlp",)), "after")
 
     def test_a_pattern_that_matches_nothing_names_near_misses(self, model: nn.Module) -> None:

@@ -82,11 +82,13 @@ def _tower(owner: nn.Module) -> Tower:
 
 
 def _grid(config: Any) -> tuple[int, int]:
-    size, patch = (
-        (value, value) if isinstance(value, int) else tuple(value)
-        for value in (config.image_size, config.patch_size)
-    )
-    return size[0] // patch[0], size[1] // patch[1]
+    (height, width), (rows, columns) = pair(config.image_size), pair(config.patch_size)
+    return height // rows, width // columns
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """Height and width of a size in a configuration, which may be one number."""
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _branches(block: nn.Module) -> tuple[Branch, ...]:
