@@ -219,3 +219,29 @@ def test_a_preparation_that_is_not_supported_is_refused(change: dict, message: s
     (swin[0] / "config.json").write_text(json.dumps(config))
     with pytest.raises(TetherError, match=message):
         load(swin[0])
+
+
+def test_an_adapter_goes_onto_a_backbone_and_into_its_folder(swin, tmp_path: Path) -> None:
+    """Attached, saved, put onto the same base again, merged, written as a folder of timm and read back."""
+    from tether.adapters import RAdapterConfig, attach, save_adapter
+    from tether.adapters.files import apply
+
+    pixels = torch.randn(2, 3, 32, 32)
+    model = load(swin[0])
+    before = model.features(pixels).detach()
+    attached = attach(model, RAdapterConfig(rank=4))
+    attached.eval_mode()
+    for parameter in attached.named_parameters().values():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    tuned = model.features(pixels).detach()
+    assert not torch.allclose(tuned, before, atol=1e-3)
+    save_adapter(tmp_path / "adapter", attached)
+    other = load(swin[0])
+    again = apply(other, tmp_path / "adapter")
+    again.eval_mode()
+    torch.testing.assert_close(other.features(pixels), tuned, atol=2e-2, rtol=1e-2)  # kept in half precision
+    again.merge(1.0)
+    other.save(tmp_path / "merged")
+    torch.testing.assert_close(load(tmp_path / "merged").features(pixels), other.features(pixels))
+    with pytest.raises(TetherError, match="base"):
+        apply(load(tmp_path / "merged"), tmp_path / "adapter")
