@@ -50,3 +50,9 @@ def test_the_width_of_a_dual_encoders_features(kind: str, save_open_clip, save_t
         assert torch.equal(model.encode_image(pixels), torch.nn.functional.normalize(features, dim=-1))
     with pytest.raises(TetherError, match="gives no feature maps"):
         model.feature_maps(pixels)
+
+
+@pytest.mark.parametrize("size", [0, (32, -1), (32,), "32", (1.5, 2)])
+def test_a_size_that_is_none_is_refused(size: object, unchecked: None) -> None:
+    with pytest.raises(TetherError, match=r"number of pixels, or \(height, width\), greater than 0; found"):
+        ImageSpec(size=size, **NORMAL)

@@ -197,6 +197,24 @@ def test_a_description_cannot_make_timm_read_other_files(swin, tmp_path: Path) -
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_args": {"embed_dim": 2**20}}, "asks for far more than its weights fill"),
+        ({"model_args": [1]}, "model_args of .* should hold settings by name"),
+        ({"model_args": {"depths": "many"}}, "timm cannot build the model"),
+        ({"pretrained_cfg": 3}, "pretrained_cfg of .* should hold settings by name"),
+        ({"architecture": 7}, "timm has no model 7"),
+        ({"num_classes": 10**9}, "asks for far more than its weights fill"),
+    ],
+)
+def test_a_description_that_cannot_be_meant(change: dict, message: str, swin, unchecked: None) -> None:
+    config = json.loads((swin[0] / "config.json").read_text())
+    (swin[0] / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(TetherError, match=message):
+        load(swin[0])
+
+
 def test_a_size_the_model_does_not_take_is_refused(tmp_path: Path) -> None:
     saved(tmp_path / "swin", "swin_tiny_patch4_window7_224", SWIN, (32, 32))
     config = json.loads((tmp_path / "swin" / "config.json").read_text())

@@ -151,7 +151,7 @@ def test_weights_that_cannot_be_had_or_are_others(published, tmp_path: Path) -> 
         load("torchvision:swin_tether")
 
 
-def test_a_broken_folder(published, tmp_path: Path) -> None:
+def test_a_broken_folder(published, tmp_path: Path, unchecked: None) -> None:
     published("swin_tether")
     load("torchvision:swin_tether").save(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
@@ -160,6 +160,12 @@ def test_a_broken_folder(published, tmp_path: Path) -> None:
     )
     with pytest.raises(TetherError, match="does not describe a torchvision model"):
         load(tmp_path / "saved")
+    for change in ({"size": "big"}, {"mean": [1, 2]}, {"std": [1, 0, 1]}, {"colour": 1}):
+        image = config["torchvision"]["image"] | change
+        described = {"torchvision": config["torchvision"] | {"image": image}}
+        (tmp_path / "saved" / "config.json").write_text(json.dumps(described))
+        with pytest.raises(TetherError, match="does not describe a torchvision model"):
+            load(tmp_path / "saved")
     (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
     (tmp_path / "saved" / "model.safetensors").unlink()
     with pytest.raises(TetherError, match="no weights file"):

@@ -147,6 +147,14 @@ def test_weights_that_do_not_fit_are_refused(save) -> None:
         load(folder)
 
 
+def test_a_configuration_that_asks_for_more_than_the_weights_hold(save) -> None:
+    folder, _ = save("ViT")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 10**9}))
+    with pytest.raises(TetherError, match="asks for far more than its weights fill"):
+        load(folder)
+
+
 def test_a_kind_that_is_not_known_names_those_that_are(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "beit"}))
     with pytest.raises(TetherError, match=r"type 'beit'.*Image models it loads: vit, deit, dinov2"):

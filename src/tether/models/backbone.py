@@ -1,10 +1,11 @@
 """An image model without its head: the ordinary module, what pictures it takes, its features and feature maps."""
 
 import json
+import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -32,6 +33,9 @@ class ImageSpec:
         interpolation: "bicubic", "bilinear" or "nearest".
         resize: "shortest" keeps the ratio of the sides, so that both reach `before_crop`; "squash" scales each.
         before_crop: what pictures are scaled to before their centre is cropped to `size`; None is `size` itself.
+
+    Raises:
+        TetherError: a size is not one or two numbers of pixels greater than 0.
     """
 
     size: int | tuple[int, int]
@@ -73,9 +77,30 @@ def _both(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _simplest(size: int | tuple[int, int]) -> int | tuple[int, int]:
-    height, width = _both(size)
+def _simplest(size: Any) -> int | tuple[int, int]:
+    sides = (size, size) if isinstance(size, int) else size
+    numbers = isinstance(sides, tuple) and len(sides) == 2 and all(isinstance(side, int) for side in sides)
+    if not numbers or min(sides) <= 0:
+        raise TetherError(
+            f"The size of pictures is a number of pixels, or (height, width), greater than 0; found {size!r:.80}."
+        )
+    height, width = sides
     return height if height == width else (height, width)
+
+
+def channels(value: Any, what: str, *, positive: bool = False) -> tuple[float, float, float]:
+    """Three numbers, one per channel, of pixels in [0, 1]; a single one stands for all three.
+
+    Raises:
+        TetherError: it is something else, NaN or infinite, or where `positive` is asked for not above 0. The message
+            begins with `what`.
+    """
+    values = list(value) if isinstance(value, list | tuple) else [value] * 3
+    numbers = all(isinstance(one, int | float) and math.isfinite(one) for one in values)
+    if len(values) != 3 or not numbers or (positive and min(values) <= 0):
+        kind = "three numbers greater than 0" if positive else "three numbers"
+        raise TetherError(f"{what} should be {kind}, one per channel; found {value!r:.80}.")
+    return tuple(map(float, values))
 
 
 @dataclass(kw_only=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from tether._files import read_json
 from tether.errors import TetherError, near_misses
 from tether.models.activation import describe_activation
-from tether.models.backbone import ImageSpec
+from tether.models.backbone import ImageSpec, channels
 from tether.models.hub import fetch
 from tether.models.model import Model
+from tether.models.size_limit import SizeLimit
 from tether.models.weights import complain, read_weights
 
 WEIGHTS = "model.safetensors"
@@ -53,7 +55,7 @@ def load_name(name: str, source: str, pretrained: bool = True) -> Model:
         )
     named = published.hf_hub_filename
     file = f"{named.rsplit('.', 1)[0]}.safetensors" if named else WEIGHTS
-    return _assemble(architecture, config, read_weights(fetch(published.hf_hub_id, (file,)) / file), source)
+    return _assemble(architecture, config, fetch(published.hf_hub_id, (file,)) / file, source)
 
 
 def load_folder(folder: Path, source: str) -> Model:
@@ -66,7 +68,7 @@ def load_folder(folder: Path, source: str) -> Model:
     _check_name(config["architecture"])
     if not (folder / WEIGHTS).is_file():
         raise TetherError(f"{folder} has no {WEIGHTS}. Pickled weights are never loaded.")
-    return _assemble(config["architecture"], config, read_weights(folder / WEIGHTS), source)
+    return _assemble(config["architecture"], config, folder / WEIGHTS, source)
 
 
 def _check_name(architecture: str) -> None:
@@ -76,11 +78,12 @@ def _check_name(architecture: str) -> None:
         )
 
 
-def _assemble(
-    architecture: str, config: dict[str, Any], state: dict[str, Tensor] | None, source: str
-) -> Model:
-    """The model without its classifier; `state` None leaves the weights random."""
+def _assemble(architecture: str, config: dict[str, Any], file: Path | None, source: str) -> Model:
+    """The model without its classifier; without a weights file its weights are random."""
     described = config.get("pretrained_cfg", config)  # in old folders all is on one level
+    for name, value in (("pretrained_cfg", described), ("model_args", config.get("model_args") or {})):
+        if not isinstance(value, dict):
+            raise TetherError(f"{name} of {source} should hold settings by name, found {value!r:.80}.")
     known = {field.name for field in fields(PretrainedCfg)}.difference(LOCATIONS)
     described = {key: value for key, value in described.items() if key in known and value is not None}
     described["num_classes"] = config.get("num_classes", described.get("num_classes", 1000))
@@ -90,7 +93,7 @@ def _assemble(
         raise TetherError(
             f"{source} asks timm for {', '.join(forbidden)}, which no description of a model may set."
         )
-    module = _build(architecture, described, arguments, state, source)
+    module = _build(architecture, described, arguments, file, source)
     module.pretrained_cfg = described
     module.reset_classifier(0)
     image = _image_spec(module, source)
@@ -123,19 +126,18 @@ def _build(
     architecture: str,
     described: dict[str, Any],
     arguments: dict[str, Any],
-    state: dict[str, Tensor] | None,
+    file: Path | None,
     source: str,
 ) -> nn.Module:
-    overlay = {} if state is None else {"state_dict": state}  # timm renames what old files call otherwise
+    options = {"pretrained": file is not None, "pretrained_cfg": described | {"architecture": architecture}}
+    if file is not None:  # timm renames what old files call otherwise
+        options["pretrained_cfg"] |= {"state_dict": read_weights(file)}
     try:
-        module = timm.create_model(
-            architecture,
-            pretrained=state is not None,
-            pretrained_cfg=described | {"architecture": architecture} | overlay,
-            num_classes=described["num_classes"],
-            **arguments,
-        )
-    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, NotImplementedError) as error:
+        with nullcontext() if file is None else SizeLimit([file]):
+            module = timm.create_model(
+                architecture, num_classes=described["num_classes"], **options, **arguments
+            )
+    except Exception as error:  # timm does not look at what it is given
         raise TetherError(f"timm cannot build the model that {source} describes: {error}") from error
     values = module.state_dict().items()
     complain(source, infinite=[name for name, tensor in values if not bool(tensor.isfinite().all())])
@@ -176,8 +178,14 @@ def _last_map(module: nn.Module, pixels: Tensor) -> list[Tensor]:
 
 def _image_spec(module: nn.Module, source: str) -> ImageSpec:
     """How pictures are prepared, from what timm knows of the weights."""
-    data = resolve_model_data_config(module)
-    channels, height, width = data["input_size"]
+    try:
+        data = resolve_model_data_config(module)
+        depth, height, width = data["input_size"]
+        scaled = math.floor(height / data["crop_pct"]), math.floor(width / data["crop_pct"])
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise TetherError(
+            f"{source} does not say how pictures are prepared: input_size and crop_pct do not fit ({error})."
+        ) from error
     embed = getattr(module, "patch_embed", None)
     fixed = getattr(embed, "img_size", None) if getattr(embed, "strict_img_size", False) else None
     if fixed is not None and tuple(fixed) != (height, width):
@@ -185,17 +193,17 @@ def _image_spec(module: nn.Module, source: str) -> ImageSpec:
             f"{source} contradicts itself: pictures are prepared with {height} × {width} pixels, the model takes "
             f"{fixed[0]} × {fixed[1]}."
         )
-    if channels != 3 or data["crop_mode"] not in SIZES or data["interpolation"] not in INTERPOLATIONS:
+    if depth != 3 or data["crop_mode"] not in SIZES or data["interpolation"] not in INTERPOLATIONS:
         raise TetherError(
-            f"{source} prepares pictures of {channels} channels with crop_mode={data['crop_mode']!r} and "
+            f"{source} prepares pictures of {depth} channels with crop_mode={data['crop_mode']!r} and "
             f"interpolation={data['interpolation']!r}; supported are 3 channels, {', '.join(SIZES)}, and "
             f"{', '.join(INTERPOLATIONS)}."
         )
     return ImageSpec(
         size=(height, width),
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
+        mean=channels(data["mean"], f"The mean of {source}"),
+        std=channels(data["std"], f"The standard deviation of {source}", positive=True),
         interpolation=data["interpolation"],
         resize=SIZES[data["crop_mode"]],
-        before_crop=(math.floor(height / data["crop_pct"]), math.floor(width / data["crop_pct"])),
+        before_crop=scaled,
     )

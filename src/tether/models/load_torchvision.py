@@ -18,8 +18,9 @@ from torchvision.models.vision_transformer import VisionTransformer
 from tether._files import read_json, sha256_file
 from tether.errors import TetherError, near_misses
 from tether.models.activation import describe_activation
-from tether.models.backbone import ImageSpec
+from tether.models.backbone import ImageSpec, channels
 from tether.models.model import Model
+from tether.models.size_limit import SizeLimit
 from tether.models.weights import put_weights, read_weights
 
 HEADS = {VisionTransformer: "heads", SwinTransformer: "head", ConvNeXt: "classifier.2", ResNet: "fc"}
@@ -66,22 +67,24 @@ def load_folder(folder: Path, source: str) -> Model:
     Raises:
         TetherError: something is missing, cut short, or does not fit the rest.
     """
-    config = read_json(folder / "config.json")[KEY]
+    file = folder / "config.json"
+    config = read_json(file)[KEY]
     try:
-        architecture, image = config["architecture"], ImageSpec(**_tuples(config["image"]))
-    except (KeyError, TypeError) as error:
-        raise TetherError(
-            f"{folder / 'config.json'} does not describe a torchvision model: {error}"
-        ) from error
+        architecture, image = config["architecture"], dict(config["image"])
+        for name in ("size", "before_crop"):
+            image[name] = tuple(image[name]) if isinstance(image[name], list) else image[name]
+        image["mean"] = channels(image["mean"], f"The mean in {file}")
+        image["std"] = channels(image["std"], f"The standard deviation in {file}", positive=True)
+        image = ImageSpec(**image)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TetherError(f"{file} does not describe a torchvision model: {error}") from error
     _check_name(architecture)
-    module = _build(architecture, image, 1)
+    state = read_weights(folder / WEIGHTS)
+    with SizeLimit([folder / WEIGHTS]):
+        module = _build(architecture, image, 1)
     _take_head_off(module)
-    put_weights(module, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+    put_weights(module, state, str(folder / WEIGHTS))
     return _wrap(module, architecture, image, source)
-
-
-def _tuples(image: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in image.items()}
 
 
 def _check_name(architecture: str) -> None:

@@ -11,10 +11,11 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from tether.errors import TetherError
 from tether.models.activation import describe_activation
-from tether.models.backbone import ImageSpec
+from tether.models.backbone import ImageSpec, channels
 from tether.models.model import Model
 from tether.models.saving import copy_description
 from tether.models.sites_transformers import pair
+from tether.models.size_limit import SizeLimit
 from tether.models.weights import complain
 
 RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -56,10 +57,16 @@ def _config(folder: Path, source: str) -> Any:
 
 
 def _module(folder: Path, config: Any, source: str) -> nn.Module:
-    if not any(folder.glob("model*.safetensors")):
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
         raise TetherError(f"{folder} has no model.safetensors. Pickled weights are never loaded.")
     options = {"add_pooling_layer": False} if config.model_type in ("vit", "deit") else {}
     try:
+        with (
+            SizeLimit(files),
+            torch.device("meta"),
+        ):  # a tensor that does not fit would be made anew, at any size
+            AutoModel.from_config(config, **options)
         module, report = AutoModel.from_pretrained(
             folder,
             config=config,
@@ -191,8 +198,8 @@ def _image_spec(folder: Path, config: Any, source: str) -> ImageSpec:
         )
     return ImageSpec(
         size=size,
-        mean=tuple(map(float, processor.image_mean)),
-        std=tuple(map(float, processor.image_std)),
+        mean=channels(processor.image_mean, f"image_mean of {source}"),
+        std=channels(processor.image_std, f"image_std of {source}", positive=True),
         interpolation=RESAMPLE[resample],
         resize=resize,
         before_crop=scaled,

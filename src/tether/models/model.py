@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tether.errors import TetherError
-from tether.models.backbone import Backbone, ImageSpec
+from tether.models.backbone import Backbone, ImageSpec, channels
 
-__all__ = ["ImageSpec", "Model"]
+__all__ = ["ImageSpec", "Model", "channels"]
 
 
 @dataclass(kw_only=True)
