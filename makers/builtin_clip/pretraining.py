@@ -31,6 +31,7 @@ from tether.models.text import unique_rows
 from tether.optimizers.groups import parameter_groups
 from tether.optimizers.schedule import Schedule, ScheduleConfig
 from tether.training import FitConfig, RunDirectory, fit
+from tether.training.progress import ProgressDisplay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +234,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.threads < 1:
             parser.error(f"argument --threads: expected a whole number from 1, found {options.threads}")
         torch.set_num_threads(options.threads)
-    with errors_as_lines():
+    with errors_as_lines(), ProgressDisplay() as progress:
         config = build(PretrainingConfig, override({}, options.overrides))
-        folder = pretrain(config, options.pictures, options.stem, options.runs, resume=options.resume)
+        folder = pretrain(
+            config, options.pictures, options.stem, options.runs, resume=options.resume, progress=progress
+        )
     print(f"The model is in {folder}.")
 
 
