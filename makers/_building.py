@@ -1,12 +1,29 @@
-"""What the commands that make data sets from packages share: their arguments, and archives that are always the same."""
+"""What the makers share: how their commands end, their arguments, and archives that are always the same."""
 
 import argparse
+import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tether._files import write_atomically
 from tether.errors import TetherError
+
+
+@contextmanager
+def errors_as_lines() -> Iterator[None]:
+    """Within, an error that the caller can mend ends the command with one line, and Ctrl-C with exit code 130."""
+    try:
+        yield
+    except TetherError as error:
+        raise SystemExit(str(error)) from error
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise SystemExit(f"{error.strerror or error}{place}.") from error
+    except KeyboardInterrupt as error:
+        print("Stopped by Ctrl-C.", file=sys.stderr)
+        raise SystemExit(130) from error
 
 
 def command(build: Callable[[Path, Path], None], description: str, packages: str) -> None:
@@ -20,10 +37,8 @@ def command(build: Callable[[Path, Path], None], description: str, packages: str
     parser.add_argument("packages", type=Path, help=f"folder of the packages: {packages}")
     parser.add_argument("out", type=Path, help="folder to write")
     arguments = parser.parse_args()
-    try:
+    with errors_as_lines():
         build(arguments.packages, arguments.out)
-    except TetherError as error:
-        raise SystemExit(str(error)) from error
 
 
 def member(name: str) -> zipfile.ZipInfo:

@@ -1,7 +1,6 @@
 """The command line from end to end: what works, and what each thing that goes wrong says and leaves."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from tether._files import read_json
 from tether.adapters.files import load_adapter
 from tether.cli import main
 from tether.models import load
-from tether.training import RunDirectory, lock, read_metrics
+from tether.training import RunDirectory, read_metrics
 from tether.training.checkpoint import latest_checkpoint, load_checkpoint
 
 
@@ -130,7 +129,7 @@ def test_the_guide_names_every_file_of_a_run(trained, recipe, tmp_path):
 
 def test_recipes_lists_them_and_prints_each_whole(capsys):
     assert main(["recipes"]) == 0
-    names = capsys.readouterr().out.split()
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert {"r-adapter", "full", "flyp", "wise-ft", "linear-probe"} <= set(names)
     for name in names:
         assert main(["recipes", name]) == 0
@@ -422,25 +421,28 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_no_adapter(recipe, fai
     assert list(run.glob("non-finite-step-*.json"))
 
 
-def test_a_run_in_use_by_a_living_process_is_left_alone(run, fails):
-    before = files(run)
-    holder = {**lock._this_process(), "pid": os.getppid(), "started": lock._start_of(os.getppid())}
-    (run / "lock").write_text(json.dumps(holder))
-    line = fails("train", "--resume", run)
-    assert f"in use by process {os.getppid()}" in line
-    assert {**files(run), "lock": b""} == {**before, "lock": b""}
-    with RunDirectory.open(shutil.copytree(run, run.with_name("other"), ignore=lambda *_: ["lock"])) as other:
-        assert "in use" in fails("train", "--resume", other.path)
+LOCKS = """
+import sys
+from pathlib import Path
+from tether.training import lock
+lock.acquire(Path(sys.argv[1]) / "lock")
+print(flush=True)
+sys.stdin.read()
+"""
 
 
-def test_a_lock_of_a_process_that_is_gone_is_taken_over(run):
-    gone = os.fork()
-    if gone == 0:
-        os._exit(0)
-    os.waitpid(gone, 0)
-    (run / "lock").write_text(json.dumps({**lock._this_process(), "pid": gone, "started": "long ago"}))
+def test_a_run_in_use_by_a_living_process_is_left_alone_and_taken_over_when_that_is_gone(run, fails):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", LOCKS, str(run)], **pipes) as other:
+        assert other.stdout.readline() == "\n"
+        before = files(run)
+        assert f"in use by process {other.pid}" in fails("train", "--resume", run)
+        assert files(run) == before
+        other.kill()
+    assert (run / "lock").read_text()
     assert main(["train", "--resume", str(run)]) == 0
-    assert (run / "lock").read_text() == ""
+    with RunDirectory.open(run):
+        assert "in use" in fails("train", "--resume", run)
 
 
 def test_a_run_goes_on_with_its_own_options_only(run, fails):
@@ -586,6 +588,124 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(tether_proc
     assert not any(name.endswith(".tmp") for name in report["there"])
     for name in ("adapter/adapter.safetensors", "scores.safetensors"):
         assert (folder / "runs" / "tiny-001" / name).read_bytes() == (trained / name).read_bytes()
+
+
+# Texts of users, and what is printed to be given again
+
+
+def test_a_domain_of_any_name_is_shown_and_what_is_to_be_typed_again_is_quoted(
+    recipe, tiny_data, capsys, monkeypatch
+):
+    from tether.runs import judge
+
+    shifted = json.dumps({"[/red] [v2]\x1b[2J": tiny_data["shifted"]["outline"]})
+    words = ["train", recipe, f"data.shifted={shifted}", "training.epochs=1", "--runs", "my [v2] runs"]
+    with monkeypatch.context() as patch:
+
+        def interrupt(*arguments, **options):
+            raise KeyboardInterrupt
+
+        patch.setattr(judge, "alpha_sweep", interrupt)
+        assert main(words) == 130
+    assert capsys.readouterr().err.endswith("To go on: tether train --resume 'my [v2] runs/tiny-001'\n")
+    assert main(["train", "--resume", "my [v2] runs/tiny-001"]) == 0
+    shown = capsys.readouterr()
+    assert "[/red] [v2]\\x1b[2J" in shown.out and "\x1b" not in shown.out + shown.err
+    assert "Run: my [v2] runs/tiny-001\n" in shown.out
+    assert (
+        main(["zero-shot", *as_words(tiny_data), f"data.shifted={shifted}", "--model", model_of(recipe)]) == 0
+    )
+    assert "[/red] [v2]\\x1b[2J" in capsys.readouterr().out
+
+
+def as_words(data):
+    return [f"data.{name}={json.dumps(value)}" for name, value in data.items()]
+
+
+def model_of(recipe):
+    return json.loads(Path(recipe).read_text())["model"]
+
+
+def test_errors_and_warnings_write_control_characters_out(fails, capsys):
+    assert "\\x1b[31mred" in fails("train", "\x1b[31mred")
+    main(["recipes"])
+    ours = Path(tether.__file__).with_name("errors.py")
+    assert warnings.formatwarning("\x1b", UserWarning, str(ours), 1, "") == "tether: \\x1b\n"
+
+
+# A data file, the sites of a model, the version
+
+
+@pytest.mark.parametrize("form", ["block", "under data"])
+def test_data_of_ones_own_goes_with_any_recipe(recipe, tiny_data, tmp_path, form):
+    block = tiny_data if form == "block" else {"data": tiny_data}
+    (tmp_path / "my-data.yaml").write_text(json.dumps(block))
+    words = ["training.epochs=1", "schedule.warmup=0", f"model={model_of(recipe)}"]
+    assert main(["train", "r-adapter", "--data", "my-data.yaml", "data.domain=mine", *words]) == 0
+    config = read_json(tmp_path / "runs" / "r-adapter-001" / "config.json")
+    assert config["data"]["train"] == tiny_data["train"] and config["data"]["domain"] == "mine"
+
+
+def test_a_file_that_holds_no_data_is_told(fails, tmp_path):
+    (tmp_path / "data.yaml").write_text("train: pictures")
+    line = fails("train", "r-adapter", "--data", "data.yaml")
+    assert (
+        "data.yaml should hold the options of the data alone" in line
+        and "found train. Add its method" in line
+    )
+    assert "no file none.yaml" in fails("compare", "r-adapter", "full", "--data", "none.yaml", "--out", "out")
+    (tmp_path / "data.yaml").write_text("{method: folder, trian: pictures}")
+    assert "no option 'data.trian'; did you mean 'train'" in fails("train", "full", "--data", "data.yaml")
+
+
+def test_the_options_of_another_data_method_say_that_it_is_to_be_named(fails):
+    line = fails("train", "r-adapter", "data.train=pictures")
+    assert "'data.train' belongs to the methods folder, imagenet: give data.method=folder with it" in line
+
+
+def test_sites_lists_where_an_adapter_can_go(tiny_model, capsys, fails):
+    assert main(["sites", str(tiny_model), "--kinds", "attention", "mlp"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["name", "tower", "depth", "kind", "width"]
+    assert len(rows) == 8 and {tuple(row.split()[1:]) for row in rows} == {
+        (tower, str(depth), kind, "32")
+        for tower in ("image", "text")
+        for depth in (0, 1)
+        for kind in ("attention", "mlp")
+    }
+    expected = tether.sites(load(tiny_model).module)
+    assert [row.split()[0] for row in rows] == [site.path for site in expected]
+    assert "did you mean 'attention'" in fails("sites", tiny_model, "--kinds", "atention")
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"tether {tether.__version__}\n"
+
+
+def test_merge_takes_the_run_of_an_adapter_too(trained, tmp_path):
+    assert main(["merge", str(trained), "merged"]) == 0
+    assert (tmp_path / "merged" / "open_clip_config.json").is_file()
+
+
+def test_what_takes_long_is_told_where_output_is_no_terminal(trained, tiny_recipe, capsys, monkeypatch):
+    from tether.training import progress
+
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
+    assert main(["zero-shot", *as_words(tiny_recipe["data"]), "--model", tiny_recipe["model"]]) == 0
+    told = capsys.readouterr().err
+    assert "encoding prompts: " in told and "evaluating outline: 18/18" in told
+    recipe = Path(trained).parents[1] / "tiny.yaml"
+    assert main(["train", str(recipe), "training.epochs=1"]) == 0
+    told = capsys.readouterr().err
+    for line in (
+        "checking pictures: 42/42",
+        "training: 2/3",
+        "evaluating validation: 6/6",
+        "evaluating colour",
+    ):
+        assert line in told, told
 
 
 def test_our_own_warnings_are_plain_lines_and_others_stay_as_they_are(capsys):

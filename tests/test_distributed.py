@@ -74,7 +74,7 @@ def test_what_two_processes_began_one_can_finish(folder):
 
 def test_a_nan_in_one_process_stops_both(folder):
     for answer in found(folder, "bad"):
-        assert text(answer["message"]) == "The loss of step 5 (epoch 1) is not finite"
+        assert text(answer["message"]) == "The loss of step 5 (epoch 2) is not finite"
 
 
 def test_both_use_one_run_directory_that_the_first_writes(folder):

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from tether import recipe
+from tether import recipe, recipe_files
 from tether.cli.parser import parse
 
 pytestmark = pytest.mark.usefixtures("own_methods")
@@ -134,7 +134,7 @@ def test_the_commands_are_understood(page):
             if words[:1] != ["tether"]:
                 continue
             options = parse(words[1:])
-            if options.name_of_command == "train" and options.recipe in recipe.names():
+            if options.name_of_command == "train" and options.recipe in recipe_files.names():
                 recipe.read(options.recipe, options.overrides)
 
 

@@ -6,9 +6,10 @@ from tether import recipe as recipes
 from tether.config import made
 from tether.errors import TetherError
 from tether.families import ObjectiveConfig
+from tether.recipe_files import names
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", names())
 def test_a_shipped_recipe_survives_the_way_through_plain_data(name):
     recipe = recipes.read(name)
     assert recipe.name == name

@@ -44,9 +44,13 @@ class AlphaConfig:
     """How the ensemble weight is set: a value, one per tower, or "auto" from validation and simulated shifts of it."""
 
     value: float | dict[str, float] | str = 0.5
+    """Weight of the tuned model, from 0 (zero-shot) to 1; {image: a, text: b}; or "auto"."""
     grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """What "auto" chooses from, and where the curve of the report is measured."""
     rule: Rule = "bounded loss"
+    """How "auto" chooses, see `tether.evaluation.alpha`."""
     per_tower: bool = False
+    """Choose alpha for each tower of its own, from all pairs of the grid."""
     curve: bool = True
     """Whether the test pictures are answered at every alpha of the grid, for the report; if not, at 0, 1 and the
     chosen one."""

@@ -275,12 +275,24 @@ def _member(family: type[Family], value: Any, where: str) -> Any:
             )
         if name not in configs:
             raise TetherError(f"{where}.method is {name!r}{near_misses(str(name), list(configs))}")
+        _check_method(configs, value, where)
         return _dataclass(configs[name], value, where)
     if isinstance(value, str) and value in configs:
         raise TetherError(f"{where} takes options by name; for this method write {{method: {value}}}.")
     raise TetherError(
         f"{where} takes options by name, with a method ({', '.join(configs)}); found {value!r}."
     )
+
+
+def _check_method(configs: Mapping[str, type], value: Mapping[str, Any], where: str) -> None:
+    """Refuse an option that belongs to other methods of the family than the one that is named, or there by default."""
+    known = {name: {field.name for field in dataclasses.fields(config)} for name, config in configs.items()}
+    for option in (name for name in value if name not in {*known[value["method"]], "method"}):
+        if owners := [name for name, options in known.items() if option in options]:
+            raise TetherError(
+                f"There is no option '{where}.{option}' of the method {value['method']}: '{where}.{option}' belongs to "
+                f"the methods {', '.join(owners)}: give {where}.method={owners[0]} with it."
+            )
 
 
 def _union(choices: tuple, value: Any, where: str) -> Any:

@@ -120,12 +120,19 @@ class TaskConfig(Family, folder="tether.tasks"):
     """What it is for."""
 
     @abstractmethod
-    def make(self, recipe: Any, model: Any, benchmark: Any) -> Any:
+    def make(self, recipe: Any, model: Any, benchmark: Any, *, progress: Any = None) -> Any:
         """The `tether.tasks.task.Task` of a run, with the model as it was loaded.
+
+        Args:
+            progress: told what is being done, and how far it is.
 
         Raises:
             TetherError: the data is of another kind, or something in the recipe makes no sense with this task.
         """
+
+    def examples(self, benchmark: Any) -> int:
+        """How many examples are trained on: pictures, unless the task says otherwise."""
+        return len(benchmark.train)
 
     @abstractmethod
     def scores(self, benchmark: Any, split: Any, tensors: Mapping[str, Tensor]) -> Any:

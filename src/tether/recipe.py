@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from tether._choosing import AlphaConfig
-from tether.config import build, import_methods, made, merged, override, plain, read_yaml
+from tether.config import build, import_methods, made, override, plain
 from tether.data.augmentation import AugmentationConfig
 from tether.ensembles.accumulation import AccumulationConfig
-from tether.errors import TetherError, near_misses
+from tether.errors import TetherError
 from tether.families import (
     AdapterConfig,
     DataConfig,
@@ -22,6 +21,7 @@ from tether.families import (
 )
 from tether.heads.probe import ProbeConfig, no_head
 from tether.optimizers.schedule import ScheduleConfig
+from tether.recipe_files import read_options
 from tether.training.config import FitConfig
 from tether.training.radii import RadiiConfig
 
@@ -31,10 +31,19 @@ class Recipe:
     """One fine-tuning run.
 
     Attributes:
+        name: of its runs, and of its row in a comparison.
         model: anything `tether.load` takes.
+        data: what it is for: what is learned from, and what is tested on.
+        adapter: what may move.
+        objective: what is minimised.
         regularizers: terms that are added to the objective, each with its weight.
+        optimizer: how it moves.
         radii: when TPGM learns its radii on validation pictures; for no other optimizer.
+        schedule: how the learning rate rises and falls.
+        accumulation: a running average of what is trained, used for everything after training.
+        augmentation: what training pictures go through.
         training: how long and in what batches; its seed decides everything random in the run.
+        alpha: how much of the tuned model is kept: the ensemble with the zero-shot model in weight space.
         probe: trains the head alone first (LP-FT).
         ensemble: another combination of zero-shot and tuned model than by `alpha`, fitted after training.
         imports: modules, or Python files by path, with methods of your own; imported before the recipe is read.
@@ -78,7 +87,7 @@ def read(source: str | Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         TetherError: there is no such recipe, or an option is wrong.
     """
-    options = _options(_find(source), ())
+    options = read_options(source)
     try:
         return from_plain(override(options, overrides or []))
     except TetherError as error:
@@ -99,46 +108,3 @@ def from_plain(options: Mapping[str, Any]) -> Recipe:
 def to_plain(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data with every default written out."""
     return plain(recipe)
-
-
-def names() -> list[str]:
-    """The recipes that come with tether."""
-    return sorted(
-        path.name.removesuffix(".yaml") for path in _folder().iterdir() if path.name.endswith(".yaml")
-    )
-
-
-def _folder() -> Any:
-    return resources.files("tether") / "recipes"
-
-
-def _options(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
-    """A file's options laid over those of the recipe that it extends."""
-    if path.resolve() in children:
-        raise TetherError(f"{path} extends itself, by way of {len(children) - 1} others.")
-    options = read_yaml(path)
-    if isinstance(options.get("imports"), list):  # their paths are from the file's own folder
-        beside = [path.parent / str(name) for name in options["imports"]]
-        options["imports"] = [
-            str(file.resolve()) if file.suffix == ".py" else name
-            for file, name in zip(beside, options["imports"], strict=True)
-        ]
-    parent = options.pop("extends", None)
-    if parent is None:
-        return options
-    if not isinstance(parent, str):
-        raise TetherError(f"{path}: extends takes the name or path of one recipe, found {parent!r}.")
-    beside = path.parent / parent
-    found = beside if beside.suffix in (".yaml", ".yml") else _find(parent)
-    return merged(_options(found, (*children, path.resolve())), options)
-
-
-def _find(source: str | Path) -> Path:
-    path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        return path
-    if str(source) in names():
-        return Path(str(_folder() / f"{source}.yaml"))
-    raise TetherError(
-        f"There is no recipe {str(source)!r}{near_misses(str(source), names())} A path ends in .yaml."
-    )

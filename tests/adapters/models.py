@@ -46,7 +46,7 @@ def block_site(width: int, path: str = "fc2", **options: object) -> Site:
         "depth": 0,
         "kind": "mlp",
         "tokens": "BNC",
-        "class_token": False,
+        "prefix_tokens": 0,
         "fused": False,
     }
     return Site(**{"path": path, "width": width, "linear": path, **values, **options})

@@ -111,6 +111,37 @@ def test_fit_shortest(noise):
     assert fit_shortest(same, 20) is same
 
 
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+@pytest.mark.parametrize("picture_size", [(80, 50), (50, 80), (64, 32)])
+def test_pictures_that_are_not_square_are_prepared_as_open_clip_does(
+    resize: str, picture_size: tuple[int, int]
+) -> None:
+    from open_clip.transform import image_transform
+
+    wide = spec(size=(32, 48), resize=resize)
+    theirs = image_transform(
+        (32, 48), is_train=False, mean=wide.mean, std=wide.std, resize_mode=resize, interpolation="bicubic"
+    )
+    picture = Image.effect_mandelbrot(picture_size, (-2, -1.5, 1, 1.5), 90).convert("RGB")
+    ours = test_transform(wide)(picture)
+    assert ours.shape == (3, 32, 48)
+    torch.testing.assert_close(ours, theirs(picture))
+    assert train_transform(wide)(picture).shape == (3, 32, 48)
+
+
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+def test_what_is_scaled_beyond_the_size_is_cropped(resize: str) -> None:
+    from torchvision.transforms import v2
+
+    picture = Image.effect_mandelbrot((80, 50), (-2, -1.5, 1, 1.5), 90).convert("RGB")
+    cropped = spec(size=32, before_crop=36, resize=resize)
+    scaled = v2.Resize(36 if resize == "shortest" else (36, 36), v2.InterpolationMode.BICUBIC)(picture)
+    expected = v2.CenterCrop(32)(scaled)
+    assert torch.equal(
+        test_transform(cropped, normalized=False)(picture), v2.functional.pil_to_tensor(expected)
+    )
+
+
 def test_a_thin_picture_is_refused_before_it_is_resized():
     thin = Image.new("RGB", (1, 100_000))
     with pytest.raises(TetherError, match=r"1 × 100000 pixels.* at most 200 times the other.*Crop it"):

@@ -228,7 +228,7 @@ def test_progress_counts_every_picture(model, splits):
     seen = []
     classifier = zero_shot_classifier(model, NAMES, TEMPLATES)
     evaluate(model, splits, classifier, batch_size=10, progress=lambda *step: seen.append(step))
-    assert seen[0] == ("plain", 10, 47) and seen[-1] == ("grouped", 47, 47)
+    assert seen[0] == ("evaluating plain", 10, 47) and seen[-1] == ("evaluating grouped", 47, 47)
 
 
 def test_worker_processes_change_nothing(model, splits):

@@ -9,6 +9,8 @@ from rich.console import Console
 
 from tether.errors import TetherError
 from tether.evaluation.effective_robustness import effective_robustness, inside
+from tether.evaluation.figures import robustness_figure, styles
+from tether.evaluation.report import report_page
 from tether.evaluation.results import Results, results_schema
 from tether.evaluation.tables import (
     bytes_text,
@@ -79,7 +81,10 @@ def test_inconsistent_results_are_refused(results):
         replace(results, methods=(replace(first, seeds=(0, 1)), *results.methods[1:]))
     with pytest.raises(TetherError, match="unknown domains: \\['mars'\\]"):
         replace(results, methods=(replace(first, measures={"mars": measure}), *results.methods[1:]))
-    broken = replace(first, measures={**first.measures, "noto": replace(measure, top1=(math.nan,))})
+    broken = replace(
+        first,
+        measures={**first.measures, "noto": replace(measure, values={**measure.values, "top1": (math.nan,)})},
+    )
     with pytest.raises(TetherError, match="finite numbers only"):
         replace(results, methods=(broken, *results.methods[1:]))
 
@@ -88,7 +93,7 @@ def test_mean_and_worst_over_shifts(results):
     method = results.method("R-Adapter")
     names = [domain.name for domain in results.of_kind("shifted")]
     for seed, mean in enumerate(results.mean_over(method, "shifted")):
-        assert mean == pytest.approx(sum(method.measures[name].top1[seed] for name in names) / 5)
+        assert mean == pytest.approx(sum(method.measures[name].first[seed] for name in names) / 5)
     name, value = results.worst(method)
     assert value == method.measures[name].mean == min(method.measures[n].mean for n in names)
     assert results.mean_over(method, "corruption") == ()
@@ -170,7 +175,7 @@ def test_tables_show_every_method_and_domain(results):
         for name in [m.name for m in results.methods] + [d.name for d in results.domains]:
             assert name in table
     method = results.method("R-Adapter")
-    cell = percent(method.measures["noto"].top1)
+    cell = percent(method.measures["noto"].first)
     assert "±" in cell and cell in to_markdown(results) and cell in console.file.getvalue()
     assert "standard deviation over 2 seeds" in to_markdown(results)
 
@@ -233,3 +238,30 @@ def test_predictions_are_listed_picture_by_picture():
             row["right"] == "1"
         )
         assert float(row["confidence"]) == pytest.approx(confidence.item(), rel=1e-5)
+
+
+def test_identical_methods_are_named_in_tables_and_share_a_mark(results):
+    assert results.identical() == ()
+    twin = replace(results.method("R-Adapter"), name="twin")
+    both = replace(results, methods=(*results.methods, twin))
+    assert both.identical() == (("R-Adapter", "twin"),)
+    assert "R-Adapter and twin are identical in every number" in to_markdown(both)
+    assert "R-Adapter = twin" in robustness_figure(both, names=True)
+    page = report_page(both)
+    assert "R-Adapter = twin" in page and "R-Adapter and twin are identical" in page
+    looks = styles(both)
+    assert looks["twin"] == looks["R-Adapter"] == styles(results)["R-Adapter"]
+
+
+def test_a_method_all_of_whose_seeds_are_the_zero_shot_model_is_identical_to_it(results):
+    zero_shot = results.method("zero-shot")
+    many = {
+        name: replace(measure, **{part: getattr(measure, part) * 2 for part in PARTS})
+        for name, measure in zero_shot.measures.items()
+    }
+    copy = replace(zero_shot, name="copy", seeds=(0, 1), measures=many)
+    assert len(zero_shot.seeds) == 1
+    assert replace(results, methods=(*results.methods, copy)).identical() == (("zero-shot", "copy"),)
+
+
+PARTS = ("top1", "top5", "mean_per_class", "macro_f1", "calibration_error")

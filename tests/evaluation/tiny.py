@@ -37,6 +37,7 @@ def tiny_model() -> Model:
         source="tiny",
         family="open_clip",
         image=ImageSpec(size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        dim=6,
         context_length=24,
         activation="gelu",
         tokenizer=tokenize,

@@ -139,10 +139,15 @@ def test_a_timm_tower_of_another_size_is_refused(save_open_clip) -> None:
         load(folder)
 
 
-def test_pictures_that_are_not_square_are_refused(save_open_clip) -> None:
-    folder, _ = save_open_clip({"size": [32, 64]}, vision_cfg={"image_size": [32, 64]})
-    with pytest.raises(TetherError, match="32 × 64"):
-        load(folder)
+def test_pictures_may_be_wider_than_high(save_open_clip) -> None:
+    folder, saved = save_open_clip({"size": [32, 64]}, vision_cfg={"image_size": [32, 64]})
+    model = load(folder)
+    assert (model.image.size, model.image.height, model.image.width) == ((32, 64), 32, 64)
+    pixels = torch.randn(2, 3, 32, 64)
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(pixels), saved.encode_image(pixels, normalize=True))
+    with pytest.raises(TetherError, match=r"32 × 64 pixels.*64 × 32"):
+        model.encode_image(torch.zeros(1, 3, 64, 32))
 
 
 def test_activation_is_the_folders_and_contradictions_are_refused(save_open_clip) -> None:

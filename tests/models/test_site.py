@@ -5,7 +5,7 @@ from tether.models import Select, Site
 from tether.models.site import choose
 
 SITES = [
-    Site(f"{tower}.blocks.{depth}.{name}", tower, depth, kind, 8, "BNC", False, None, False)
+    Site(f"{tower}.blocks.{depth}.{name}", tower, depth, kind, 8, "BNC", 0, None, False)
     for tower, depths in (("image", 4), ("text", 2))
     for depth in range(depths)
     for name, kind in (("attn.proj", "attention"), ("mlp.fc2", "mlp"), ("norm1", "norm"))

@@ -1,10 +1,8 @@
-import math
 from collections.abc import Callable
 
 import pytest
 import timm
 import torch
-import torchvision
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
@@ -12,106 +10,9 @@ from tether.errors import TetherError
 from tether.models import Select, Site, load, sites
 from tether.models.site import KINDS
 
+from .image_models import IMAGE_MODELS, TIMM_VIT
+
 EVERY_KIND = Select(kinds=KINDS)
-
-
-def swin_of_transformers() -> nn.Module:
-    from transformers import SwinConfig, SwinModel
-
-    config = SwinConfig(
-        image_size=32, patch_size=2, embed_dim=24, depths=[1, 2], num_heads=[2, 4], window_size=4
-    )
-    return SwinModel(config)
-
-
-def dinov2(**changes) -> nn.Module:
-    from transformers import Dinov2Config, Dinov2Model
-
-    config = Dinov2Config(
-        image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **changes
-    )
-    return Dinov2Model(config)
-
-
-def vit_of_transformers() -> nn.Module:
-    from transformers import ViTConfig, ViTModel
-
-    config = ViTConfig(
-        image_size=32,
-        patch_size=8,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-    )
-    return ViTModel(config)
-
-
-def hybrid() -> nn.Module:
-    """A ViT on the features of a convolutional stem."""
-    from timm.layers import HybridEmbed
-    from timm.models.vision_transformer import VisionTransformer
-
-    stem = nn.Sequential(nn.Conv2d(3, 12, 8, stride=8), nn.ReLU())
-    return VisionTransformer(
-        img_size=32,
-        embed_dim=32,
-        depth=2,
-        num_heads=4,
-        embed_layer=lambda **options: HybridEmbed(stem, img_size=32, embed_dim=options["embed_dim"]),
-    )
-
-
-TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
-TIMM_SWIN = {
-    "img_size": 32,
-    "patch_size": 2,
-    "embed_dim": 24,
-    "depths": (1, 2),
-    "num_heads": (2, 4),
-    "window_size": 4,
-}
-CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 40)}
-IMAGE_MODELS: dict[
-    str, tuple[Callable[[], nn.Module], int, int]
-] = {  # model, blocks, sites in each by default
-    "timm ViT": (lambda: timm.create_model("vit_tiny_patch16_224", **TIMM_VIT), 2, 2),
-    "timm ViT with average pooling": (
-        lambda: timm.create_model("vit_tiny_patch16_224", class_token=False, global_pool="avg", **TIMM_VIT),
-        2,
-        2,
-    ),
-    "timm EVA": (lambda: timm.create_model("eva02_tiny_patch14_224", **TIMM_VIT), 2, 2),
-    "timm hybrid": (hybrid, 2, 2),
-    "timm Swin": (lambda: timm.create_model("swin_tiny_patch4_window7_224", **TIMM_SWIN), 3, 2),
-    "timm Swin 2": (lambda: timm.create_model("swinv2_tiny_window8_256", **TIMM_SWIN), 3, 2),
-    "timm ConvNeXt": (lambda: timm.create_model("convnext_tiny", **CONVNEXT), 5, 1),
-    "timm ConvNeXt of convolutions": (lambda: timm.create_model("convnext_atto", **CONVNEXT), 5, 1),
-    "transformers ViT": (vit_of_transformers, 2, 2),
-    "transformers DINOv2": (dinov2, 2, 2),
-    "transformers DINOv2 with SwiGLU": (lambda: dinov2(use_swiglu_ffn=True), 2, 2),
-    "transformers Swin": (swin_of_transformers, 3, 2),
-    "torchvision ViT": (lambda: torchvision.models.VisionTransformer(32, 8, 2, 4, 32, 64), 2, 2),
-    "torchvision Swin": (
-        lambda: torchvision.models.SwinTransformer([2, 2], 24, [1, 2], [2, 4], [4, 4], 2.0),
-        3,
-        2,
-    ),
-    "torchvision Swin 2": (
-        lambda: torchvision.models.SwinTransformer(
-            [2, 2],
-            24,
-            [1, 2],
-            [2, 4],
-            [4, 4],
-            2.0,
-            block=torchvision.models.swin_transformer.SwinTransformerBlockV2,
-            downsample_layer=torchvision.models.swin_transformer.PatchMergingV2,
-        ),
-        3,
-        2,
-    ),
-}
 
 
 @pytest.fixture
@@ -186,8 +87,7 @@ def check_layout(site: Site, output: Tensor) -> None:
     assert output.shape[site.tokens.index("B")] == 2, site
     if "N" in site.tokens and site.tower == "image":
         count = output.shape[site.tokens.index("N")]
-        assert math.isqrt(count - site.class_token) ** 2 == count - site.class_token, site
-        assert math.isqrt(count) ** 2 == count or site.class_token, site
+        assert site.grid_of(count)[0] ** 2 == count - site.prefix_tokens, site
 
 
 def check_merge(site: Site, module: nn.Module, run: Callable[[], object], before: Tensor) -> None:
@@ -224,8 +124,8 @@ def test_contrastive_models(name: str, contrastive) -> None:
     assert [(site.depth, site.kind) for site in texts] == [
         (d, k) for d in range(2) for k in ("attention", "mlp")
     ]
-    assert all(site.class_token == (name not in ("siglip", "siglip2")) for site in images)
-    assert not any(site.class_token for site in texts)
+    assert all(site.prefix_tokens == (name not in ("siglip", "siglip2")) for site in images)
+    assert not any(site.prefix_tokens for site in texts)
     check(module, run)
 
 
@@ -298,6 +198,12 @@ class TestUnknownModel:
     def test_without_a_pattern_it_says_how(self, model: nn.Module) -> None:
         with pytest.raises(TetherError, match=r"not known.*pattern='blocks"):
             sites(model)
+
+    def test_only_its_outputs_can_be_named(self, model: nn.Module) -> None:
+        with pytest.raises(
+            TetherError, match=r"not known\. At position 'after' it has none; outputs there are"
+        ):
+            sites(model, Select(pattern="blocks.*", kinds=("mlp",)), "after")
 
     def test_a_pattern_that_matches_nothing_names_near_misses(self, model: nn.Module) -> None:
         with pytest.raises(TetherError, match=r"did you mean 'blocks\.\*\.mlp\.fc2'"):

@@ -11,6 +11,7 @@ from tether.data import load_benchmark
 from tether.data.records import Example
 from tether.evaluation import evaluate, zero_shot_classifier
 from tether.models import load
+from tether.runs import train as directing
 from tether.runs.train import run
 from tether.runs.validation import Validation
 from tether.training import read_metrics

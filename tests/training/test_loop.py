@@ -152,9 +152,9 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(toy, run, gradient)
     _, position = divmod(7, 3)
     expected = [f"picture-{i}" for i in shuffled(22, 3, 2)[8 * position : 8 * position + 8]]
     message = (
-        rf"The gradient of step 7 \(epoch 2\) is not finite: loss \d.*{expected[0]}, .*clip_norm"
+        rf"The gradient of step 7 \(epoch 3\) is not finite: loss \d.*{expected[0]}, .*clip_norm"
         if gradient
-        else rf"The loss of step 7 \(epoch 2\) is not finite: loss (inf|nan).*{expected[0]}, .*Look at them"
+        else rf"The loss of step 7 \(epoch 3\) is not finite: loss (inf|nan).*{expected[0]}, .*Look at them"
     )
     with pytest.raises(TetherError, match=message):
         fit(data=toy.ToyData(), config=config(), run=run, show_progress=False, **parts)
@@ -302,8 +302,8 @@ def test_validation_comes_at_the_end_of_every_epoch_and_is_logged(toy, run):
     )
     found = [row for row in rows(run) if row["kind"] == "validation"]
     assert found == [
-        {"kind": "validation", "step": 3, "epoch": 0, "accuracy": 3.0},
-        {"kind": "validation", "step": 6, "epoch": 1, "accuracy": 6.1},
+        {"kind": "validation", "step": 3, "epoch": 1, "accuracy": 3.0},
+        {"kind": "validation", "step": 6, "epoch": 2, "accuracy": 6.1},
     ]
 
 
@@ -398,4 +398,4 @@ def test_options_that_make_no_sense_are_refused(options, message):
 def test_progress_off_a_terminal_is_plain_lines(toy, capsys):
     fit(data=toy.ToyData(), config=config(), **toy.parts(12))
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("step 12/12, epoch 4, loss ") and last.endswith("0:00:00 left")
+    assert last.startswith("training: 12/12, epoch 4, loss ") and last.endswith("0:00:00 left")

@@ -3,14 +3,12 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from tether._files import read_json
 from tether.errors import TetherError
-from tether.training import RunDirectory, lock, read_metrics
+from tether.training import RunDirectory, read_metrics
 from tether.training.run_directory import differences
 
 
@@ -48,74 +46,6 @@ def test_a_directory_in_use_is_refused_also_to_its_own_process(tmp_path):
     with create(tmp_path) as run, pytest.raises(TetherError, match=busy):
         RunDirectory.open(run.path, tensorboard=False)
     RunDirectory.open(run.path, tensorboard=False).close()
-
-
-def test_another_living_process_is_refused_and_a_dead_one_is_succeeded(tmp_path):
-    with create(tmp_path) as run:
-        pass
-    holder = subprocess.Popen(
-        [sys.executable, "-c", "import time; print(flush=True); time.sleep(1000)"], stdout=subprocess.PIPE
-    )
-    holder.stdout.readline()
-    mark = {"host": socket.gethostname(), "pid": holder.pid, "started": lock._start_of(holder.pid)}
-    (run.path / "lock").write_text(json.dumps(mark))
-    with pytest.raises(TetherError, match=f"in use by process {holder.pid}"):
-        RunDirectory.open(run.path, tensorboard=False)
-    holder.kill()
-    holder.stdout.close()
-    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # dead, but its parent has not looked: a zombie
-    with RunDirectory.open(run.path, tensorboard=False):
-        pass
-    holder.wait()
-    (run.path / "lock").write_text(json.dumps(mark))
-    with RunDirectory.open(run.path, tensorboard=False):
-        pass
-
-
-def test_a_number_that_was_given_to_a_new_process_does_not_keep_the_lock(tmp_path):
-    with create(tmp_path) as run:
-        pass
-    mark = {"host": socket.gethostname(), "pid": os.getppid(), "started": "another boot:1"}
-    (run.path / "lock").write_text(json.dumps(mark))
-    with RunDirectory.open(run.path, tensorboard=False):
-        pass
-
-
-def test_a_process_on_another_host_is_taken_to_be_alive(tmp_path):
-    with create(tmp_path) as run:
-        pass
-    (run.path / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": None}))
-    with pytest.raises(TetherError, match=r"process 1 on elsewhere.*delete"):
-        RunDirectory.open(run.path, tensorboard=False)
-    (run.path / "lock").unlink()
-    with RunDirectory.open(run.path, tensorboard=False):
-        pass
-
-
-def test_a_lock_torn_by_a_kill_is_nobodys(tmp_path):
-    with create(tmp_path) as run:
-        pass
-    (run.path / "lock").write_text('{"host": "els')
-    with RunDirectory.open(run.path, tensorboard=False):
-        pass
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "[1]",
-        "7",
-        '{"host": "h"}',
-        '{"host": "h", "pid": "1", "started": null}',
-        '{"host": "h", "pid": -1, "started": ""}',
-    ],
-)
-def test_a_lock_of_another_form_is_refused_with_what_to_do(tmp_path, content):
-    with create(tmp_path) as run:
-        pass
-    (run.path / "lock").write_text(content)
-    with pytest.raises(TetherError, match=r"lock does not say which process uses .* delete it"):
-        RunDirectory.open(run.path, tensorboard=False)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -1,11 +1,51 @@
 """What each command does: options in, one call of the library, a few lines out."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from tether._text import cell, printable, quoted
 from tether.errors import TetherError
+
+
+def say(text: str, stream: Any = None) -> None:
+    """Print lines that may hold texts from outside, on stdout by default."""
+    print("\n".join(map(printable, text.split("\n"))), file=stream, flush=True)
+
+
+def check_train(options: argparse.Namespace) -> None:
+    """What can be told of the options of `train` before anything slow is imported."""
+    from tether import recipe_files
+
+    if options.recipe and "=" in options.recipe:
+        options.overrides.insert(0, options.recipe)
+        options.recipe = None
+    if options.resume and options.recipe:
+        raise TetherError("--resume takes its recipe from the run; leave the recipe out.")
+    if options.resume and not (options.resume / "config.json").is_file():
+        raise TetherError(
+            f"There is no run to go on with at {options.resume}: it has no config.json. Start a new one."
+        )
+    if not options.resume and not options.recipe:
+        known = ", ".join(recipe_files.names())
+        raise TetherError(f"Name a recipe ({known}, or a YAML file), or --resume RUN.")
+    if options.recipe:
+        recipe_files.find(options.recipe)
+    options.overrides[:0] = _data_words(options.data)
+    if options.alpha:
+        options.overrides.append(f"alpha.value={options.alpha}")
+
+
+def check_compare(options: argparse.Namespace) -> None:
+    """What can be told of the options of `compare` before anything slow is imported."""
+    from tether import recipe_files
+
+    for source in options.recipes:
+        if not Path(source).is_dir():
+            recipe_files.find(source)
+    options.data_words = _data_words(options.data)
 
 
 def train(options: argparse.Namespace, device: Any) -> int:
@@ -15,48 +55,58 @@ def train(options: argparse.Namespace, device: Any) -> int:
     from tether.runs import train as fine_tuning
     from tether.runs.show import show_run
 
-    words = [*options.overrides, *([f"alpha.value={options.alpha}"] if options.alpha else [])]
-    if options.recipe and "=" in options.recipe:
-        words.insert(0, options.recipe)
-        options.recipe = None
-    if options.resume and options.recipe:
-        raise TetherError("--resume takes its recipe from the run; leave the recipe out.")
     if options.resume:
-        if not (options.resume / "config.json").is_file():
-            raise TetherError(
-                f"There is no run to go on with at {options.resume}: it has no config.json. Start a new one."
-            )
-        recipe = recipes.from_plain(override(read_json(options.resume / "config.json", dict), words))
-    elif options.recipe:
-        recipe = recipes.read(options.recipe, words)
+        recipe = recipes.from_plain(
+            override(read_json(options.resume / "config.json", dict), options.overrides)
+        )
     else:
-        raise TetherError(f"Name a recipe ({', '.join(recipes.names())}, or a YAML file), or --resume RUN.")
+        recipe = recipes.read(options.recipe, options.overrides)
 
     def started(path: Path) -> None:
         options.resume = path  # where to go on, if it is stopped
-        print(f"Run: {path}", file=sys.stderr)
+        say(f"Run: {path}", sys.stderr)
 
-    outcome = fine_tuning.run(
-        recipe,
-        options.runs,
-        resume=options.resume,
-        device=device,
-        started=started,
-        progress=_progress(),
-    )
+    with _progress() as progress:
+        outcome = fine_tuning.run(
+            recipe,
+            options.runs,
+            resume=options.resume,
+            device=device,
+            started=started,
+            progress=progress,
+        )
     show_run(outcome)
     return 0
 
 
 def recipes(options: argparse.Namespace) -> int:
-    from tether import recipe as recipes
+    from tether import recipe_files
 
     if options.name:
-        import yaml
+        from tether.cli.recipe_text import recipe_text
 
-        print(yaml.safe_dump(recipes.to_plain(recipes.read(options.name)), sort_keys=False), end="")
-    else:
-        print("\n".join(recipes.names()))
+        say(recipe_text(options.name).removesuffix("\n"))
+        return 0
+    names = recipe_files.names()
+    for name in names:
+        say(f"{name:<{max(map(len, names))}}  {recipe_files.description(name)}")
+    say("\n`tether recipes NAME` prints every option; `tether train NAME` trains.", sys.stderr)
+    return 0
+
+
+def sites(options: argparse.Namespace) -> int:
+    from tether.config import build
+    from tether.models import Select, load
+    from tether.models import sites as sites_of
+    from tether.models.site import KINDS
+
+    select = build(Select, {"tower": options.tower, "kinds": options.kinds or list(KINDS)})
+    rows = [("name", "tower", "depth", "kind", "width")]
+    for site in sites_of(load(options.model).module, select):
+        rows.append((site.path, site.tower, str(site.depth), site.kind, str(site.width)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        say("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
 
@@ -69,8 +119,9 @@ def compare(options: argparse.Namespace, device: Any) -> int:
     from tether.runs.comparing.plan import read_recipes
     from tether.runs.show import show_comparison
 
-    chosen = read_recipes(options.recipes, options.set)
-    words = [*options.recipes, "--seeds", *map(str, options.seeds), "--folds", *map(str, options.folds)]
+    chosen = read_recipes(options.recipes, [*options.data_words, *options.set])
+    words = [*options.recipes, *(["--data", str(options.data)] if options.data else [])]
+    words += ["--seeds", *map(str, options.seeds), "--folds", *map(str, options.folds)]
     words += [word for assignment in options.set for word in ("--set", assignment)]
     if options.tune:
         words += ["--tune", str(options.tune)]
@@ -80,28 +131,29 @@ def compare(options: argparse.Namespace, device: Any) -> int:
     words += ["--highlight", options.highlight] if options.highlight else []
     command = shlex.join(["tether", "compare", *words, "--out", str(options.out)])
     from_main(lambda: reporting.check_out(options.out, command))
-    results = comparison.compare(
-        chosen,
-        options.runs,
-        seeds=options.seeds,
-        folds=options.folds,
-        tune=options.tune,
-        tune_seed=options.tune_seed,
-        tune_fold=options.tune_fold,
-        baselines=options.baselines,
-        reference=options.reference,
-        highlighted=options.highlight,
-        workers=options.workers,
-        command=command,
-        device=device,
-        progress=_progress(),
-        announce=lambda line: print(line, flush=True),
-    )
+    with _progress() as progress:
+        results = comparison.compare(
+            chosen,
+            options.runs,
+            seeds=options.seeds,
+            folds=options.folds,
+            tune=options.tune,
+            tune_seed=options.tune_seed,
+            tune_fold=options.tune_fold,
+            baselines=options.baselines,
+            reference=options.reference,
+            highlighted=options.highlight,
+            workers=options.workers,
+            command=command,
+            device=device,
+            progress=progress,
+            announce=say,
+        )
     tuned_on = options.tune_fold if options.tune else None
     tests = comparison.pooled_tests(chosen[0], options.folds, tuned_on=tuned_on)
     from_main(lambda: reporting.write_comparison(results, options.out, tests))
     show_comparison(results)
-    print(f"Table and report: {options.out / 'report.html'}")
+    say(f"Table and report: {options.out / 'report.html'}")
     return 0
 
 
@@ -111,20 +163,29 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
 
     from tether.evaluation import evaluate, zero_shot_classifier
     from tether.models import load
+    from tether.runs.show import show_table
 
     benchmark = _benchmark({"method": "emoji_shift"}, options.overrides)
     model = load(options.model, device=device)
-    classifier = zero_shot_classifier(model, benchmark.class_names, benchmark.templates)
-    scores = evaluate(model, benchmark.tests, classifier, progress=_progress())
-    table = Table(
-        "domain", "pictures", "top-1", "95 % interval", "top-5", title=f"{options.model} on {benchmark.name}"
-    )
-    for name, own in scores.items():
+    with _progress() as progress:
+        prompts = {"templates": benchmark.templates, "progress": progress}
+        classifier = zero_shot_classifier(model, benchmark.class_names, **prompts)
+        scores = evaluate(model, benchmark.tests, classifier, progress=progress)
+    table = Table("domain", "pictures", "top-1", "95 % interval", "top-5")
+    table.title = cell(f"{options.model} on {benchmark.name}")
+    home = benchmark.in_distribution
+    for name in sorted(scores, key=lambda name: name != home):
+        own = scores[name]
         top5 = "" if own.top5 is None else f"{own.top5:.1%}"
+        shown = f"{name} (in-distribution)" if name == home else name
         table.add_row(
-            name, str(own.n), f"{own.top1:.1%}", f"{own.interval.low:.1%} – {own.interval.high:.1%}", top5
+            cell(shown),
+            str(own.n),
+            f"{own.top1:.1%}",
+            f"{own.interval.low:.1%} – {own.interval.high:.1%}",
+            top5,
         )
-    Console().print(table)
+    show_table(table, Console())
     return 0
 
 
@@ -143,24 +204,24 @@ def merge(options: argparse.Namespace) -> int:
     error = (
         "" if report.max_error is None else f"; largest output difference on a probe {report.max_error:.2e}"
     )
-    print(f"Merged at alpha {alpha_text(report.alpha)} into {len(report.changed)} tensors{error}.")
-    print(f"Model: {options.out}; {options.out / CARD} says how to load it.")
+    say(f"Merged at alpha {alpha_text(report.alpha)} into {len(report.changed)} tensors{error}.")
+    say(f"Model: {options.out}; {options.out / CARD} says how to load it.")
     run = options.adapter.absolute().parent
     head = None
     if load_adapter(options.adapter).extra.get("head"):
         inside = options.adapter / HEAD_FILE  # of a mean, or of a smaller rank
-        head = inside if inside.is_file() else "RUN/head.safetensors"
+        head = quoted(inside) if inside.is_file() else "RUN/head.safetensors"
     elif (options.adapter / "classifier.safetensors").is_file() and (run / HEAD_FILE).is_file():
-        head = options.adapter / "classifier.safetensors"  # of a Fisher-weighted average
+        head = quoted(options.adapter / "classifier.safetensors")  # of a Fisher-weighted average
     if head and not options.head:
-        print(f"This adapter was trained with a linear head. To keep that too, add --head {head}.")
+        say(f"This adapter was trained with a linear head. To keep that too, add --head {head}.")
     if (run / "ensemble.json").is_file():
-        print(
+        say(
             f"The run's ensemble mixes the outputs of two models; the merged model is its tuned one alone. To keep "
-            f"the ensemble: tether export {options.adapter.parent} OUT"
+            f"the ensemble: tether export {quoted(options.adapter.parent)} OUT"
         )
     elif (run / "fisher").is_dir() and run / "fisher" != options.adapter.absolute():
-        print(f"The run's ensemble is {options.adapter.parent / 'fisher'}; merge that to keep it.")
+        say(f"The run's ensemble is {options.adapter.parent / 'fisher'}; merge that to keep it.")
     return 0
 
 
@@ -173,6 +234,7 @@ def rank(options: argparse.Namespace) -> int:
     from tether.runs.export import base_of, run_config
     from tether.runs.outcome import head_of
     from tether.runs.rank import shrink
+    from tether.runs.show import show_table
 
     saved = load_adapter(options.adapter)
     data = run_config(options.adapter).get("data", {})
@@ -183,16 +245,17 @@ def rank(options: argparse.Namespace) -> int:
         )
     benchmark = _benchmark(data, options.overrides)
     head = head_of(options.adapter) if saved.extra.get("head") else None
-    results = shrink(
-        load(options.model or base_of(saved, options.adapter)),
-        benchmark,
-        options.adapter,
-        options.out,
-        ranks=options.ranks,
-        tolerance=options.tolerance,
-        head=head,
-        progress=_progress(),
-    )
+    with _progress() as progress:
+        results = shrink(
+            load(options.model or base_of(saved, options.adapter)),
+            benchmark,
+            options.adapter,
+            options.out,
+            ranks=options.ranks,
+            tolerance=options.tolerance,
+            head=head,
+            progress=progress,
+        )
     best = results[-1].score - options.tolerance
     chosen = next(result for result in results if result.score >= best)
     table = Table("rank", "bytes", "validation top-1", title="Ranks of the adapter")
@@ -200,8 +263,8 @@ def rank(options: argparse.Namespace) -> int:
         rank = f"{result.rank} (whole)" if result is results[-1] else str(result.rank)
         mark = " ← saved" if result is chosen else ""
         table.add_row(rank, f"{result.bytes:,}", f"{result.score:.1%}{mark}")
-    Console().print(table)
-    print(f"Adapter: {options.out}")
+    show_table(table, Console())
+    say(f"Adapter: {options.out}")
     return 0
 
 
@@ -211,14 +274,14 @@ def average(options: argparse.Namespace) -> int:
 
     if all((folder / "adapter.json").is_file() for folder in options.folders):
         average_folders(options.folders, options.out, options.alpha)
-        print(f"Mean of {len(options.folders)} adapters: {options.out}")
+        say(f"Mean of {len(options.folders)} adapters: {options.out}")
         if (options.out / HEAD_FILE).is_file():
-            print(f"Mean of their linear heads: {options.out / HEAD_FILE}")
+            say(f"Mean of their linear heads: {options.out / HEAD_FILE}")
         return 0
     if options.alpha is not None:
         raise TetherError("--alpha belongs to adapters; a mean of whole models has none.")
     average_models([str(folder) for folder in options.folders], options.out)
-    print(f"Mean of {len(options.folders)} models: {options.out}")
+    say(f"Mean of {len(options.folders)} models: {options.out}")
     return 0
 
 
@@ -226,24 +289,15 @@ def export(options: argparse.Namespace) -> int:
     from tether.runs.predictor import export_predictor
 
     export_predictor(options.run, options.out)
-    print(f"Predictor: {options.out} (tether.runs.predictor.load_predictor reads it)")
-    return 0
-
-
-def pretrain(options: argparse.Namespace) -> int:
-    from tether.config import build, override
-    from tether.tasks.pretraining import PretrainingConfig, pretrain
-
-    config = build(PretrainingConfig, override({}, options.overrides))
-    folder = pretrain(config, options.pictures, options.stem, options.runs, resume=options.resume)
-    print(f"The model is in {folder}.")
+    say(f"Predictor: {options.out} (tether.runs.predictor.load_predictor reads it)")
     return 0
 
 
 def demo(options: argparse.Namespace, device: Any) -> int:
     from tether.runs.demo import demo
 
-    demo(options.runs, _progress(), device=device)
+    with _progress() as progress:
+        demo(options.runs, progress, device=device)
     return 0
 
 
@@ -261,7 +315,28 @@ def _benchmark(data: dict[str, Any], overrides: list[str]) -> Any:
     return load_benchmark(build(DataConfig, wanted["data"], "data"))
 
 
-def _progress():
-    from tether.runs.show import EvaluationProgress
+def _data_words(path: Path | None) -> list[str]:
+    """The data block that a file of `--data` holds, as an assignment.
 
-    return EvaluationProgress()
+    Raises:
+        TetherError: the file is missing, or holds no options of data.
+    """
+    if path is None:
+        return []
+    from tether.config import read_yaml
+
+    block = read_yaml(path)
+    if set(block) == {"data"} and isinstance(block["data"], dict):
+        block = block["data"]
+    if "method" not in block:
+        raise TetherError(
+            f"{path} should hold the options of the data alone, such as `method: folder` and `train: PICTURES`; found "
+            f"{', '.join(map(str, block)) or 'nothing'}. Add its method: folder, manifest, imagenet or emoji_shift."
+        )
+    return [f"data={json.dumps(block, default=str)}"]
+
+
+def _progress() -> Any:
+    from tether.training.progress import ProgressDisplay
+
+    return ProgressDisplay()

@@ -11,7 +11,7 @@ from tether.errors import TetherError, near_misses
 EXAMPLES = """\
 examples:
   tether demo                                         everything at once, on built-in data
-  tether recipes                                      what can be trained
+  tether recipes                                      what can be trained; add a name for all its options
   tether train r-adapter                              train, choose alpha, evaluate
   tether train r-adapter model=MODEL data.method=folder data.train=PICTURES
   tether train --resume runs/r-adapter-001            go on after Ctrl-C, a kill, or a mended error
@@ -40,8 +40,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    from importlib.metadata import version
-
     parser = argparse.ArgumentParser(
         prog="tether",
         description="Fine-tune vision-language models without losing their robustness.",
@@ -49,18 +47,20 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"tether {version('tether')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.add_argument(
         "--threads", type=_count, help="CPU threads (default: OMP_NUM_THREADS, else one per core)"
     )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="name_of_command")
 
-    def add(name: str, run: Any, text: str, *, joins: bool = False) -> argparse.ArgumentParser:
-        """A command; one that `joins` may run under torchrun, and is given its device."""
+    def add(
+        name: str, run: Any, text: str, *, joins: bool = False, check: Any = None
+    ) -> argparse.ArgumentParser:
+        """A command; one that `joins` may run under torchrun, and is given its device. `check` comes before."""
         command = subparsers.add_parser(
             name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
         )
-        command.set_defaults(command=run, joins=joins)
+        command.set_defaults(command=run, joins=joins, check=check)
         command.add_argument(
             "--threads",
             type=_count,
@@ -70,7 +70,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         return command
 
     train = add(
-        "train", commands.train, "fine-tune as a recipe says, choose alpha, evaluate every domain", joins=True
+        "train",
+        commands.train,
+        "fine-tune as a recipe says, choose alpha, evaluate every domain",
+        joins=True,
+        check=commands.check_train,
     )
     train.add_argument("recipe", nargs="?", help="name of a recipe that comes with tether, or a YAML file")
     _add_overrides(
@@ -84,17 +88,33 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     train.add_argument("--alpha", help="auto, a number, or {image: a, text: b}: short for alpha.value=…")
 
+    _add_data(train)
+
     recipes = add(
         "recipes",
         commands.recipes,
-        "list the recipes that come with tether, or print one with all its options",
+        "list the recipes that come with tether, or print one with every option, its meaning and its default",
     )
     recipes.add_argument("name", nargs="?", help="a recipe's name, or a YAML file")
 
-    compare = add("compare", commands.compare, "several recipes × seeds: one table, one report", joins=True)
+    sites = add("sites", commands.sites, "list the places in a model that an adapter can go to")
+    sites.add_argument("model", help="anything tether.load takes")
+    sites.add_argument("--tower", choices=("image", "text"), help="of this tower only")
+    sites.add_argument(
+        "--kinds", nargs="+", metavar="KIND", help="of these kinds only, such as attention mlp (all)"
+    )
+
+    compare = add(
+        "compare",
+        commands.compare,
+        "several recipes × seeds: one table, one report",
+        joins=True,
+        check=commands.check_compare,
+    )
     compare.add_argument(
         "recipes", nargs="+", help="names, YAML files, or folders of these, of the same model and data"
     )
+    _add_data(compare)
     compare.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run for each (0)")
     compare.add_argument(
         "--folds", type=int, nargs="+", default=[0], help="folds of the built-in data, pooled (0)"
@@ -208,26 +228,30 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
     search.add_command(add)
 
-    pretrain = add(
-        "pretrain",
-        commands.pretrain,
-        "train a pair of towers from captioned pictures: how `builtin` was made",
-    )
-    pretrain.add_argument("pictures", type=Path, help="folder with pictures.zip and pictures.json")
-    pretrain.add_argument("--stem", type=Path, required=True, help="safetensors of the convolutional stem")
-    pretrain.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="where the run gets its directory (runs)"
-    )
-    pretrain.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with a run that was stopped or killed"
-    )
-    _add_overrides(pretrain, "options, such as training.steps=500")
-
     demo = add("demo", commands.demo, "the main job on the built-in model and data, in minutes", joins=True)
     demo.add_argument(
         "--runs", type=Path, default=Path("runs"), help="where runs are made, or found finished (runs)"
     )
     return parser, subparsers.choices
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="YAML with the options of your data (method, train, shifted, …), in place of the recipe's",
+    )
+
+
+class _Version(argparse.Action):
+    """Prints the version; it is looked up only where it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        import tether
+
+        print(f"tether {tether.__version__}")
+        parser.exit()
 
 
 def _add_overrides(command: argparse.ArgumentParser, text: str) -> None:

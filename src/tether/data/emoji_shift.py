@@ -42,6 +42,7 @@ class EmojiShiftConfig(DataConfig):
     """
 
     fold: int = 0
+    """Which third of the emoji is tested: 0, 1 or 2."""
     corruptions: CorruptedTests = "none"
 
     def load(self) -> Benchmark:

@@ -52,15 +52,21 @@ class ImageNetConfig(DataConfig):
 
     imagenet: str
     v2: str | None = None
+    """Root of ImageNet-V2."""
     sketch: str | None = None
+    """Root of ImageNet-Sketch."""
     r: str | None = None
+    """Root of ImageNet-R."""
     a: str | None = None
+    """Root of ImageNet-A."""
     objectnet: str | None = None
+    """Root of ObjectNet."""
     train: bool = True
     validation_share: float = 0.01
     templates: str | Sequence[str] = "imagenet-80"
     allow_partial: bool = False
     seed: int = 0
+    """Decides which pictures of `train` are kept for choosing."""
     corruptions: CorruptedTests = "none"
 
     def load(self) -> Benchmark:

@@ -63,10 +63,13 @@ class ManifestConfig(DataConfig):
     columns: Mapping[str, str] = field(default_factory=dict)
     class_names: str | None = None
     caption_separator: str = "|"
+    """What divides the captions of one picture in CSV."""
     templates: str | Sequence[str] = "photo"
+    """Name of a template set, a template, or several."""
     validation_share: float = 0.1
     test_share: float = 0.2
     seed: int = 0
+    """Decides how the table is cut, where it has no `split` column."""
     corruptions: CorruptedTests = "none"
     extra_classes: ExtraClasses = field(default="refuse", metadata={"added": True})
 

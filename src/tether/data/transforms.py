@@ -1,5 +1,7 @@
 """From a PIL picture to the pixels a model wants; everything before the last step stays in 8 bits."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
@@ -83,15 +85,20 @@ def test_transform(spec: ImageSpec, *, normalized: bool = True) -> v2.Compose:
             shorter side, one so thin that the result would be enormous.
     """
     interpolation = _interpolation(spec)
+    height, width = spec.scaled
     if spec.resize == "squash":
-        steps: list = [v2.Resize((spec.size, spec.size), interpolation, antialias=True)]
+        steps: list = [v2.Resize((height, width), interpolation, antialias=True)]
+    elif spec.resize == "shortest" and height == width:
+        steps = [_RefuseThin(), v2.Resize(height, interpolation, antialias=True)]
     elif spec.resize == "shortest":
-        resize = v2.Resize(spec.size, interpolation, antialias=True)
-        steps = [_RefuseThin(), resize, v2.CenterCrop(spec.size)]
+        cover = partial(_cover, height=height, width=width, interpolation=interpolation)
+        steps = [_RefuseThin(), cover]
     else:
         raise TetherError(
             f"The resize mode is {spec.resize!r}{near_misses(spec.resize, ('shortest', 'squash'))}"
         )
+    if spec.resize == "shortest" or spec.before_crop is not None:
+        steps.append(v2.CenterCrop(spec.size))
     return v2.Compose([*steps, v2.PILToTensor(), *_last_steps(spec, normalized)])
 
 
@@ -119,6 +126,15 @@ def fit_shortest(picture: Image.Image, size: int) -> Image.Image:
     return picture.resize(
         (max(size, round(width * factor)), max(size, round(height * factor))), Image.Resampling.BICUBIC
     )
+
+
+def _cover(
+    picture: Image.Image, *, height: int, width: int, interpolation: v2.InterpolationMode
+) -> Image.Image:
+    """The picture, its ratio kept, at the smallest scale at which it covers height × width."""
+    factor = max(height / picture.height, width / picture.width)
+    size = max(height, round(picture.height * factor)), max(width, round(picture.width * factor))
+    return v2.functional.resize(picture, size, interpolation, antialias=True)
 
 
 class _RefuseThin(nn.Module):

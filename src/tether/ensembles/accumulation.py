@@ -25,6 +25,7 @@ class AccumulationConfig:
     """A running average of what is trained, used for everything after training."""
 
     momentum: float = 0.999
+    """m: the share of the average that stays at each step."""
     correction: Correction = "none"
     """"none" as published; "run_length" divides by 1 − mᵗ, "warmup" uses min(m, (1 + t) / (10 + t))."""
 

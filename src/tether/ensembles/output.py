@@ -32,10 +32,15 @@ class OutputConfig(EnsembleConfig):
     """Predictions mixed with one weight of the tuned model, given or chosen on validation pictures."""
 
     weight: float | str = "auto"
+    """Of the tuned model from 0 to 1, or "auto": chosen on validation pictures."""
     grid: tuple[float, ...] = GRID
+    """What "auto" chooses from."""
     rule: str = "bounded loss"
+    """How "auto" chooses, see `tether.evaluation.alpha`."""
     space: str = "probabilities"
+    """What is mixed: "probabilities" or "logits"."""
     fit_temperatures: bool = True
+    """Fit a temperature to each model on validation pictures first."""
 
     @property
     def needs_validation(self) -> bool:

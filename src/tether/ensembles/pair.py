@@ -155,7 +155,7 @@ class Pair:
                 index = _distributed.gather(index)
                 yield Views(*parts), index
                 done += len(index)
-                self._tell(split.name, done, len(split))
+                self._tell(f"comparing both models on {split.name}", done, len(split))
 
     def collect(self, split: Split) -> Views:
         """What both models say of every picture of a split, in its order."""

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -60,10 +61,19 @@ def alpha_sweep(
         def batches(split: PictureSplit) -> Iterator[tuple[Tensor, Tensor]]:
             return batches_of(model, split, batch_size, workers, open_split)
 
+        far = ("evaluating", 0, sum(map(len, splits.values())))
+
+        def tell(*news: Any) -> None:
+            nonlocal far
+            far = news
+            if progress:
+                progress(*far)
+
         def respond(pixels: Tensor, split: PictureSplit) -> Iterator[Tensor]:
             for image, group in zip(images, members, strict=True):
                 path.set(image, "image")
                 features = model.encode_image(pixels)
+                tell(*far)  # at every alpha: a batch at all of them may take half a minute
                 for i in group:
                     yield readers[towers[i][1]](features)
 
@@ -73,7 +83,7 @@ def alpha_sweep(
             return readers[towers[members_in_order[number]][1]].scorer(split)
 
         with shared_prefix(model.module, path.changes("image")) as forget_useless:
-            answers = answer(splits, scorer, batches, respond, progress, forget_useless)
+            answers = answer(splits, scorer, batches, respond, tell, forget_useless)
     order = {member: number for number, member in enumerate(members_in_order)}
     return Sweep(tuple(alphas), tuple(answers[order[i]] for i in range(len(towers))))
 

@@ -5,8 +5,15 @@ from html import escape
 
 from tether.evaluation._svg import PALETTE
 from tether.evaluation.alpha import AlphaChoice
-from tether.evaluation.figures import CROWD, styles
+from tether.evaluation.figures import CROWD, marks, styles
 from tether.evaluation.results import Method, Results
+from tether.evaluation.tables import count
+
+_MEANINGS = {
+    "top1": "Share of pictures whose first answer is right.",
+    "recall": "Share of captions that find their picture first, and of pictures that find a caption of theirs "
+    "first; the mean of both.",
+}
 
 _SHAPES = {
     "o": '<circle cx="11" cy="7" r="4.5"/>',
@@ -95,9 +102,13 @@ def domains_caption(results: Results) -> str:
 
 def legend(results: Results, only: Sequence[str] | None = None) -> str:
     """Colour, shape and name of every method in a figure."""
-    looks = styles(results)
+    looks, shared = styles(results), marks(results)
     names = [method.name for method in results.methods if only is None or method.name in only]
-    return _legend((looks[name][0], "s" if only is not None else looks[name][1], name) for name in names)
+    groups = dict.fromkeys(tuple(name for name in shared[name] if name in names) for name in names)
+    return _legend(
+        (looks[group[0]][0], "s" if only is not None else looks[group[0]][1], " = ".join(group))
+        for group in groups
+    )
 
 
 def alpha_legend(choice: AlphaChoice, method: Method | None) -> str:
@@ -136,7 +147,7 @@ def terms(results: Results) -> str:
         "alpha": "Weights = zero-shot + alpha · (fine-tuned − zero-shot): 0 is the zero-shot model.",
         "simulated shift": "A validation picture, altered: greyscale, other hues, drawn as lines, and so on.",
         "95 % interval": "A range that contains the true value for 95 % of test sets of this size and kind.",
-        "top-1 accuracy": "Share of pictures whose first answer is right.",
+        results.metrics[0].title: _MEANINGS.get(results.metrics[0].name, "The first metric of the task."),
     }
     if results.of_kind("corruption"):
         entries["corruption"] = (
@@ -163,7 +174,3 @@ def _legend(entries: Iterable[tuple[str, str, str]]) -> str:
             f'<li><svg viewBox="0 0 22 14" fill="{colour}" aria-hidden="true">{mark}</svg>{escape(name)}</li>'
         )
     return f'<ul class="legend">{"".join(items)}</ul>'
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

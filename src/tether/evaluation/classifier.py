@@ -74,15 +74,22 @@ def class_embeddings(
             index = torch.tensor(labels, device=features.device)
             sums.index_add_(0, index, features[torch.tensor(rows, device=features.device)])
             if progress:
-                progress("prompts", start + len(prompts), len(distinct))
+                progress("encoding prompts", start + len(prompts), len(distinct))
     what = [tuple(read[prompt] for prompt in prompts) for prompts in filled]
     warn_of_same_prompts(class_names, what, f"{model.source}, which reads {model.context_length} tokens")
     return torch.nn.functional.normalize(sums, dim=-1)
 
 
-def zero_shot_classifier(model: Model, class_names: Sequence[str], templates: Sequence[str]) -> Classifier:
+def zero_shot_classifier(
+    model: Model,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    progress: Progress | None = None,
+) -> Classifier:
     """The classifier made of the model's own text features and logit scale; see `class_embeddings`."""
-    return Classifier(weight=class_embeddings(model, class_names, templates), scale=model.logit_scale)
+    weight = class_embeddings(model, class_names, templates, progress=progress)
+    return Classifier(weight=weight, scale=model.logit_scale)
 
 
 @contextmanager

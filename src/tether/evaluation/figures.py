@@ -21,14 +21,28 @@ CROWD = 8
 
 
 def styles(results: Results) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each method: grey for zero-shot, the first hue for the highlighted one."""
+    """Colour and marker of each method: grey for zero-shot, the first hue for the highlighted one.
+
+    Methods that are identical have one mark.
+    """
     order = sorted(results.methods, key=lambda method: method.name != results.highlighted)
     others = [method.name for method in order if method.name != results.zero_shot]
     looks = {
         name: (PALETTE[i % len(PALETTE)], MARKERS[i // len(PALETTE) % len(MARKERS)])
         for i, name in enumerate(others)
     }
-    return {results.zero_shot: (GREY, "o")} | looks if results.zero_shot else looks
+    looks |= {results.zero_shot: (GREY, "o")} if results.zero_shot else {}
+    return {name: looks[names[0]] for name, names in marks(results).items()}
+
+
+def marks(results: Results) -> dict[str, tuple[str, ...]]:
+    """For each method those that share its mark, as they are identical; the one that decides how it looks first."""
+    shared = {method.name: (method.name,) for method in results.methods}
+    for names in results.identical():
+        first = next((name for name in names if name in (results.zero_shot, results.highlighted)), names[0])
+        order = (first, *(name for name in names if name != first))
+        shared |= dict.fromkeys(names, order)
+    return shared
 
 
 def robustness_figure(results: Results, *, names: bool = False) -> str | None:
@@ -83,15 +97,16 @@ def robustness_figure(results: Results, *, names: bool = False) -> str | None:
         axes.set_xlabel("in-distribution accuracy (%)")
         axes.set_ylabel("mean accuracy on shifted domains (%)")
         if names:
-            marks = [
-                Line2D([], [], color=looks[method.name][0], marker=looks[method.name][1], linestyle="")
-                for method, *_ in placed
+            shared = list(dict.fromkeys(marks(results)[method.name] for method, *_ in placed))
+            handles = [
+                Line2D([], [], color=looks[first][0], marker=looks[first][1], linestyle="")
+                for first, *_ in shared
             ]
-            labels = [_short(method.name, 40) for method, *_ in placed]
+            labels = [" = ".join(_short(name, 40) for name in names) for names in shared]
             if results.baseline_line():
-                marks += [Line2D([], [], color=INK, alpha=0.6, marker="x")]
+                handles += [Line2D([], [], color=INK, alpha=0.6, marker="x")]
                 labels += ["ordinary models, 95 % interval"]
-            figure.legend(marks, labels, loc="outside right upper", frameon=False, fontsize=8)
+            figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
         return svg(figure, "robustness")
 
 

@@ -5,9 +5,9 @@ import io
 from collections.abc import Iterator, Sequence
 
 from rich.table import Table
-from rich.text import Text
 
-from tether.evaluation.results import Method, Results
+from tether._text import cell
+from tether.evaluation.results import Domain, Method, Results
 from tether.evaluation.scores import SplitScores
 from tether.evaluation.significance import standard_deviation
 
@@ -15,12 +15,12 @@ from tether.evaluation.significance import standard_deviation
 def to_terminal(results: Results) -> Table:
     """The main table for `rich`, in percent, with the standard deviation over seeds if there are several."""
     header, *rows = _cells(results)
-    table = Table(title=Text(results.title), title_justify="left")
-    for i, cell in enumerate(header):
-        table.add_column(Text(cell), justify="left" if i == 0 else "right", no_wrap=i > 0)
+    table = Table(title=cell(results.title), title_justify="left")
+    for i, title in enumerate(header):
+        table.add_column(cell(title), justify="left" if i == 0 else "right", no_wrap=True)
     for method, row in zip(results.methods, rows, strict=True):
         style = "bold" if method.name == results.highlighted else ""
-        table.add_row(*map(Text, row), style=style)
+        table.add_row(*map(cell, row), style=style)
     return table
 
 
@@ -28,7 +28,8 @@ def to_markdown(results: Results) -> str:
     """The main table in Markdown, what its numbers are, and which differences are more than chance."""
     robust = " Effective robustness: points above the line through ordinary models, with that line's 95 % interval."
     about = explain_cells(results) + (robust if results.baseline_line() else "")
-    blocks = [_markdown(*_cells(results)), about, *map(_markdown_text, results.notes)]
+    notes = [*identical_text(results), *results.notes]
+    blocks = [_markdown(*_cells(results)), about, *map(_markdown_text, notes)]
     if results.differences:
         reference = results.differences[0].reference
         title = f"Points of accuracy more (+) or less (−) than {_markdown_text(reference)}"
@@ -86,7 +87,7 @@ def to_csv(results: Results) -> str:
         tuning = method.tuning
         row += [tuning.budget, len(tuning.trials), tuning.steps] if tuning else [None] * 3
         row += [_spreadsheet_text(chosen_text(method))]
-        writer.writerow(f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row)
+        writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row)
     return out.getvalue()
 
 
@@ -113,6 +114,19 @@ def predictions_csv(scores: SplitScores, class_names: Sequence[str]) -> str:
         right, confidence = int(scores.correct[i]), f"{scores.confidences[i].item():.6g}"
         writer.writerow((*map(_spreadsheet_text, names), right, confidence, int(scores.ranks[i])))
     return out.getvalue()
+
+
+def domain_title(domain: Domain) -> str:
+    """A domain's name, marked where it is no shift."""
+    return domain.name if domain.kind == "shifted" else f"{domain.name} ({domain.kind})"
+
+
+def identical_text(results: Results) -> list[str]:
+    """A sentence for each group of methods that answer alike, as those do whose alpha leaves the same model."""
+    return [
+        f"{', '.join(names[:-1])} and {names[-1]} are identical in every number: they give the same answers."
+        for names in results.identical()
+    ]
 
 
 def explain_cells(results: Results) -> str:
@@ -160,6 +174,11 @@ def bytes_text(count: int | None) -> str:
     raise AssertionError("unreachable: the last unit always returns")
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things: "1 trial", "3 trials"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def count_text(count: int | None) -> str:
     """A number of parameters: "0", "820 k", "20.4 M"."""
     if count is None:
@@ -196,7 +215,7 @@ def _cells(results: Results) -> Iterator[list[str]]:
     corrupted = bool(results.of_kind("corruption"))
     line = results.baseline_line()
     tuned = any(method.tuning for method in results.methods)
-    header = ["method", *(domain.name for domain in shown)]
+    header = ["method", *map(domain_title, shown)]
     header += ["mean shifted", "worst shifted"] if shifted else []
     header += [corruption_title(results)] if corrupted else []
     header += ["effective robustness"] if line else []
@@ -204,7 +223,7 @@ def _cells(results: Results) -> Iterator[list[str]]:
     for method in results.methods:
         row = [method.name]
         row += [
-            percent(method.measures[domain.name].top1) if domain.name in method.measures else "–"
+            percent(method.measures[domain.name].first) if domain.name in method.measures else "–"
             for domain in shown
         ]
         if shifted:

@@ -36,11 +36,15 @@ class ProbeConfig:
     """The head alone first: AdamW with a cosine to 0 on features of the frozen model."""
 
     epochs: int = 5
+    """Passes over the training pictures."""
     steps: int | None = None
     """Optimizer steps, instead of epochs."""
     lr: float = 1e-2
+    """Learning rate at the start."""
     weight_decay: float = 0.0
+    """Decoupled weight decay."""
     batch_size: int = 256
+    """Pictures per optimizer step."""
     augmented: bool = False
     """Encode augmented pictures in every epoch; otherwise each picture is encoded once, as in a test."""
 

@@ -2,7 +2,7 @@
 
 import json
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def load_architecture(name: str, source: str, activation: Activation | None = No
     model = _assemble(config, preprocess, file, source, None)
 
     def describe(new: Path) -> None:
-        pictures = asdict(model.image)
+        pictures = model.image.described()
         pictures["resize_mode"] = pictures.pop("resize")
         _write_config({"model_cfg": config, "preprocess_cfg": pictures}, new)
         if not isinstance(model.tokenizer, SimpleTokenizer):  # that one comes with open_clip
@@ -244,12 +244,21 @@ def wrap(module: nn.Module, preprocess: dict[str, Any], tokenizer: Any, source: 
         source=source,
         family="open_clip",
         image=image,
+        dim=_width(module.visual),
         context_length=context_length,
         activation=describe_activation(image=module.visual, text=text.transformer),
         tokenizer=tokenizer,
         image_features=_image_features,
         text_features=text_features,
     )
+
+
+def _width(visual: nn.Module) -> int:
+    """Width of the image features; `visual` is a tower of open_clip's own or a timm model with a projection."""
+    if hasattr(visual, "output_dim"):
+        return visual.output_dim
+    linears = [part for part in visual.head.modules() if isinstance(part, nn.Linear)]
+    return linears[-1].out_features if linears else visual.trunk.num_classes or visual.trunk.num_features
 
 
 def _image_features(module: nn.Module, pixels: Tensor) -> Tensor:
@@ -304,22 +313,18 @@ def _tokenizer(config: dict[str, Any], folder: Path | None, source: str) -> Any:
 
 def _image_spec(module: nn.Module, preprocess: dict[str, Any], source: str) -> ImageSpec:
     height, width = to_2tuple(module.visual.image_size)
-    if height != width:
-        raise TetherError(
-            f"{source} takes pictures of {height} × {width} pixels; only square ones are supported."
-        )
     stated = preprocess.get("size")
-    if stated is not None and to_2tuple(stated) != (height, width):
+    if stated is not None and tuple(to_2tuple(stated)) != (height, width):
         raise TetherError(
             f"{source} contradicts itself: pictures are prepared with {stated} pixels, the image tower takes "
-            f"{height}."
+            f"{height if height == width else (height, width)}."
         )
     trunk = getattr(module.visual, "trunk", None)
     embedded = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
     if embedded is not None and tuple(embedded) != (height, width):
         raise TetherError(
-            f"{source} contradicts itself: image_size is {height}, but the timm model {type(trunk).__name__} "
-            f"was made for {embedded[0]} × {embedded[1]} pixels."
+            f"{source} contradicts itself: image_size is {height if height == width else (height, width)}, but the "
+            f"timm model {type(trunk).__name__} was made for {embedded[0]} × {embedded[1]} pixels."
         )
     prepared = merge_preprocess_dict(PreprocessCfg(), preprocess)
     if (
@@ -332,7 +337,7 @@ def _image_spec(module: nn.Module, preprocess: dict[str, Any], source: str) -> I
             f"{', '.join(INTERPOLATIONS)}."
         )
     return ImageSpec(
-        size=height,
+        size=(height, width),
         mean=channels(prepared["mean"], f"The mean of {source}"),
         std=channels(prepared["std"], f"The standard deviation of {source}", positive=True),
         interpolation=prepared["interpolation"],

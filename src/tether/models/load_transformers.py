@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, CLIPModel, Siglip2Model, Sig
 from tether._files import read_json
 from tether.errors import TetherError, near_misses
 from tether.models.activation import Activation, describe_activation
+from tether.models.load_transformers_image import KINDS as IMAGE_KINDS
 from tether.models.model import ImageSpec, Model, channels
 from tether.models.saving import copy_description
 from tether.models.size_limit import SizeLimit
@@ -52,7 +53,7 @@ def load_folder(folder: Path, source: str, activation: Activation | None = None)
     if kind not in KINDS:
         raise TetherError(
             f"{source} holds a transformers model of type {kind!r}, which is not a contrastive model tether "
-            f"loads{near_misses(str(kind), list(KINDS))} A model of another kind goes to tether.attach as it is."
+            f"loads{near_misses(str(kind), list(KINDS))} Image models it loads: {', '.join(IMAGE_KINDS)}."
         )
     module = _module(folder, kind, source)
     found = describe_activation(image=module.vision_model, text=module.text_model)
@@ -76,6 +77,7 @@ def load_folder(folder: Path, source: str, activation: Activation | None = None)
         source=source,
         family="transformers",
         image=_image_spec(folder, module, source),
+        dim=module.config.projection_dim if kind == "clip" else module.config.vision_config.hidden_size,
         context_length=text.max_position_embeddings,
         activation=found,
         tokenizer=tokenizer,

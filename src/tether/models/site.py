@@ -1,48 +1,70 @@
-"""What a site is, how sites are chosen, and the sites that every kind of Transformer block has in common."""
+"""What a site is, and how sites are chosen."""
 
+import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from types import MappingProxyType
 from typing import Literal, get_args
-
-from torch import nn
 
 from tether.errors import TetherError, near_misses
 
 Tower = Literal["image", "text"]
 Kind = Literal["stem", "attention", "mlp", "block", "linear", "norm"]
 Layout = Literal["BNC", "NBC", "BHWC", "BCHW"]
+Side = Literal["input", "output"]
+Position = Literal["output", "before", "after", "branch", "parallel", "parallel_normalized", "prompt"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+POSITIONS: tuple[Position, ...] = get_args(Position)
 NORMS = re.compile("(Layer|Batch|Group|RMS|Rms)_?Norm")
-NOT_TOKENS = re.compile(
-    r"(^|\.)(cpb_mlp|q_norm|k_norm|ln_q|ln_k|shortcut)(\.|$)"
-)  # position biases, per-head norms
+
+
+@dataclass(frozen=True)
+class Port:
+    """A tensor that passes a module and can be read or added to there."""
+
+    path: str
+    side: Side
+    """The module's output (a tensor, or the first item of a tuple), or its first positional argument."""
+    tokens: Layout
+    """Layout: batch, tokens (or height and width), channels."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a model where something can be attached: the output of one of its modules.
+    """A place in a model where something can be attached: what it reads, and where it adds to.
 
-    `attention` is the output of an attention's out-projection and `mlp` that of an MLP's second linear, both
-    before LayerScale, drop path and the residual sum; `block` is the output of a whole block; `linear` and
-    `norm` are the linears and norms inside the blocks. `stem`, in front of the blocks of a hybrid ViT, is the
-    output of the last convolution of each of the stem's residual branches and of its projection to tokens.
+    What is attached computes f(x) of the tensor at `reads` and adds it to every tensor of `writes`, within one
+    call of the block. Where a port of `writes` has another layout, f(x) has its tokens in the same order and is
+    reshaped to it. The positions, with h0 a block's input, h1 = h0 + attention(norm(h0)) and h2 = h1 + mlp(norm(h1)):
+
+    - "output": the output of one module. Of kind `attention` that of an attention's out-projection and of kind `mlp`
+      that of an MLP's second linear, both before LayerScale, drop path and the residual sum; `block` is the output
+      of a whole block; `linear` and `norm` are the linears and norms inside the blocks. `stem`, in front of the
+      blocks of a hybrid ViT, is the output of the last convolution of each of the stem's residual branches and of
+      its projection to tokens.
+    - "before" and "after": the residual stream on either side of a branch, of kind `attention` (h0, h1) or `mlp`
+      (h1, h2).
+    - "branch": what a branch gives, as whole tokens or a whole map (in Swin after windows are put together
+      again), before LayerScale, drop path and the residual sum; behind the norm where that follows the branch.
+    - "parallel": around a branch and its norm: reads the stream before it, adds to the stream after it.
+    - "parallel_normalized": around a branch, behind its norm: reads what the branch reads, adds to what it gives.
+    - "prompt": a sequence of kind `block` into which tokens can be inserted at index `prefix_tokens` of what the
+      block takes (`reads`), and removed from what it gives (`writes`). Not while `fast_last_block` shortens it.
     """
 
     path: str
-    """The module whose output (a tensor, or the first item of a tuple) is the site."""
+    """The module of `reads`."""
     tower: Tower
     depth: int
     """Number of the block within its tower, from 0; a stem counts as part of block 0."""
     kind: Kind
     width: int
-    """Channels of the output."""
+    """Channels of what is read and of what is added."""
     tokens: Layout
-    """Layout of the output: batch, tokens (or height and width), channels."""
-    class_token: bool
-    """Token 0 is a class token."""
+    """Layout of what is read."""
+    prefix_tokens: int
+    """How many tokens of a sequence come before its patches: class token, distillation token, registers."""
     linear: str | None
     """The linear, or the convolution over all channels, whose weight and bias produce the output: where a linear
     adapter is merged."""
@@ -50,6 +72,37 @@ class Site:
     """The linear is never called as a module; its owner reads the weight and bias itself."""
     windows: bool = False
     """The leading dimension is batch × windows (batch-major): attention inside windows, as in Swin."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of patches; None where the model takes pictures of other sizes too."""
+    position: Position = "output"
+    reads: Port | None = None
+    """None is the output of `path`."""
+    writes: tuple[Port, ...] = ()
+    """Nothing given is `reads`."""
+
+    def __post_init__(self) -> None:
+        if self.reads is None:
+            object.__setattr__(self, "reads", Port(self.path, "output", self.tokens))
+        if not self.writes:
+            object.__setattr__(self, "writes", (self.reads,))
+
+    def grid_of(self, tokens: int) -> tuple[int, int]:
+        """Rows and columns of the patches in a sequence of `tokens` tokens, prefix tokens included.
+
+        Raises:
+            TetherError: the sequence does not fit the site's grid, or there is none and the patches are no square.
+        """
+        patches = tokens - self.prefix_tokens
+        if self.grid is not None and patches == math.prod(self.grid):
+            return self.grid
+        side = math.isqrt(max(patches, 0))
+        if self.grid is not None or side * side != patches or not side:
+            expected = f"{self.grid[0]} × {self.grid[1]} patches" if self.grid else "a square of patches"
+            raise TetherError(
+                f"{self.path} has {tokens} tokens, where {self.prefix_tokens} in front of {expected} were expected. "
+                f"Give pictures of the size the model was made for, or attach to a map (see Site.tokens)."
+            )
+        return side, side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,69 +204,3 @@ def _within(sites: Sequence[Site], in_tower: Sequence[Site], depths: tuple[int, 
 
 def _pattern_of(path: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in path.split("."))
-
-
-def block_sites(
-    block: nn.Module,
-    path: str,
-    *,
-    tower: Tower,
-    depth: int,
-    width: int,
-    tokens: Layout,
-    class_token: bool,
-    attention: tuple[str, str] | None,
-    mlp: str | None,
-    windows: bool = False,
-    layouts: Mapping[str, Layout] = MappingProxyType({}),
-    uncalled: Collection[str] = (),
-) -> Iterator[Site]:
-    """All sites of one block.
-
-    Args:
-        block: the block itself.
-        path: its path in the model.
-        attention: relative to the block, the module whose output is the attention's, and the linear that
-            produces it. Where they differ the linear is read by its owner and never called.
-        mlp: relative to the block, the MLP's second linear.
-        windows: the attention works on batch × windows of tokens.
-        layouts: layout of parts of the block, by relative path, where it is not `tokens`.
-        uncalled: further linears, by relative path, that their owner reads without calling them.
-    """
-
-    def site(relative: str, kind: Kind, width: int, linear: str | None = None, fused: bool = False) -> Site:
-        full = f"{path}.{relative}" if relative else path
-        in_window = windows and attention is not None and _inside(relative, attention[0].split(".")[0])
-        layout = "BNC" if in_window else layouts.get(relative, tokens)
-        merges = linear is not None and isinstance(block.get_submodule(linear), nn.Linear | nn.Conv2d)
-        owner = f"{path}.{linear}" if merges else None
-        return Site(full, tower, depth, kind, width, layout, class_token, owner, fused, in_window)
-
-    fused_owner = None
-    if attention is not None:
-        output, linear = attention
-        fused_owner = output if output != linear else None
-        yield site(output, "attention", block.get_submodule(linear).weight.shape[0], linear, output != linear)
-    if mlp is not None:
-        yield site(mlp, "mlp", block.get_submodule(mlp).weight.shape[0], mlp)
-    yield site("", "block", width)
-    for relative, module in block.named_modules():
-        called = relative not in uncalled and (fused_owner is None or not _inside(relative, fused_owner))
-        if not relative or not called or NOT_TOKENS.search(relative):
-            continue
-        if isinstance(module, nn.Linear):
-            yield site(relative, "linear", module.out_features, relative)
-        elif NORMS.search(type(module).__name__) and getattr(module, "weight", None) is not None:
-            yield site(relative, "norm", module.weight.shape[0])
-
-
-def _inside(path: str, ancestor: str) -> bool:
-    return path == ancestor or path.startswith(ancestor + ".")
-
-
-def is_linear(block: nn.Module, path: str) -> bool:
-    """Whether the block has a linear, or a module with a linear's weight, at this relative path."""
-    try:
-        return getattr(block.get_submodule(path), "weight", None) is not None
-    except AttributeError:
-        return False

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 
 from open_clip.model import CLIP
-from open_clip.transformer import TextTransformer, VisionTransformer
+from open_clip.transformer import CustomResidualAttentionBlock, TextTransformer, VisionTransformer
 from torch import nn
 
-from tether.models.site import Site, block_sites
+from tether.models.block_sites import block_sites
+from tether.models.branches import pre_norm
+from tether.models.site import Site
 
 
 def find(owner: nn.Module, prefix: str) -> Iterator[Site]:
@@ -27,7 +29,16 @@ def find(owner: nn.Module, prefix: str) -> Iterator[Site]:
             depth=depth,
             width=owner.transformer.width,
             tokens="BNC" if batch_first else "NBC",
-            class_token=tower == "image",
+            prefix_tokens=int(tower == "image"),
             attention=("attn" if fused else "attn.out_proj", "attn.out_proj"),
             mlp="mlp.c_proj",
+            grid=tuple(owner.grid_size) if tower == "image" else None,
+            branches=pre_norm(
+                "ln_1",
+                # the class with its own attention has a norm behind it too, which does nothing where it is off
+                ("ln_attn" if isinstance(block, CustomResidualAttentionBlock) else "attn", "output"),
+                "ln_2",
+                ("mlp", "output"),
+            ),
+            prompts=tower == "image",
         )

@@ -36,6 +36,7 @@ class CarFTConfig(RegularizerConfig):
     """
 
     weight: float = 1.0
+    """Of the term beside the objective."""
     contexts: tuple[str, ...] | None = None
 
     def term(self, shared: Any) -> "CarFTTerm":

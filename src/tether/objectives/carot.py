@@ -41,8 +41,11 @@ class CaRotConfig(RegularizerConfig):
 
     weight: float = 1.0
     orthogonality: float = 0.2
+    """Weight of the projection's distance from orthogonality."""
     cross_orthogonality: float = 0.05
+    """Weight of the same between the projections of both towers."""
     distillation: float = 1.5
+    """Weight of the distillation from the teacher."""
     every: int = 500
     momentum: tuple[float, float] = (0.05, 0.9)
     warm_up: float = 0.2

@@ -27,6 +27,7 @@ class CrossEntropyConfig(ObjectiveConfig):
     pairs: ClassVar[bool] = False
 
     smoothing: float = 0.0
+    """Share of the target that is spread evenly over all classes, from 0 to below 1."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:

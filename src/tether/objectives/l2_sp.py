@@ -25,9 +25,10 @@ from tether.objectives._precision import widen
 @method("l2_sp_penalty")
 @dataclass(frozen=True, kw_only=True)
 class L2SPPenaltyConfig(RegularizerConfig):
-    """`weight` is α; the original work searches 1e-3…1."""
+    """The squared distance from the start, as a term of the loss."""
 
     weight: float = 0.1
+    """α; the original work searches 1e-3…1."""
 
     def term(self, shared: Any) -> "L2SPTerm":
         return L2SPTerm(self, shared)

@@ -28,8 +28,11 @@ class LipsumFTConfig(RegularizerConfig):
     """The published defaults: 80 texts of 8 random tokens a step, and weight 1."""
 
     weight: float = 1.0
+    """Of the term beside the objective."""
     texts: int = 80
+    """Random texts a step."""
     length: int = 8
+    """Random tokens in a text."""
 
     def term(self, shared: Any) -> "LipsumFTTerm":
         return LipsumFTTerm(self, shared)

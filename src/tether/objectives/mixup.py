@@ -65,7 +65,9 @@ class M2MixConfig(MixConfig):
     weight: float = 0.01
     temperature: float | None = 0.07
     negative_temperature: float | None = None
+    """A temperature of its own for the mixed negatives."""
     halve: bool = False
+    """The mean of both directions instead of their sum."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +85,7 @@ class VMixConfig(MixConfig):
 
     weight: float = 0.05
     original_negatives: bool = False
+    """Mix only the similarities on the diagonal."""
 
     def mix(self, image: Tensor, text: Tensor, share: float, temperature: float) -> Tensor:
         return v_mix(image, text, share, temperature, self.original_negatives)
@@ -95,6 +98,7 @@ class LMixConfig(MixConfig):
 
     weight: float = 0.05
     original_negatives: bool = False
+    """Mix only the similarities on the diagonal."""
 
     def mix(self, image: Tensor, text: Tensor, share: float, temperature: float) -> Tensor:
         return l_mix(image, text, share, temperature, self.original_negatives)
@@ -107,7 +111,9 @@ class VLMixConfig(MixConfig):
 
     weight: float = 0.1
     original_negatives: bool = False
+    """Mix only the similarities on the diagonal."""
     normalise_target: bool = False
+    """Halve the published target, so that its rows add up to 1."""
 
     def mix(self, image: Tensor, text: Tensor, share: float, temperature: float) -> Tensor:
         return vl_mix(image, text, share, temperature, self.original_negatives, self.normalise_target)
@@ -119,10 +125,15 @@ class M3MixConfig(RegularizerConfig):
     """m³-Mix: the four mixes with weights of their own, and one for their sum."""
 
     weight: float = 1.0
+    """Of the sum of the four mixes."""
     m2: M2MixConfig = field(default_factory=lambda: M2MixConfig(beta=0.2))
+    """Options of m²-Mix."""
     v: VMixConfig = field(default_factory=VMixConfig)
+    """Options of V-Mix."""
     l: LMixConfig = field(default_factory=LMixConfig)  # noqa: E741 — the paper's letter
+    """Options of L-Mix."""
     vl: VLMixConfig = field(default_factory=VLMixConfig)
+    """Options of VL-Mix."""
 
     def __post_init__(self) -> None:
         check_strengths("m3_mix", weight=self.weight)

@@ -46,7 +46,9 @@ class MPMNCEConfig(ObjectiveConfig):
     many_positives: ClassVar[bool] = True
 
     margin: float = 0.05
+    """δ, added to the cosines of pairs of different classes."""
     smoothing: float = 0.02
+    """ε, the share of the target that pairs of other classes get."""
     temperature: float | None = None
     """τ; None takes the model's own logit scale (0.01 for OpenAI's models, the paper's value)."""
 

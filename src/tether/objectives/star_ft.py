@@ -37,6 +37,7 @@ class StarFTConfig(RegularizerConfig):
     """
 
     weight: float = 0.5
+    """ρ, of the term beside the objective."""
     fade: bool = True
     backgrounds: tuple[str, ...] = (
         "{} on a white background",

@@ -22,10 +22,13 @@ class AdamWConfig(OptimizerConfig):
     """AdamW; the defaults are R-Adapter's."""
 
     lr: float = 5e-4
+    """Learning rate at the top of the schedule."""
     head_lr: float | None = None
     """Learning rate of a linear head, where it differs."""
     weight_decay: float = 0.0
+    """Decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Momenta of the two running means."""
 
     def __post_init__(self) -> None:
         check_rates(self.lr, self.head_lr)
@@ -41,11 +44,15 @@ class SGDConfig(OptimizerConfig):
     """SGD; the learning rate is that of FTP's and TPGM's DomainNet runs, which use Nesterov momentum 0.9."""
 
     lr: float = 1e-2
+    """Learning rate at the top of the schedule."""
     head_lr: float | None = None
     """Learning rate of a linear head, where it differs."""
     weight_decay: float = 0.0
+    """Weight decay."""
     momentum: float = 0.0
+    """Momentum; 0 is without."""
     nesterov: bool = False
+    """Whether the momentum is Nesterov's."""
 
     def __post_init__(self) -> None:
         check_rates(self.lr, self.head_lr)

@@ -16,6 +16,7 @@ class ScheduleConfig:
     """Warm-up and shape of the learning rate; the defaults are those of R-Adapter on full data."""
 
     kind: Literal["cosine", "constant"] = "cosine"
+    """Shape after the warm-up."""
     warmup: int = 500
     """Steps of linear warm-up; a tenth of a run that is not longer than this, with a warning."""
     floor: float = 0.0

@@ -11,7 +11,7 @@ from tether.evaluation.scoring import Progress
 from tether.evaluation.tables import bytes_text
 from tether.runs import report as reporting
 from tether.runs.comparing import comparison
-from tether.runs.show import show_comparison
+from tether.runs.show import show_comparison, show_line
 
 RECIPES = ("full", "r-adapter")
 
@@ -33,7 +33,7 @@ def demo(
         command="make demo",
         device=device,
         progress=progress,
-        announce=lambda line: console.print(line, highlight=False),
+        announce=lambda line: show_line(line, console),
     )
     out = root / "demo" / "report"
     tests = comparison.pooled_tests(chosen[0], (0,))
@@ -41,6 +41,6 @@ def demo(
     show_comparison(results, console)
     newest = max((root / "demo").glob("r-adapter-*/adapter"), key=lambda path: path.stat().st_mtime)
     size = sum(file.stat().st_size for file in newest.iterdir())
-    console.print(f"Adapter: {newest} ({bytes_text(size)})", soft_wrap=True, highlight=False)
-    console.print(f"Report:  {out / 'report.html'}", soft_wrap=True, highlight=False)
+    show_line(f"Adapter: {newest} ({bytes_text(size)})", console)
+    show_line(f"Report:  {out / 'report.html'}", console)
     return out / "report.html"

@@ -17,6 +17,7 @@ from tether.recipe import Recipe, to_plain
 from tether.runs.outcome import RESULT, TIME, Cost
 from tether.training import RunDirectory
 from tether.training.checkpoint import latest_checkpoint
+from tether.training.config import FitConfig
 
 AFTER_TRAINING = ("name", "alpha", "ensemble", "search")
 PROBE = "probe.safetensors"
@@ -24,7 +25,14 @@ PROBE = "probe.safetensors"
 
 def training_part(options: Mapping[str, Any]) -> dict[str, Any]:
     """What of a recipe, as plain data, decides the trained weights."""
-    return {name: value for name, value in options.items() if name not in AFTER_TRAINING}
+    return {name: value for name, value in without_logs(options).items() if name not in AFTER_TRAINING}
+
+
+def without_logs(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as plain data without what says nothing about the result, such as how often training is logged."""
+    training = options.get("training", {})
+    kept = {name: value for name, value in training.items() if name not in FitConfig.MAY_CHANGE}
+    return {**options, "training": kept}
 
 
 def take_over(trained: Path, kept: RunDirectory, recipe: Recipe) -> None:

@@ -1,124 +1,153 @@
-"""What a person sees of an evaluation and of a finished run on a terminal."""
+"""What a person sees of a comparison and of a finished run on a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
-from tether.evaluation.results import Results
+from tether._text import cell, printable
+from tether.evaluation.results import Method, Results
 from tether.evaluation.scores import alpha_text
-from tether.evaluation.tables import bytes_text, count_text, percent, seconds_text
+from tether.evaluation.tables import (
+    bytes_text,
+    count_text,
+    domain_title,
+    identical_text,
+    percent,
+    seconds_text,
+)
 from tether.runs.outcome import Outcome
-
-_FEW = 6
-
-
-class EvaluationProgress:
-    """A bar per sweep on a terminal; elsewhere nothing, because an evaluation is short."""
-
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
-        self._bar: Progress | None = None
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if not self._console.is_terminal or what == "prompts":
-            return
-        if self._bar is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns, console=self._console)
-            self._task = self._bar.add_task("", total=total)
-            self._bar.start()
-        self._bar.update(self._task, description=f"evaluating {what}", completed=done, total=total)
-        if done >= total:
-            self._bar.stop()
-            self._bar = None
 
 
 def show_comparison(results: Results, console: Console | None = None) -> None:
-    """A row per domain and a column per method; of many methods a row each, without the single shifts."""
+    """A row per domain and a column per method; where that is too wide, a row per method without the single shifts."""
     console = console or Console()
-    if len(results.methods) > _FEW:
-        console.print(_short_table(results))
-        return
-    table = Table("top-1 accuracy, %", *(method.name for method in results.methods), title=results.title)
+    tables = (_wide_table(results), *(_short_table(results, costs) for costs in (3, 2, 1, 0)))
+    show_table(next((one for one in tables if _width(one, console) <= console.width), tables[-1]), console)
+    for line in identical_text(results):
+        show_line(line, console)
+
+
+def show_table(table: Table, console: Console) -> None:
+    """Print a table in which no word is broken; one that is too wide all the same goes on beyond the edge."""
+    before = console.width
+    console.width = max(before, _width(table, console))
+    console.print(table)
+    console.width = before
+
+
+def show_line(text: str, console: Console) -> None:
+    """Print a line that may hold texts from outside."""
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def _width(table: Table, console: Console) -> int:
+    """Columns of the terminal that a table needs, so that no word in it is broken."""
+    return console.measure(table, options=console.options.update(max_width=10_000)).minimum
+
+
+def _wide_table(results: Results) -> Table:
+    rows: list[tuple[str, list[str]]] = []
+    ends = []
     for kind in ("in-distribution", "shifted", "corruption"):
         for domain in results.of_kind(kind):
-            shown = [method.measures.get(domain.name) for method in results.methods]
-            table.add_row(
-                f"{domain.name} ({kind})", *("–" if one is None else percent(one.top1) for one in shown)
+            measures = [method.measures.get(domain.name) for method in results.methods]
+            rows.append(
+                (domain_title(domain), ["–" if one is None else percent(one.first) for one in measures])
             )
-        table.add_section()
-    means = [results.mean_over(method, "shifted") for method in results.methods]
-    table.add_row("mean of shifted", *(percent(mean) if mean else "–" for mean in means))
-    table.add_section()
+        ends.append(len(rows))
+    rows.append(("mean of shifted", [_mean_text(results, method) for method in results.methods]))
+    ends.append(len(rows))
+    columns = map(
+        _column,
+        [printable(method.name) for method in results.methods],
+        zip(*(own for _, own in rows), strict=True),
+    )
+    first = _column(
+        f"{results.metrics[0].title}, %", [*(printable(title) for title, _ in rows), "trained parameters"]
+    )
+    table = Table(first, *columns, title=cell(results.title))
+    for number, (title, cells) in enumerate(rows, start=1):
+        table.add_row(cell(title), *cells, end_section=number in ends)
     for what, cells in (
         ("alpha", [method.alpha for method in results.methods]),
         ("trained parameters", [count_text(method.trained_parameters) for method in results.methods]),
         ("file", [bytes_text(method.file_bytes) for method in results.methods]),
         ("training time", [seconds_text(method.seconds) for method in results.methods]),
     ):
-        table.add_row(what, *(cell or "–" for cell in cells))
-    console.print(table)
+        table.add_row(what, *(text or "–" for text in cells))
+    return table
 
 
-def _short_table(results: Results) -> Table:
-    """What fits a narrow terminal of however many methods; everything stands in the written tables."""
+def _short_table(results: Results, costs: int) -> Table:
+    """What fits a narrow terminal of however many methods; everything stands in the written tables.
+
+    Args:
+        costs: how many columns of costs there are.
+    """
     homes = results.of_kind("in-distribution")
-    name = Column("method", min_width=max(len(method.name) for method in results.methods), no_wrap=True)
-    domains = (domain.name for domain in homes)
-    table = Table(name, *domains, "mean of shifted", "trained", "file", "time")
-    table.title = f"{results.title}: top-1 accuracy, %"
+    titles = [f"{printable(domain.name)}\n(in-distribution)" for domain in homes]
+    titles = ["method", *titles, "mean of\nshifted", *("file", "trained", "time")[:costs]]
+    rows = []
     for method in results.methods:
         own = [method.measures.get(domain.name) for domain in homes]
-        mean = results.mean_over(method, "shifted")
-        costs = (
-            count_text(method.trained_parameters),
+        accuracies = ["–" if one is None else percent(one.first) for one in own]
+        spent = (
             bytes_text(method.file_bytes),
+            count_text(method.trained_parameters),
             seconds_text(method.seconds),
         )
-        accuracies = [
-            *("–" if one is None else percent(one.top1) for one in own),
-            percent(mean) if mean else "–",
-        ]
-        table.add_row(method.name, *accuracies, *(cell or "–" for cell in costs))
+        rows.append([printable(method.name), *accuracies, _mean_text(results, method), *spent[:costs]])
+    table = Table(
+        *map(_column, titles, zip(*rows, strict=True)),
+        title=cell(f"{results.title}: {results.metrics[0].title}, %"),
+    )
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
+
+
+def _column(title: str, cells: Iterable[str]) -> Column:
+    """A column in which neither the title's lines nor these cells are broken."""
+    return Column(Text(title), min_width=max(map(cell_len, (*title.split("\n"), *cells))))
+
+
+def _mean_text(results: Results, method: Method) -> str:
+    mean = results.mean_over(method, "shifted")
+    return percent(mean) if mean else "–"
 
 
 def show_run(outcome: Outcome, console: Console | None = None) -> None:
     """The table of one run: every test split at alpha 0, the chosen alpha and 1; then where things lie."""
     console = console or Console()
+    benchmark, home = outcome.benchmark, outcome.benchmark.in_distribution
     alphas = [0.0, *([] if outcome.alpha in (0.0, 1.0) else [outcome.alpha]), 1.0]
     columns = [(alpha, outcome.test.at(alpha)) for alpha in alphas]
-    table = Table("domain", "pictures", *(f"alpha {alpha_text(alpha)}" for alpha, _ in columns))
-    table.title = f"top-1 accuracy of {outcome.recipe.name} on {outcome.benchmark.name}"
-    for name, split in outcome.benchmark.tests.items():
-        table.add_row(name, str(len(split)), *(f"{scores[name].top1:.1%}" for _, scores in columns))
-    shifted = [
-        name
-        for name, split in outcome.benchmark.tests.items()
-        if name != outcome.benchmark.in_distribution and not split.is_corruption
-    ]
+    metric = columns[0][1][home].metrics[0]
+    heads = [f"alpha {alpha_text(alpha)}" for alpha, _ in columns]
+    titles = {name: f"{name} (in-distribution)" if name == home else name for name in benchmark.tests}
+    first = _column("domain", ["mean of shifted", *map(printable, titles.values())])
+    table = Table(first, "pictures", *heads)
+    table.title = cell(f"{metric.title} of {outcome.recipe.name} on {benchmark.name}")
+    for name in sorted(benchmark.tests, key=lambda name: name != home):
+        pictures = str(len(benchmark.tests[name]))
+        table.add_row(cell(titles[name]), pictures, *(f"{scores[name].value:.1%}" for _, scores in columns))
+    shifted = [name for name, split in benchmark.tests.items() if name != home and not split.is_corruption]
     if shifted:
-        means = [_mean([scores[name].top1 for name in shifted]) for _, scores in columns]
+        means = [_mean([scores[name].value for name in shifted]) for _, scores in columns]
         table.add_section()
         table.add_row("mean of shifted", "", *(f"{mean:.1%}" for mean in means))
-    console.print(table)
-    console.print(
-        f"Alpha {alpha_text(outcome.alpha)}: {outcome.alpha_reason}", soft_wrap=True, highlight=False
-    )
-    console.print(
+    show_table(table, console)
+    show_line(f"Alpha {alpha_text(outcome.alpha)}: {outcome.alpha_reason}", console)
+    show_line(
         f"Trained {outcome.trained_parameters:,} parameters in {outcome.seconds:.0f} s; "
         f"to keep besides the base: {outcome.file_bytes:,} bytes.",
-        highlight=False,
+        console,
     )
-    console.print(f"Report: {outcome.run / 'report.html'}", soft_wrap=True, highlight=False)
-    console.print(f"Run: {outcome.run}", soft_wrap=True, highlight=False)
+    show_line(f"Report: {outcome.run / 'report.html'}", console)
+    show_line(f"Run: {outcome.run}", console)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tether._distributed import from_main, is_main
 from tether._files import read_json, sha256_file, write_json
+from tether._text import quoted
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
 from tether.config import plain
@@ -30,7 +31,7 @@ from tether.models.last_block import fast_last_block
 from tether.models.weight_path import WeightPath
 from tether.optimizers.from_config import create
 from tether.optimizers.schedule import Schedule
-from tether.recipe import Recipe, to_plain
+from tether.recipe import Recipe, from_plain, to_plain
 from tether.runs.files import PROBE, measured, peak_memory, take_over
 from tether.runs.judge import judge
 from tether.runs.outcome import (
@@ -96,7 +97,8 @@ def run(
         raise TetherError("This ensemble is fitted on validation pictures; this data set has none.")
     finished = from_main(lambda: resume is not None and is_finished(resume, test))
     if check_pictures and not finished:
-        from_main(lambda: require_readable(benchmark))  # now, not when a test picture's turn comes
+        # now, not when a test picture's turn comes
+        from_main(lambda: require_readable(benchmark, progress=progress))
     pictures = Pictures(benchmark)
     records = {
         "config": to_plain(recipe),
@@ -111,7 +113,12 @@ def run(
         if resume:
             from_main(lambda: require_records(kept.path, tuple(records)))
         may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
-        kept.record("config", records["config"], may_change=may_change)
+        kept.record(
+            "config",
+            records["config"],
+            may_change=may_change,
+            complete=lambda earlier: to_plain(from_plain(earlier)),
+        )
         renewed = from_main(lambda: pictures.accept(kept.path)) if resume else []
         kept.record("splits", records["splits"], may_change=renewed)
         from_main(lambda: kept.record_tensors("splits", pictures.files))
@@ -129,11 +136,24 @@ def run(
                         f"{error} Nothing was trained; {kept.path} is removed again."
                     ) from error
                 pictures.note_broken(kept.path, str(error))
-                raise
+                command = f"tether train --resume {quoted(kept.path)}"
+                if command in str(error):
+                    raise
+                raise TetherError(
+                    f"{error} The run is kept: once the cause is mended, unless it is the recipe, `{command}` goes on "
+                    "from the last checkpoint."
+                ) from error
         outcome = read_outcome(kept.path, recipe, benchmark)
         if outcome.test.alphas:
-            from_main(lambda: (kept.path / REPORT).is_file() or write_run(outcome))
+            from_main(lambda: _report(outcome))
         return outcome
+
+
+def _report(outcome: Outcome) -> None:
+    """Explain a finished run in its directory, unless it is there."""
+
+    if not (outcome.run / REPORT).is_file():
+        write_run(outcome)
 
 
 def _run(
@@ -146,18 +166,11 @@ def _run(
     test: bool,
 ) -> None:
     torch.manual_seed(recipe.training.seed)
-    task = recipe.task.make(recipe, model, benchmark)
+    task = recipe.task.make(recipe, model, benchmark, progress=progress)
     model.module.requires_grad_(False)
     attached = attach(model, recipe.adapter, seed=recipe.training.seed) if recipe.adapter.moves else None
     task.start(attached)
-    try:
-        final = _train(task, attached, kept, show_progress)
-    except TetherError as error:
-        if "Cannot read the picture " not in str(error):
-            raise
-        raise TetherError(
-            f"{error} Once a whole picture is in its place, `tether train --resume {kept.path}` goes on."
-        ) from error
+    final = _train(task, attached, kept, progress, show_progress)
     state = task.finish(final)
     if attached:
         attached.eval_mode()
@@ -167,7 +180,7 @@ def _run(
             judged = judge(task, path, test=test, progress=progress)
     except TetherError as error:
         raise TetherError(
-            f"{error} The training is done and kept: once this is mended, `tether train --resume {kept.path}` "
+            f"{error} The training is done and kept: once this is mended, `tether train --resume {quoted(kept.path)}` "
             "goes on from there."
         ) from error
     results = {
@@ -212,14 +225,19 @@ def _run(
 
 
 def _train(
-    task: Task, attached: Attached | None, kept: RunDirectory, show_progress: bool
+    task: Task,
+    attached: Attached | None,
+    kept: RunDirectory,
+    progress: Progress | None,
+    show_progress: bool,
 ) -> dict[str, Tensor]:
     """The trained values by name, accumulated where the recipe says so."""
     recipe, model = task.recipe, task.model
     seed = recipe.training.seed
     training = task.training_data(train_transform(model.image, **asdict(recipe.augmentation)), seed=seed)
     if recipe.probe:
-        options = {"loss": recipe.objective.loss(), "seed": seed, "show_progress": show_progress}
+        options = {"loss": recipe.objective.loss(), "seed": seed}
+        options |= {"progress": progress, "show_progress": show_progress}
         task.head.data = probed_head(
             kept.path / PROBE, recipe.probe, model, training.data, task.head.detach(), **options
         )

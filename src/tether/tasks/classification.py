@@ -18,6 +18,7 @@ from tether.data.records import Benchmark, PictureBenchmark, PictureSplit
 from tether.errors import TetherError
 from tether.evaluation.classifier import Classifier, class_embeddings
 from tether.evaluation.scores import SplitScores
+from tether.evaluation.scoring import Progress
 from tether.families import TaskConfig
 from tether.heads.linear import head_at
 from tether.models import Model
@@ -30,8 +31,10 @@ from tether.tasks.task import HEAD, Task, TrainingData
 class ClassificationConfig(TaskConfig):
     """Which class a picture is of; judged by top-1 accuracy."""
 
-    def make(self, recipe: Recipe, model: Model, benchmark: Any) -> "Classification":
-        return Classification(recipe, model, benchmark)
+    def make(
+        self, recipe: Recipe, model: Model, benchmark: Any, *, progress: Progress | None = None
+    ) -> "Classification":
+        return Classification(recipe, model, benchmark, progress)
 
     def scores(
         self, benchmark: PictureBenchmark, split: PictureSplit, tensors: Mapping[str, Tensor]
@@ -52,15 +55,21 @@ class Classification(Task):
 
     benchmark: Benchmark
 
-    def __init__(self, recipe: Recipe, model: Model, benchmark: PictureBenchmark) -> None:
-        super().__init__(recipe, model, benchmark)
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: Model,
+        benchmark: PictureBenchmark,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__(recipe, model, benchmark, progress)
         if not isinstance(benchmark, Benchmark):
             raise TetherError(
                 f"Classification needs pictures of classes, and {benchmark.name} has captions. Use "
                 "task.method=retrieval, or labelled data."
             )
         self.class_names, self.templates = benchmark.class_names, benchmark.templates
-        self.zero_shot = class_embeddings(model, self.class_names, self.templates)
+        self.zero_shot = class_embeddings(model, self.class_names, self.templates, progress=progress)
         prompts = fill(self.templates, self.class_names)
         self._tokens = torch.stack([model.tokenize(row) for row in prompts])
         self._final_head: Tensor | None = None
@@ -122,7 +131,8 @@ class Classification(Task):
             if self.head_ends is not None:
                 weight = head_at(*self.head_ends, alpha)
             else:
-                weight = class_embeddings(self.model, self.class_names, self.templates)
+                names, told = self.class_names, self.progress
+                weight = class_embeddings(self.model, names, self.templates, progress=told)
             return Classifier(weight=weight, scale=self.model.logit_scale)
 
         return classifier

@@ -21,6 +21,7 @@ from tether.data.records import PictureBenchmark, PictureSplit
 from tether.errors import TetherError
 from tether.evaluation.classifier import evaluating
 from tether.evaluation.retrieval_scores import CaptionReader, RetrievalScores
+from tether.evaluation.scoring import Progress
 from tether.families import TaskConfig
 from tether.models import Model
 from tether.recipe import Recipe
@@ -47,8 +48,13 @@ class RetrievalConfig(TaskConfig):
         if self.together is not None and self.together < 1:
             raise TetherError(f"task.together is at least 1 or null, found {self.together}.")
 
-    def make(self, recipe: Recipe, model: Model, benchmark: Any) -> "Retrieval":
-        return Retrieval(recipe, model, benchmark)
+    def make(
+        self, recipe: Recipe, model: Model, benchmark: Any, *, progress: Progress | None = None
+    ) -> "Retrieval":
+        return Retrieval(recipe, model, benchmark, progress)
+
+    def examples(self, benchmark: Any) -> int:
+        return len(benchmark.train.captions)
 
     def scores(
         self, benchmark: PictureBenchmark, split: PictureSplit, tensors: Mapping[str, Tensor]
@@ -66,8 +72,14 @@ class Retrieval(Task):
 
     benchmark: CaptionBenchmark
 
-    def __init__(self, recipe: Recipe, model: Model, benchmark: PictureBenchmark) -> None:
-        super().__init__(recipe, model, benchmark)
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: Model,
+        benchmark: PictureBenchmark,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__(recipe, model, benchmark, progress)
         if not isinstance(benchmark, CaptionBenchmark):
             raise TetherError(
                 f"Retrieval needs pictures with captions, and {benchmark.name} has classes. Use data.method=karpathy, "
@@ -139,5 +151,7 @@ class Retrieval(Task):
             for start in range(0, len(order), batch_size):
                 texts = [split.captions[index] for index in order[start : start + batch_size]]
                 parts.append(self.model.encode_text(self.model.tokenize(texts)).cpu())
+                if self.progress:
+                    self.progress("encoding captions", min(start + batch_size, len(order)), len(order))
         features = torch.cat(parts)
         return torch.empty_like(features).index_copy_(0, torch.tensor(order), features)

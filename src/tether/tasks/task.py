@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from tether.adapters import Attached
 from tether.data.records import PictureBenchmark, PictureSplit
-from tether.evaluation.scoring import Reader
+from tether.evaluation.scoring import Progress, Reader
 from tether.models import Model
 from tether.recipe import Recipe
 from tether.tasks.terms import Terms, make_terms
@@ -53,6 +53,7 @@ class Task(ABC):
         recipe: with the objective.
         model: as it was loaded.
         benchmark: what is trained and tested on.
+        progress: told what is being done outside of training, and how far it is.
 
     Attributes:
         head: a linear head that is trained besides the adapter; None without one.
@@ -64,8 +65,14 @@ class Task(ABC):
     templates: tuple[str, ...] = ()
     zero_shot: Tensor | None = None
 
-    def __init__(self, recipe: Recipe, model: Model, benchmark: PictureBenchmark) -> None:
-        self.recipe, self.model, self.benchmark = recipe, model, benchmark
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: Model,
+        benchmark: PictureBenchmark,
+        progress: Progress | None = None,
+    ) -> None:
+        self.recipe, self.model, self.benchmark, self.progress = recipe, model, benchmark, progress
         self.head: nn.Parameter | None = None
         self._attached: Attached | None = None
         self._terms: Terms | None = None

@@ -15,7 +15,9 @@ class FitConfig:
     """How long, in what batches and how carefully to train. Give `epochs` or `steps`."""
 
     epochs: int | None = None
+    """Passes over the training pictures."""
     steps: int | None = None
+    """Optimizer steps, instead of epochs."""
     batch_size: int = 512
     """Examples per optimizer step, over all processes."""
     micro_batch: int | None = None
@@ -23,6 +25,7 @@ class FitConfig:
     drop_last: bool = False
     """Leave out an epoch's last batch where it is not full."""
     seed: int = 0
+    """Decides everything random in the run."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs the model under autocast; parameters, gradients and losses stay fp32."""
     clip_norm: float | None = None
@@ -32,7 +35,7 @@ class FitConfig:
     workers: int = 0
     """Processes that read pictures, in training and in the evaluation after it; 0 reads in the run's own."""
     log_every: int | None = None
-    """Steps between log lines; None for a twentieth of the run, at most 20."""
+    """Steps between lines of metrics.jsonl; None for a twentieth of the run, at most 20."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; None for the end of every epoch. There is always one at the end."""
     keep: int = 2

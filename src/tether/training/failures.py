@@ -39,11 +39,11 @@ def non_finite(
     if run is not None:
         path = run.path / f"non-finite-step-{step}.json"
         if is_main():
-            write_json(path, {"epoch": epoch, "examples": names})
+            write_json(path, {"epoch": epoch + 1, "examples": names})
         where = f" All are listed in {path}; the last checkpoint is intact."
     what, cure = ("gradient", "set clip_norm") if math.isfinite(loss) else ("loss", "lengthen the warm-up")
     return TetherError(
-        f"The {what} of step {step} (epoch {epoch}) is not finite: loss {loss}, gradient norm {norm}. Its "
+        f"The {what} of step {step} (epoch {epoch + 1}) is not finite: loss {loss}, gradient norm {norm}. Its "
         f"examples: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}.{where} Look at them, "
         f"lower the learning rate, {cure}, or use non_finite='skip'."
     )

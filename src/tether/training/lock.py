@@ -1,116 +1,97 @@
-"""One process per run directory."""
+"""Files that one process has: a lock that ends with its process, so that nobody need give it back.
+
+It is a POSIX record lock. The kernel gives it back when its process ends, however that happens, and over NFS as well,
+so what a killed process worked on is free at once. Forked data workers do not inherit it. The kernel never refuses it
+to the process that has it, and takes it away when that closes any handle of the file: so what is held is noted here,
+and opened only once.
+"""
 
 import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from tether.config import build
 from tether.errors import TetherError
 
+_held: dict[tuple[int, int], TextIO] = {}
+"""Open files of the locks that this process has, by device and inode: a folder may be renamed meanwhile."""
 
-@dataclass(frozen=True, kw_only=True)
-class _Holder:
-    """What stands in a lock file: a process, and when it started."""
-
-    host: str
-    pid: int
-    started: str | None
+os.register_at_fork(after_in_child=_held.clear)
 
 
 def acquire(path: Path) -> None:
-    """Write this process's name into the lock file, taking it over from a process of this host that is gone.
+    """Take a lock, see `try_acquire`.
 
     Raises:
-        TetherError: another process, or this one, has it; or one on another host, of which nobody here can
-            tell whether it lives.
+        TetherError: a living process has it, or the file system has no locks.
     """
-    with _held_for_a_moment(path) as file:
-        holder = _parse(file, path)
-        if holder is not None and _may_live(holder):
-            raise TetherError(
-                f"{path.parent} is in use by process {holder.pid} on {holder.host}. Wait for it to "
-                f"end, or choose another directory. If you are sure that it is gone, delete {path}."
-            )
-        _write(file, json.dumps(asdict(_this_process())))
-
-
-def release(path: Path) -> None:
-    """Give the lock back if this process has it."""
-    if path.exists():
-        with _held_for_a_moment(path) as file:
-            if _parse(file, path) == _this_process():
-                _write(file, "")
-
-
-@contextmanager
-def _held_for_a_moment(path: Path) -> Iterator[TextIO]:
-    """The open lock file, with the system's own lock for the time of reading and writing it.
-
-    The system's lock is not kept for the whole run: forked data workers would inherit it and hold on to it
-    after a kill.
-    """
-    with open(path, "a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
-
-
-def _parse(file: TextIO, path: Path) -> _Holder | None:
-    """The holder, or None: nobody, or one that died while writing its name.
-
-    Raises:
-        TetherError: something stands there that no process of ours wrote.
-    """
-    file.seek(0)
-    try:
-        value = json.loads(file.read())
-    except (ValueError, RecursionError):
-        return None
-    try:
-        holder = build(_Holder, value)
-        if not 0 < holder.pid < 2**31:
-            raise TetherError(f"{holder.pid} is no process.")
-    except TetherError as error:
+    if not try_acquire(path):
         raise TetherError(
-            f"{path} does not say which process uses {path.parent}: {error} If you are sure that none does, delete it."
-        ) from error
-    return holder
+            f"{path.parent} is in use by {_holder(path)}. Wait for it to end, or choose another directory."
+        )
 
 
-def _write(file: TextIO, text: str) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
+def try_acquire(path: Path) -> bool:
+    """Lock a file and write this process's name into it; False where a living process has it, this one included.
 
-
-def _this_process() -> _Holder:
-    return _Holder(host=socket.gethostname(), pid=os.getpid(), started=_start_of(os.getpid()))
-
-
-def _may_live(holder: _Holder) -> bool:
-    if holder.host != socket.gethostname():
-        return True
+    Raises:
+        TetherError: the file system has no locks.
+    """
+    while True:
+        if path.exists() and _identity(path.stat()) in _held:
+            return False
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (it stays open as long as the lock is held)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            return False
+        except OSError as error:
+            file.close()
+            raise TetherError(
+                f"The file system of {path.parent} has no file locks ({error.strerror}), by which processes agree "
+                f"who does what. Choose another folder for runs."
+            ) from error
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # its last holder removed it between our opening and locking
     try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return _start_of(holder.pid) == holder.started  # else: the number was given to a new process
+        file.truncate(0)
+        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        file.flush()
+    except OSError:  # a full disk
+        with suppress(OSError):
+            file.close()
+        raise
+    _held[_identity(os.fstat(file.fileno()))] = file
+    return True
 
 
-def _start_of(pid: int) -> str | None:
-    """Boot and time at which a process started; None for a zombie and where the system does not say."""
+def release(path: Path, *, remove: bool = False) -> None:
+    """Give a lock back if this process has it, and empty its file, or `remove` it."""
+    file = _held.pop(_identity(path.stat()), None) if path.exists() else None
+    if file is None:
+        return
+    if remove:
+        path.unlink()  # before the lock goes: see `try_acquire`
+    else:
+        file.truncate(0)
+    file.close()
+
+
+def _holder(path: Path) -> str:
+    """Who has a lock, for people."""
+    if _identity(path.stat()) in _held:  # opening the file here would end the lock
+        return f"process {os.getpid()} on {socket.gethostname()}, which is this one"
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state == "Z" else f"{boot}:{fields[18]}"
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on {holder['host']}"
+    except (OSError, ValueError, TypeError, KeyError):  # it is writing its name, or ends just now
+        return "another process"
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

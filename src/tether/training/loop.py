@@ -196,13 +196,13 @@ def fit(
                     rate = seen / max(time.monotonic() - since, 1e-9)
                     learning_rate = optimizer.param_groups[0]["lr"]
                     metrics = {**means, "learning_rate": learning_rate, "examples_per_second": rate}
-                    _log(run, "train", done, {"epoch": epoch, **metrics})
+                    _log(run, "train", done, {"epoch": epoch + 1, **metrics})
                     progress.report(done, epoch, metrics)
                 seen, since = 0, time.monotonic()
             if (epoch_ends or ends) and validate is not None:
                 started = time.monotonic()
                 if measured := validate(epoch, done):
-                    _log(run, "validation", done, {"epoch": epoch, **measured})
+                    _log(run, "validation", done, {"epoch": epoch + 1, **measured})
                 since += time.monotonic() - started
 
             signal = interrupts.received or 0

@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -102,22 +102,36 @@ class RunDirectory:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def record(self, name: str, value: Mapping[str, Any], *, may_change: Collection[str] = ()) -> None:
+    def record(
+        self,
+        name: str,
+        value: Mapping[str, Any],
+        *,
+        may_change: Collection[str] = (),
+        complete: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda earlier: earlier,
+    ) -> None:
         """Write `value` to `NAME.json`, or see that what stands there from before is the same.
 
         Args:
             may_change: dotted names of entries that may differ; the new value is then kept.
+            complete: what an earlier version of tether wrote, with what has come since.
 
         Raises:
             TetherError: it differs elsewhere: the run would not be a continuation. Lists the differences.
         """
-        from_main(lambda: self._record(name, value, may_change))
+        from_main(lambda: self._record(name, value, may_change, complete))
 
-    def _record(self, name: str, value: Mapping[str, Any], may_change: Collection[str]) -> None:
+    def _record(
+        self,
+        name: str,
+        value: Mapping[str, Any],
+        may_change: Collection[str],
+        complete: Callable[[dict[str, Any]], Mapping[str, Any]],
+    ) -> None:
         path = self.path / f"{name}.json"
         plain = json.loads(json.dumps(value))
         if path.exists():
-            changed = differences(read_json(path, dict), plain)
+            changed = differences(complete(read_json(path, dict)), plain)
             refused = [text for entry, text in changed.items() if entry not in may_change]
             if refused:
                 raise TetherError(
@@ -173,6 +187,7 @@ class RunDirectory:
         begin = {"lock", "environment.json", "checkpoints", *self._recorded}
         unused = {path.name for path in self.path.rglob("*")} <= begin
         if unused:
+            lock.release(self.path / "lock", remove=True)
             shutil.rmtree(self.path, ignore_errors=True)
         return unused
 

@@ -239,7 +239,7 @@ def test_corrupted_pictures_are_no_natural_shift(tiny_recipe, tmp_path):
     }
     method = results.method("tiny")
     assert method.shifted_mean.value == method.measures["outline"].mean
-    assert results.mean_over(method, "corruption") == method.measures["corrupted"].top1
+    assert results.mean_over(method, "corruption") == method.measures["corrupted"].first
     assert {one.where for one in results.differences} == {
         "colour",
         "outline",
@@ -272,7 +272,36 @@ def test_the_pictures_of_a_comparison_are_checked_once(tiny_recipe, tmp_path, mo
     from tether.runs import train as fine_tuning
 
     checked = []
-    monkeypatch.setattr(fine_tuning, "require_readable", lambda benchmark: checked.append(benchmark.name))
+    monkeypatch.setattr(
+        fine_tuning, "require_readable", lambda benchmark, **_: checked.append(benchmark.name)
+    )
     recipe = from_plain({**tiny_recipe, "training": {**tiny_recipe["training"], "epochs": 1}})
     compare([recipe], tmp_path, seeds=(0, 1), show_progress=False)
     assert len(checked) == 1
+
+
+def test_a_change_of_logging_alone_trains_nothing_anew(recipes, monkeypatch, tmp_path):
+    from tether.runs.comparing import workers
+
+    assert main(["compare", *recipes, "--runs", "runs", "--out", "out"]) == 0
+    before = stamps(tmp_path / "runs")
+
+    def again(*arguments, **options):
+        raise AssertionError("trained anew")
+
+    monkeypatch.setattr(workers, "run", again)
+    words = ["--set", "training.log_every=1", "--set", "training.keep=1"]
+    assert main(["compare", *recipes, "--runs", "runs", "--out", "again", *words]) == 0
+    assert stamps(tmp_path / "runs") == before
+    one, two = (read_json(tmp_path / name / "results.json")["methods"] for name in ("out", "again"))
+    assert one == two
+
+
+def test_recipes_are_compared_on_data_of_ones_own(recipes, tiny_data, tmp_path, capsys):
+    """The recipes' own data are others; the command that is kept names the file."""
+    data = {**tiny_data, "domain": "mine", "shifted": {}}
+    (tmp_path / "my data.yaml").write_text(json.dumps(data))
+    assert main(["compare", *recipes, "--data", "my data.yaml", "--runs", "runs", "--out", "out"]) == 0
+    results = Results.load(tmp_path / "out" / "results.json")
+    assert [domain.name for domain in results.domains] == ["mine"]
+    assert "--data 'my data.yaml'" in results.settings["command"]

@@ -43,8 +43,11 @@ class FisherConfig(EnsembleConfig):
     """Zero-shot and tuned weights averaged with (1−α)F_zero-shot and αF_tuned, α given or chosen on validation."""
 
     alpha: float | str = "auto"
+    """Weight of the tuned model from 0 to 1, or "auto": chosen on validation pictures."""
     grid: tuple[float, ...] = GRID
+    """What "auto" chooses from."""
     rule: str = "bounded loss"
+    """How "auto" chooses, see `tether.evaluation.alpha`."""
     curve: bool = True
     """Whether the test pictures are answered at every alpha of the grid, not only at 0, 1 and the chosen one."""
     examples: int = 256
@@ -52,6 +55,7 @@ class FisherConfig(EnsembleConfig):
     labels: str = "model"
     """"model" draws the label from the model's own prediction (the Fisher); "data" is the empirical Fisher."""
     floor: float = 1e-8
+    """Smallest Fisher information of a weight."""
 
     @property
     def needs_validation(self) -> bool:

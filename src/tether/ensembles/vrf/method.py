@@ -51,12 +51,18 @@ K_RULES = ("share_of_failures", "per_thousand_training")
 class VRFConfig(EnsembleConfig):
     """How the distance is measured and weighed; a and b left at None are chosen by validation accuracy."""
 
-    share: float = 0.001  # p
-    k_rule: str = "share_of_failures"  # the paper's ⌊p·|V|⌋; the code's round(1000·|V|/|D|) ignores p
+    share: float = 0.001
+    """p: the neighbour that counts is the ⌊p·|V|⌋-th."""
+    k_rule: str = "share_of_failures"
+    """"share_of_failures" is the paper's ⌊p·|V|⌋; "per_thousand_training" the code's round(1000·|V|/|D|), without p."""
     squared: bool = True
+    """Square the distance, as the published code does."""
     a: float | None = None
+    """Distance at which both models weigh the same; None: chosen by validation accuracy."""
     b: float | None = None
+    """Distance over which the weight changes; None: chosen by validation accuracy."""
     fit_temperatures: bool = True
+    """Fit a temperature to each model on validation pictures first."""
     rule: str = "in distribution"
     """How a run chooses a and b; the other rules also look at simulated shifts of the validation pictures."""
 

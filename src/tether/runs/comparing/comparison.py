@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from tether._distributed import world_size
-from tether.data.records import Split
+from tether.data.records import PictureSplit
 from tether.errors import TetherError, near_misses
-from tether.evaluation._report_text import count
 from tether.evaluation.results import Results, Tuning
 from tether.evaluation.scoring import Progress
+from tether.evaluation.tables import count
 from tether.recipe import Recipe
 from tether.runs.comparing import tuning
 from tether.runs.comparing.plan import Plan, benchmark_of, identities_tuned_on, variant
@@ -112,7 +112,9 @@ def compare(
     )
 
 
-def pooled_tests(recipe: Recipe, folds: Sequence[int], *, tuned_on: int | None = None) -> dict[str, Split]:
+def pooled_tests(
+    recipe: Recipe, folds: Sequence[int], *, tuned_on: int | None = None
+) -> dict[str, PictureSplit]:
     """The test splits of all folds as one per domain, in the order of `compare`'s answers.
 
     Args:

@@ -8,7 +8,8 @@ from pathlib import Path
 from tether.data import load_benchmark
 from tether.data.records import Benchmark
 from tether.errors import TetherError
-from tether.recipe import Recipe, from_plain, names, read, to_plain
+from tether.recipe import Recipe, from_plain, read, to_plain
+from tether.recipe_files import names
 from tether.runs.comparing import tuning
 from tether.runs.comparing.results import ZERO_SHOT
 

@@ -27,13 +27,14 @@ import torch
 
 from tether._distributed import from_main, is_main
 from tether._files import read_json
+from tether._text import printable
 from tether.data import load_benchmark
 from tether.errors import TetherError
 from tether.evaluation.scoring import Progress
 from tether.models import load
 from tether.recipe import Recipe, to_plain
 from tether.runs.comparing.claims import claim
-from tether.runs.files import training_part
+from tether.runs.files import training_part, without_logs
 from tether.runs.outcome import BASE, RESULT, Base, Outcome, is_finished, read_outcome
 from tether.runs.pictures import Pictures
 from tether.runs.train import run
@@ -60,8 +61,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The recipe's name and the hash of its configuration: the run's directory is NAME-001."""
-        options = to_plain(self.recipe)
+        """The recipe's name and the hash of what decides its result: the run's directory is NAME-001."""
+        options = without_logs(to_plain(self.recipe))
         options.pop("search", None)  # says nothing about a single run
         return f"{self.recipe.name}-{_digest(options)}"
 
@@ -100,7 +101,7 @@ def finish(
             line = f"[{place + 1}/{len(jobs)}] {job.label}"
             path, state = _look(job, root)
             if state == "open":
-                with claim(root / f".{job.training}.claim", job.name) as mine:
+                with claim(root / f".{job.training}.claim") as mine:
                     if not mine:
                         others.append(job.label)
                         continue
@@ -203,7 +204,8 @@ def _work(threads: int, work: Callable[..., None], *arguments: Any) -> None:
     except KeyboardInterrupt:
         pass
     except TetherError as error:  # whoever meets the run next, which is open again, may have more memory
-        print(f"Worker {arguments[-1]} stopped, the others go on: {error}", file=sys.stderr, flush=True)
+        line = printable(f"Worker {arguments[-1]} stopped, the others go on: {error}")
+        print(line, file=sys.stderr, flush=True)
 
 
 def _stop_without_parent() -> None:

@@ -3,19 +3,19 @@
 import torch
 
 import tether
+from makers.builtin_clip import card
 from tether.data import read_image, test_transform
 from tether.data.emoji_classes import CLASS_NAMES
 from tether.data.emoji_shift import TEMPLATES, captioned
 from tether.models.builtin import FOLDER
-from tether.tasks import model_card
 
 
 def test_zero_shot_on_one_vendor_equals_the_slow_way(monkeypatch):
     pictures = captioned("fxemoji")[:40]
-    monkeypatch.setattr(model_card, "vendors", lambda: ("fxemoji",))
-    monkeypatch.setattr(model_card, "captioned", lambda vendor: pictures)
+    monkeypatch.setattr(card, "vendors", lambda: ("fxemoji",))
+    monkeypatch.setattr(card, "captioned", lambda vendor: pictures)
     model = tether.load("builtin")
-    (row,) = model_card.zero_shot(model)
+    (row,) = card.zero_shot(model)
     transform, classes = test_transform(model.image), list(CLASS_NAMES.values())
     with torch.no_grad():
         prompts = [[template.format(name) for template in TEMPLATES] for name in classes]

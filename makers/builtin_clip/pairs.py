@@ -31,7 +31,7 @@ class CaptionedPicture:
 
 
 class CaptionedPictures:
-    """`pictures.zip` and `pictures.json` of one folder, as `makers.pretraining` writes them.
+    """`pictures.zip` and `pictures.json` of one folder, as `makers.builtin_clip.pictures` writes them.
 
     Raises:
         TetherError: the folder lacks one of the two files.
@@ -125,7 +125,7 @@ def cache_stem_features(
     views: dict[str, int],
     seed: int,
     workers: int = 2,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> np.ndarray:
     """Stem features of `views[kind]` augmented views of every picture, as a float16 array on disk.
 
@@ -145,7 +145,8 @@ def cache_stem_features(
                         shape = (len(jobs), *features.shape[1:])
                         array = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
                     array[number * chunk : number * chunk + len(features)] = features
-                    progress(len(features))
+                    if progress:
+                        progress("caching stem features", min(chunk * (number + 1), len(jobs)), len(jobs))
             array.flush()
 
         write_atomically(path, write)

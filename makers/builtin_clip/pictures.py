@@ -1,8 +1,8 @@
-"""Make the built-in model's pre-training pictures: `python -m makers.pretraining PACKAGES OUT`.
+"""Make the built-in model's pre-training pictures: `python -m makers.builtin_clip.pictures PACKAGES OUT`.
 
 Emoji of vendors that `emoji-shift` does not use, and general icon sets whose licence asks for no more than naming
 them. The product (`pictures.zip` with transparent pictures, `pictures.json` with names and captions) is large and
-cheap to make again, so it is not committed; `tether pretrain` reads it.
+cheap to make again, so it is not committed; `makers.builtin_clip.pretraining` reads it.
 """
 
 import io

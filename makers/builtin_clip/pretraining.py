@@ -1,10 +1,14 @@
 """Contrastive pre-training of a pair of towers from captioned pictures: how the built-in model was made.
 
+    python -m makers.builtin_clip.pretraining build/pictures --stem build/stem.safetensors
+
 The trunk's frozen lower stem runs once per augmented view; the rest learns from these features. Positives of a
 picture are the texts of its name, and texts so general that they fit it too (the class name of many emoji).
 """
 
+import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,16 +19,19 @@ from jaxtyping import Bool, Float, Int
 from timm.layers import set_fused_attn
 from torch import Tensor, nn
 
-from tether.config import plain
-from tether.data.pretraining import CaptionedPictures, PairDataset, cache_stem_features
+from makers._building import errors_as_lines
+from makers.builtin_clip.pairs import CaptionedPictures, PairDataset, cache_stem_features
+from makers.builtin_clip.stem import load_stem
+from makers.builtin_clip.towers import ArchitectureConfig, create, save_model, train_tokenizer
+from tether.config import build, override, plain
 from tether.errors import TetherError
-from tether.models.convert_stem import load_stem
+from tether.evaluation.scoring import Progress
 from tether.models.open_clip_text import text_features
 from tether.models.text import unique_rows
 from tether.optimizers.groups import parameter_groups
 from tether.optimizers.schedule import Schedule, ScheduleConfig
-from tether.tasks.towers import ArchitectureConfig, create, save_model, train_tokenizer
 from tether.training import FitConfig, RunDirectory, fit
+from tether.training.progress import ProgressDisplay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +66,21 @@ class PretrainingConfig:
 
 
 def pretrain(
-    config: PretrainingConfig, pictures: Path, stem: Path, root: Path, *, resume: Path | None = None
+    config: PretrainingConfig,
+    pictures: Path,
+    stem: Path,
+    root: Path,
+    *,
+    resume: Path | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Train a fresh pair of towers and write it as an open_clip folder into the run directory.
 
     Args:
         pictures: folder with `pictures.zip` and `pictures.json`.
-        stem: safetensors that `tether.models.convert_stem` wrote.
+        stem: safetensors that `makers.builtin_clip.stem` wrote.
         resume: a run that was stopped; it goes on from its last checkpoint.
+        progress: told how many views are encoded by the frozen stem.
 
     Returns:
         The model's folder.
@@ -93,6 +107,7 @@ def pretrain(
             size=config.architecture.image_size,
             views=views,
             seed=config.training.seed,
+            progress=progress,
         )
         tokenizer = train_tokenizer(data.captions, config.architecture.vocabulary)
 
@@ -196,3 +211,36 @@ class Pretraining:
         """The whole model, its lower stem back in place."""
         self.model.visual.trunk.patch_embed.backbone.lower = self._lower
         return self.model
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="A run that was stopped or killed goes on with the same command and --resume RUN.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("pictures", type=Path, help="folder with pictures.zip and pictures.json")
+    parser.add_argument("--stem", type=Path, required=True, help="safetensors of the convolutional stem")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="where the run gets its directory (%(default)s)"
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with a run that was stopped or killed"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
+    parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="such as training.steps=500")
+    options = parser.parse_intermixed_args(arguments)
+    if options.threads is not None:
+        if options.threads < 1:
+            parser.error(f"argument --threads: expected a whole number from 1, found {options.threads}")
+        torch.set_num_threads(options.threads)
+    with errors_as_lines(), ProgressDisplay() as progress:
+        config = build(PretrainingConfig, override({}, options.overrides))
+        folder = pretrain(
+            config, options.pictures, options.stem, options.runs, resume=options.resume, progress=progress
+        )
+    print(f"The model is in {folder}.")
+
+
+if __name__ == "__main__":
+    main()

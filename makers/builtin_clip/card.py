@@ -1,4 +1,4 @@
-"""The card of the built-in model, with its zero-shot numbers measured anew: `python -m tether.tasks.model_card FOLDER PICTURES`."""
+"""The card of the built-in model, with its zero-shot numbers measured anew: `python -m makers.builtin_clip.card FOLDER PICTURES`."""
 
 import argparse
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from makers._building import errors_as_lines
 from tether._files import read_json, sha256_file, write_atomically
 from tether.data import read_image, test_transform
 from tether.data.emoji_classes import CLASS_NAMES
@@ -122,12 +123,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("pictures", type=Path)
-    parser.add_argument("--history", default="the defaults of `tether pretrain`")
+    parser.add_argument("--history", default="with its default options")
     options = parser.parse_args()
-    text = card(options.folder, options.pictures, options.history)
-    write_atomically(
-        options.folder / "CARD.md", lambda temporary: temporary.write_text(text, encoding="utf-8")
-    )
+    with errors_as_lines():
+        text = card(options.folder, options.pictures, options.history)
+        write_atomically(
+            options.folder / "CARD.md", lambda temporary: temporary.write_text(text, encoding="utf-8")
+        )
 
 
 if __name__ == "__main__":

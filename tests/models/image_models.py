@@ -1,0 +1,169 @@
+"""Small random image models of every family whose sites are known."""
+
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torchvision
+from torch import nn
+
+
+def swin_of_transformers() -> nn.Module:
+    from transformers import SwinConfig, SwinModel
+
+    config = SwinConfig(
+        image_size=32, patch_size=2, embed_dim=24, depths=[1, 2], num_heads=[2, 4], window_size=4
+    )
+    return SwinModel(config)
+
+
+def dinov2(**changes) -> nn.Module:
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(
+        image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **changes
+    )
+    return Dinov2Model(config)
+
+
+def vit_of_transformers() -> nn.Module:
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        image_size=32,
+        patch_size=8,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    return ViTModel(config)
+
+
+def hybrid() -> nn.Module:
+    """A ViT on the features of a convolutional stem."""
+    from timm.layers import HybridEmbed
+    from timm.models.vision_transformer import VisionTransformer
+
+    stem = nn.Sequential(nn.Conv2d(3, 12, 8, stride=8), nn.ReLU())
+    return VisionTransformer(
+        img_size=32,
+        embed_dim=32,
+        depth=2,
+        num_heads=4,
+        embed_layer=lambda **options: HybridEmbed(stem, img_size=32, embed_dim=options["embed_dim"]),
+    )
+
+
+def convnext_of_torchvision() -> nn.Module:
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    return ConvNeXt([CNBlockConfig(16, 24, 1), CNBlockConfig(24, None, 2)])
+
+
+def of_transformers(name: str, **options: Any) -> nn.Module:
+    """transformers' model of this name (ViT, Dinov2 ...), tiny."""
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(image_size=32, **options)
+    return getattr(transformers, f"{name}Model")(config)
+
+
+VIT_OF_TRANSFORMERS = {
+    "patch_size": 8,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+TIMM_SWIN = {
+    "img_size": 32,
+    "patch_size": 2,
+    "embed_dim": 24,
+    "depths": (1, 2),
+    "num_heads": (2, 4),
+    "window_size": 4,
+}
+SWIN_OF_TRANSFORMERS = {
+    "patch_size": 2,
+    "embed_dim": 24,
+    "depths": [1, 2],
+    "num_heads": [2, 4],
+    "window_size": 4,
+}
+CONVNEXT_OF_TRANSFORMERS = {"patch_size": 4, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 2, 1]}
+CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 40)}
+IMAGE_MODELS: dict[
+    str, tuple[Callable[[], nn.Module], int, int]
+] = {  # model, blocks, sites in each by default
+    "timm ViT": (lambda: timm.create_model("vit_tiny_patch16_224", **TIMM_VIT), 2, 2),
+    "timm ViT with average pooling": (
+        lambda: timm.create_model("vit_tiny_patch16_224", class_token=False, global_pool="avg", **TIMM_VIT),
+        2,
+        2,
+    ),
+    "timm EVA": (lambda: timm.create_model("eva02_tiny_patch14_224", **TIMM_VIT), 2, 2),
+    "timm hybrid": (hybrid, 2, 2),
+    "timm Swin": (lambda: timm.create_model("swin_tiny_patch4_window7_224", **TIMM_SWIN), 3, 2),
+    "timm Swin 2": (lambda: timm.create_model("swinv2_tiny_window8_256", **TIMM_SWIN), 3, 2),
+    "timm ConvNeXt": (lambda: timm.create_model("convnext_tiny", **CONVNEXT), 5, 1),
+    "timm ConvNeXt of convolutions": (lambda: timm.create_model("convnext_atto", **CONVNEXT), 5, 1),
+    "transformers ViT": (vit_of_transformers, 2, 2),
+    "transformers DINOv2": (dinov2, 2, 2),
+    "transformers DINOv2 with SwiGLU": (lambda: dinov2(use_swiglu_ffn=True), 2, 2),
+    "transformers Swin": (swin_of_transformers, 3, 2),
+    "torchvision ViT": (lambda: torchvision.models.VisionTransformer(32, 8, 2, 4, 32, 64), 2, 2),
+    "torchvision Swin": (
+        lambda: torchvision.models.SwinTransformer([2, 2], 24, [1, 2], [2, 4], [4, 4], 2.0),
+        3,
+        2,
+    ),
+    "torchvision Swin 2": (
+        lambda: torchvision.models.SwinTransformer(
+            [2, 2],
+            24,
+            [1, 2],
+            [2, 4],
+            [4, 4],
+            2.0,
+            block=torchvision.models.swin_transformer.SwinTransformerBlockV2,
+            downsample_layer=torchvision.models.swin_transformer.PatchMergingV2,
+        ),
+        3,
+        2,
+    ),
+    "timm DeiT distilled": (lambda: timm.create_model("deit_tiny_distilled_patch16_224", **TIMM_VIT), 2, 2),
+    "timm DINOv2 with registers": (
+        lambda: timm.create_model("vit_small_patch14_reg4_dinov2", **TIMM_VIT),
+        2,
+        2,
+    ),
+    "timm Swin for maps": (
+        lambda: timm.create_model(
+            "swin_tiny_patch4_window7_224", features_only=True, out_indices=(0, 1), **TIMM_SWIN
+        ),
+        3,
+        2,
+    ),
+    "timm ViT post-norm": (lambda: timm.create_model("vit_base_patch16_rpn_224", **TIMM_VIT), 2, 2),
+    "transformers DeiT": (lambda: of_transformers("DeiT", **VIT_OF_TRANSFORMERS), 2, 2),
+    "transformers DINOv2 with registers": (
+        lambda: of_transformers("Dinov2WithRegisters", **VIT_OF_TRANSFORMERS),
+        2,
+        2,
+    ),
+    "transformers DINOv3": (
+        lambda: of_transformers("DINOv3ViT", num_register_tokens=4, **VIT_OF_TRANSFORMERS),
+        2,
+        2,
+    ),
+    "transformers Swin 2": (
+        lambda: of_transformers("Swinv2", **SWIN_OF_TRANSFORMERS),
+        3,
+        2,
+    ),
+    "transformers ConvNeXt": (lambda: of_transformers("ConvNext", **CONVNEXT_OF_TRANSFORMERS), 5, 1),
+    "transformers ConvNeXt 2": (lambda: of_transformers("ConvNextV2", **CONVNEXT_OF_TRANSFORMERS), 5, 1),
+    "torchvision ConvNeXt": (convnext_of_torchvision, 3, 1),
+}
