@@ -254,7 +254,7 @@ def test_data_options_that_lack_a_method_or_a_name_say_what_to_write():
         ({}, "data lacks its method: set data.method to caption_table or emoji_"),
         (
             {"method": "emoji_shift", "train": "x"},
-            r"no option 'data\.train' with data\.method=emoji_shift; folder .*would have it: say data\.method too",
+            r"no option 'data\.train' of the method emoji_shift.*folder, imagenet: give data\.method=folder with it",
         ),
         (
             {"method": "folder", "train": "x", "shifted": "pictures"},

@@ -286,7 +286,7 @@ def _member(family: type[Family], value: Any, where: str) -> Any:
 
 def _check_method(configs: Mapping[str, type], value: Mapping[str, Any], where: str) -> None:
     """Refuse an option that belongs to other methods of the family than the one that is named, or there by default."""
-    known = {name: {field.name for field in dataclasses.fields(config)} for name, config in configs.items()}
+    known = {name: _options(config) for name, config in configs.items()}
     for option in (name for name in value if name not in {*known[value["method"]], "method"}):
         if owners := [name for name, options in known.items() if option in options]:
             raise TetherError(
@@ -318,10 +318,7 @@ def _dataclass(kind: type, value: Any, where: str) -> Any:
     for name in value:
         if name not in fields:
             place = f"{where}.{name}" if where else str(name)
-            raise TetherError(
-                f"There is no option {place!r}{_of_another_method(kind, str(name), where)}"
-                f"{near_misses(str(name), list(fields))}"
-            )
+            raise TetherError(f"There is no option {place!r}{near_misses(str(name), list(fields))}")
     required = [
         name
         for name, f in fields.items()
@@ -336,15 +333,6 @@ def _dataclass(kind: type, value: Any, where: str) -> Any:
 
 def _options(kind: type) -> set[str]:
     return {option.name for option in dataclasses.fields(kind) if option.init}
-
-
-def _of_another_method(kind: type, option: str, where: str) -> str:
-    """A clause that names the other methods of a config's family which have an option; "" if there are none."""
-    members = {n: other for f in kind.__mro__ if is_family(f) for n, other in f.members.items()}
-    others = [name for name, other in sorted(members.items()) if option in _options(other)]
-    if not others:
-        return ""
-    return f" with {where}.method={method_of(kind)}; {' and '.join(others)} would have it: say {where}.method too"
 
 
 def _on_default(option: dataclasses.Field, value: Any) -> Any:
