@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "imports.py"
 
 FLOORS = (
     ("errors",),
-    ("_files", "_distributed", "_alpha", "config"),
+    ("_text", "_files", "_distributed", "_alpha", "config", "recipe_files"),
     ("_choosing", "families"),
     ("models",),
     ("data",),
@@ -18,6 +18,7 @@ FLOORS = (
     ("training",),
     ("evaluation",),
     ("ensembles", "heads"),
+    ("integrations",),
     ("recipe",),
     ("tasks",),
     ("runs",),
