@@ -47,7 +47,7 @@ def compare(
     for method, start in methods_for(make(making)).items():
         model = make(making)
         with making():
-            pixels = torch.randn(pairs, 3, model.image.size, model.image.size)
+            pixels = torch.randn(pairs, 3, model.image.height, model.image.width)
         trainer = start(model, benchmark, making)
         step = Step(trainer, random_batch(benchmark, pairs, pixels))
         with nullcontext() if real else known_to_be_safe():
@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def forward_line(name: str, model: Model, repeats: int) -> str:
     """How a merged model runs beside its base."""
-    pixels = torch.randn(16, 3, model.image.size, model.image.size)
+    pixels = torch.randn(16, 3, model.image.height, model.image.width)
     merged = merged_against_base(model, pixels, model.tokenize(["a picture"] * 16), nullcontext, repeats)
     return (
         f"{name} merged: forward time ÷ base {merged.time_ratio:.3f} (median of {repeats}), "

@@ -241,3 +241,25 @@ def test_numbers_are_finite_and_texts_can_be_written(value, told):
 def test_a_path_that_cannot_be_read_is_said(tmp_path):
     with pytest.raises(TetherError, match="cannot be read: Is a directory"):
         read_yaml(tmp_path)
+
+
+def test_data_options_that_lack_a_method_or_a_name_say_what_to_write():
+    from tether.families import DataConfig
+
+    for options, message in (
+        (
+            {"train": "x"},
+            "data lacks its method: set data.method to folder or imagenet, which have these options",
+        ),
+        ({}, "data lacks its method: set data.method to caption_table or emoji_"),
+        (
+            {"method": "emoji_shift", "train": "x"},
+            r"no option 'data\.train' with data\.method=emoji_shift; folder .*would have it: say data\.method too",
+        ),
+        (
+            {"method": "folder", "train": "x", "shifted": "pictures"},
+            r"data\.shifted takes values by name, such as data\.shifted\.NAME=pictures; found 'pictures' alone",
+        ),
+    ):
+        with pytest.raises(TetherError, match=message):
+            build(DataConfig, options, "data")

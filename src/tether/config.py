@@ -64,6 +64,10 @@ def build(kind: Any, value: Any, where: str = "") -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
     plain = origin or kind
+    if plain in (dict, Mapping) and isinstance(value, str):
+        raise TetherError(
+            f"{where} takes values by name, such as {where}.NAME={value}; found {value!r} alone."
+        )
     if plain is not Any and (not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool)):
         raise TetherError(f"{where} takes {_name(kind)}, found {value!r}.")
     return value
@@ -72,7 +76,9 @@ def build(kind: Any, value: Any, where: str = "") -> Any:
 def plain(value: Any) -> Any:
     """The reverse of `build`: dataclasses as dicts (with their `method`), tuples as lists, paths as strings."""
     if dataclasses.is_dataclass(value):
-        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        fields = {
+            f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if _is_said(f, value)
+        }
         method = method_of(type(value))
         return {"method": method, **fields} if method else fields
     if isinstance(value, Mapping):
@@ -80,6 +86,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _is_said(option: dataclasses.Field, value: Any) -> bool:
+    """Whether `plain` says an option; not one that came later (metadata `added`) and is at its default, so that runs
+    of before are still the same."""
+    at_default = option.metadata.get("added") and getattr(value, option.name) == option.default
+    return option.init and not at_default
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -254,6 +267,12 @@ def _member(family: type[Family], value: Any, where: str) -> Any:
     configs = methods_of(family)
     if isinstance(value, Mapping):
         name = value.get("method")
+        if name is None:
+            fitting = [known for known, kind in configs.items() if value.keys() <= _options(kind)]
+            raise TetherError(
+                f"{where} lacks its method: set {where}.method to {' or '.join(fitting or configs)}"
+                f"{', which have these options' if fitting and value else ''}."
+            )
         if name not in configs:
             raise TetherError(f"{where}.method is {name!r}{near_misses(str(name), list(configs))}")
         _check_method(configs, value, where)
@@ -299,7 +318,10 @@ def _dataclass(kind: type, value: Any, where: str) -> Any:
     for name in value:
         if name not in fields:
             place = f"{where}.{name}" if where else str(name)
-            raise TetherError(f"There is no option {place!r}{near_misses(str(name), list(fields))}")
+            raise TetherError(
+                f"There is no option {place!r}{_of_another_method(kind, str(name), where)}"
+                f"{near_misses(str(name), list(fields))}"
+            )
     required = [
         name
         for name, f in fields.items()
@@ -310,6 +332,19 @@ def _dataclass(kind: type, value: Any, where: str) -> Any:
     value = {name: _on_default(fields[name], item) for name, item in value.items()}
     prefix = f"{where}." if where else ""
     return kind(**{name: build(hints[name], item, prefix + name) for name, item in value.items()})
+
+
+def _options(kind: type) -> set[str]:
+    return {option.name for option in dataclasses.fields(kind) if option.init}
+
+
+def _of_another_method(kind: type, option: str, where: str) -> str:
+    """A clause that names the other methods of a config's family which have an option; "" if there are none."""
+    members = {n: other for f in kind.__mro__ if is_family(f) for n, other in f.members.items()}
+    others = [name for name, other in sorted(members.items()) if option in _options(other)]
+    if not others:
+        return ""
+    return f" with {where}.method={method_of(kind)}; {' and '.join(others)} would have it: say {where}.method too"
 
 
 def _on_default(option: dataclasses.Field, value: Any) -> Any:

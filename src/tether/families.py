@@ -130,6 +130,10 @@ class TaskConfig(Family, folder="tether.tasks"):
             TetherError: the data is of another kind, or something in the recipe makes no sense with this task.
         """
 
+    def examples(self, benchmark: Any) -> int:
+        """How many examples are trained on: pictures, unless the task says otherwise."""
+        return len(benchmark.train)
+
     @abstractmethod
     def scores(self, benchmark: Any, split: Any, tensors: Mapping[str, Tensor]) -> Any:
         """The `tether.evaluation.scoring.Scores` of a split from the tensors that they were saved as."""

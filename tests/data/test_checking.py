@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tether.data import Benchmark, Example, ImageRef, Split, check, drop_unreadable, reading, require_readable
-from tether.data.reading import files_digest
+from tether.data.reading import file_digests, files_digest
 from tether.errors import TetherError
 
 
@@ -124,3 +124,33 @@ def test_the_digest_of_files_sees_what_was_replaced_under_a_name(tmp_path, noise
     for root in (tmp_path, tmp_path / "one.zip"):
         with pytest.raises(TetherError, match="There is no picture"):
             files_digest(split_of(ImageRef(str(root), "gone.bmp")))
+
+
+def test_a_thin_picture_is_refused_by_name_and_size(tmp_path, noise):
+    """274 bytes, of which a resize by the shorter side would make gigabytes."""
+    refs = [save(tmp_path, "0.png", noise()), save(tmp_path, "thin.png", Image.new("1", (1, 100_000)))]
+    for refuse in (lambda: require_readable(benchmark_of(*refs)), lambda: reading.read_image(refs[1])):
+        with pytest.raises(TetherError, match=r"thin\.png: it has 1 × 100000 pixels"):
+            refuse()
+
+
+def test_the_hash_of_a_file_sees_its_ends_and_its_size(tmp_path):
+    refs = []
+    content = bytes(range(256)) * 64  # 16 KiB
+    for number, own in enumerate(
+        (
+            content,
+            b"x" + content[1:],
+            content[:-1] + b"x",
+            content[:8000] + b"x" + content[8001:],
+            content + b"x",
+        )
+    ):
+        (tmp_path / f"{number}.bmp").write_bytes(own)
+        refs.append(ImageRef(str(tmp_path), f"{number}.bmp"))
+    digests = [own.tobytes() for own in file_digests(split_of(*refs))]
+    assert digests[0] not in (digests[1], digests[2], digests[4])
+    assert digests[3] == digests[0]  # the middle is not read
+    assert file_digests(split_of()).shape == (0, 16)
+    with pytest.raises(TetherError, match="There is no picture"):
+        file_digests(split_of(ImageRef(str(tmp_path), "gone.bmp")))

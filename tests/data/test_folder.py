@@ -1,5 +1,6 @@
 import pytest
 
+from tether.config import plain
 from tether.data import FolderConfig, load_benchmark
 from tether.errors import TetherError
 
@@ -55,6 +56,17 @@ def test_given_folders_are_used_whole(photo, tmp_path, class_tree):
     sizes = [len(split) for split in (benchmark.train, benchmark.validation, *benchmark.tests.values())]
     assert sizes == [30, 6, 4, 5]
     assert benchmark.tests["sketch"].labels == {1} and benchmark.tests["sketch"].domain == "sketch"
+
+
+@pytest.mark.parametrize("domain", ["train", "validation", "test"])
+def test_a_shifted_domain_may_have_the_name_of_another_split(photo, tmp_path, class_tree, domain):
+    roots = [str(class_tree(tmp_path / name, {"hot_dog": 3, "sea  lion": 3})) for name in ("v", "t", "s")]
+    config = FolderConfig(train=str(photo), validation=roots[0], test=roots[1], shifted={domain: roots[2]})
+    assert len(load_benchmark(config).tests[domain]) == 6
+    with pytest.raises(
+        TetherError, match="in the training split and in the test"
+    ):  # the same pictures still are not
+        load_benchmark(FolderConfig(train=str(photo), shifted={domain: str(photo)}))
 
 
 def test_testing_on_the_training_folder_is_refused(photo):
@@ -133,3 +145,38 @@ def test_names_that_are_not_utf_8_are_refused_with_what_to_do(tmp_path, class_tr
     root = class_tree(tmp_path / "photo", {"hot_dog": 4, "caf\udce9": 4})
     with pytest.raises(TetherError, match=r"'caf\\udce9/.*not UTF-8.*Rename"):
         load_benchmark(FolderConfig(train=str(root)))
+
+
+def test_extra_classes_of_a_shifted_domain_are_left_out_where_that_is_asked_for(photo, tmp_path, class_tree):
+    root = class_tree(tmp_path / "sketch", {"hot_dog": 3, "walrus": 2, "zebra": 4})
+    config = {"train": str(photo), "shifted": {"sketch": str(root)}}
+    with pytest.raises(
+        TetherError, match=r"'walrus' that is no class.*Or pass over such folders: extra_classes="
+    ):
+        load_benchmark(FolderConfig(**config))
+    benchmark = load_benchmark(FolderConfig(**config, extra_classes="leave out"))
+    assert len(benchmark.tests["sketch"]) == 3 and benchmark.class_names == ("hot dog", "sea lion")
+    assert benchmark.notes == (
+        "6 pictures of 2 classes that are not trained on are left out of sketch: 'walrus', 'zebra'.",
+    )
+    with pytest.raises(TetherError, match="'walrus' that is no class"):  # only of shifted domains
+        load_benchmark(FolderConfig(train=str(photo), test=str(root), extra_classes="leave out"))
+    others = class_tree(tmp_path / "others", {"walrus": 2})
+    with pytest.raises(TetherError, match="but none of a class that is trained on"):
+        load_benchmark(FolderConfig(train=str(photo), shifted={"o": str(others)}, extra_classes="leave out"))
+
+
+def test_an_option_that_came_later_is_not_said_at_its_default():
+    """So the configuration of a run that was made before is still the same."""
+    assert "extra_classes" not in plain(FolderConfig(train="x"))
+    assert plain(FolderConfig(train="x", extra_classes="leave out"))["extra_classes"] == "leave out"
+
+
+def test_a_single_class_is_refused(tmp_path, class_tree):
+    with pytest.raises(TetherError, match="only the class 'hot dog'; there is nothing to tell apart"):
+        load_benchmark(FolderConfig(train=str(class_tree(tmp_path / "one", {"hot_dog": 9}))))
+
+
+def test_a_choice_for_extra_classes_that_does_not_exist(unchecked):
+    with pytest.raises(TetherError, match="extra_classes is 'leave'; did you mean 'leave out'"):
+        FolderConfig(train="x", extra_classes="leave")

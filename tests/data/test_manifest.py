@@ -108,9 +108,10 @@ def test_captions(pictures):
         captions=lambda n: "a cat, asleep| the cat |" if n == 0 else "",
         split=lambda n: "train" if n < 30 else "test",
     )
-    found = [example.captions for example in load(path).train.examples]
+    found = [example.captions for example in load(path, validation_share=0.0).train.examples]
     assert found == [("a cat, asleep", "the cat")] + [()] * 29
-    assert load(path, caption_separator=",").train.examples[0].captions == ("a cat", "asleep| the cat |")
+    commas = load(path, validation_share=0.0, caption_separator=",")
+    assert commas.train.examples[0].captions == ("a cat", "asleep| the cat |")
 
 
 def test_parquet_with_lists_of_captions(pictures):
@@ -190,7 +191,7 @@ def test_wrong_rows(pictures, row, message):
 
 
 def test_absolute_paths_inside_the_root(pictures):
-    rows = [[str(pictures / f"p/{n:02}.png"), "cat"] for n in range(10)]
+    rows = [[str(pictures / f"p/{n:02}.png"), ("cat", "dog")[n % 2]] for n in range(10)]
     benchmark = load(write(pictures / "t.csv", ["path", "label"], rows))
     assert benchmark.train.examples[0].image.name.startswith("p/")
 
@@ -234,3 +235,57 @@ def test_a_cell_may_hold_a_line_break_and_the_file_a_byte_order_mark(tmp_path):
     header, rows = read_table(tmp_path / "t.csv")
     assert header == ["path", "caption"]
     assert [row for _, row in rows] == [["a.png", "two\nlines"], ["b.png", "x"]]
+
+
+def test_parts_that_the_split_column_does_not_give_are_cut_from_the_training_rows(pictures):
+    path = table(pictures, split=lambda n: "train" if n < 30 else "test")
+    benchmark = load(path)
+    assert (len(benchmark.train), len(benchmark.validation)) == (26, 4)
+    assert numbers(benchmark.tests["in-distribution"]) == list(range(30, 40))
+    whole = load(path, validation_share=0.0)
+    assert numbers(whole.train) == list(range(30)) and not len(whole.validation)
+
+    path = table(
+        pictures,
+        split=lambda n: "test" if n >= 30 else "train",
+        domain=lambda n: "sketch" if n >= 30 else "photo",
+    )
+    benchmark = load(path)
+    sizes = [len(split) for split in (benchmark.train, benchmark.validation, *benchmark.tests.values())]
+    assert sizes == [20, 4, 6, 10] and benchmark.in_distribution == "photo"
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_extra_classes_of_a_shifted_domain_are_left_out_where_that_is_asked_for(pictures, split):
+    def name(n):  # "ape" comes first among the classes, and only drawings have it
+        return "ape" if n >= 35 else ("cat", "sea_lion")[n % 2]
+
+    rows = [
+        [
+            f"p/{n:02}.png",
+            name(n),
+            "drawing" if n >= 30 else "photo",
+            "test" if n % 3 == 0 or n >= 30 else "train",
+        ]
+        for n in range(40)
+    ]
+    path = write(pictures / "t.csv", ["path", "label", "domain", "split" if split else "other"], rows)
+    with pytest.raises(
+        TetherError, match=r"1 of 3 classes have no training picture: ape.*extra_classes='leave out'"
+    ):
+        load(path, in_distribution="photo")
+    benchmark = load(path, in_distribution="photo", extra_classes="leave out")
+    assert benchmark.class_names == ("cat", "sea lion")
+    assert benchmark.notes == (
+        "5 pictures of 1 classes that are not trained on are left out of drawing: 'ape'.",
+    )
+    assert [example.label for example in benchmark.tests["drawing"].examples] == [0, 1, 0, 1, 0]
+
+
+def test_fields_that_something_else_divides(pictures):
+    for name, mark in (("t.csv", ";"), ("tabs.csv", "\t"), ("t.tsv", ",")):
+        path = write(pictures / name, ["path", "label"], [["p/00.png", "cat"]], delimiter=mark)
+        with pytest.raises(TetherError) as error:
+            load(path)
+        told = f"seem to be divided by {mark!r}, and those of a {path[-4:]} file are by"
+        assert "has a single column, 'path" in str(error.value) and told in str(error.value)

@@ -140,3 +140,12 @@ def test_what_is_scaled_beyond_the_size_is_cropped(resize: str) -> None:
     assert torch.equal(
         test_transform(cropped, normalized=False)(picture), v2.functional.pil_to_tensor(expected)
     )
+
+
+def test_a_thin_picture_is_refused_before_it_is_resized():
+    thin = Image.new("RGB", (1, 100_000))
+    with pytest.raises(TetherError, match=r"1 × 100000 pixels.* at most 200 times the other.*Crop it"):
+        test_transform(spec())(thin)
+    with pytest.raises(TetherError, match="1 × 100000 pixels"):
+        fit_shortest(thin, 224)
+    assert fit_shortest(Image.new("RGB", (2, 400)), 4).size == (4, 800)  # at the limit

@@ -211,7 +211,11 @@ def test_results_with_one_method_and_one_domain(results):
 def test_accuracies_of_zero_and_one_have_a_place(results):
     def level(method, value):
         measures = {
-            name: replace(m, top1=(value,) * len(m.top1), interval=replace(m.interval, low=value, high=value))
+            name: replace(
+                m,
+                values={**m.values, "top1": (value,) * len(m.first)},
+                interval=replace(m.interval, low=value, high=value),
+            )
             for name, m in method.measures.items()
         }
         mean = replace(method.shifted_mean, value=value, low=value, high=value)

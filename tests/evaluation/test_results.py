@@ -81,7 +81,10 @@ def test_inconsistent_results_are_refused(results):
         replace(results, methods=(replace(first, seeds=(0, 1)), *results.methods[1:]))
     with pytest.raises(TetherError, match="unknown domains: \\['mars'\\]"):
         replace(results, methods=(replace(first, measures={"mars": measure}), *results.methods[1:]))
-    broken = replace(first, measures={**first.measures, "noto": replace(measure, top1=(math.nan,))})
+    broken = replace(
+        first,
+        measures={**first.measures, "noto": replace(measure, values={**measure.values, "top1": (math.nan,)})},
+    )
     with pytest.raises(TetherError, match="finite numbers only"):
         replace(results, methods=(broken, *results.methods[1:]))
 
@@ -90,7 +93,7 @@ def test_mean_and_worst_over_shifts(results):
     method = results.method("R-Adapter")
     names = [domain.name for domain in results.of_kind("shifted")]
     for seed, mean in enumerate(results.mean_over(method, "shifted")):
-        assert mean == pytest.approx(sum(method.measures[name].top1[seed] for name in names) / 5)
+        assert mean == pytest.approx(sum(method.measures[name].first[seed] for name in names) / 5)
     name, value = results.worst(method)
     assert value == method.measures[name].mean == min(method.measures[n].mean for n in names)
     assert results.mean_over(method, "corruption") == ()
@@ -172,7 +175,7 @@ def test_tables_show_every_method_and_domain(results):
         for name in [m.name for m in results.methods] + [d.name for d in results.domains]:
             assert name in table
     method = results.method("R-Adapter")
-    cell = percent(method.measures["noto"].top1)
+    cell = percent(method.measures["noto"].first)
     assert "±" in cell and cell in to_markdown(results) and cell in console.file.getvalue()
     assert "standard deviation over 2 seeds" in to_markdown(results)
 

@@ -26,9 +26,11 @@ def test_a_row_holds_every_seed_and_an_interval_over_pictures(runs):
     method = summarise("R-Adapter", own, SHIFTED, trained_parameters=5)
     assert method.seeds == (0, 1, 2) and method.trained_parameters == 5
     measure = method.measures["noto"]
-    assert measure.top1 == tuple(own[seed]["noto"].top1 for seed in range(3))
-    assert measure.mean == pytest.approx(sum(measure.top1) / 3)
-    assert measure.spread == pytest.approx(torch.tensor(measure.top1, dtype=torch.float64).std().item())
+    assert measure.values["top1"] == tuple(own[seed]["noto"].top1 for seed in range(3))
+    assert measure.mean == pytest.approx(sum(measure.values["top1"]) / 3)
+    assert measure.spread == pytest.approx(
+        torch.tensor(measure.values["top1"], dtype=torch.float64).std().item()
+    )
     assert measure.interval == wilson_interval(measure.mean, 120)
     assert len(measure.top5) == len(measure.macro_f1) == 3
     means = [method.measures[name].mean for name in SHIFTED]

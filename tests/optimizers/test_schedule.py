@@ -59,9 +59,18 @@ def test_a_loaded_schedule_sets_what_the_saved_one_did():
     assert rates(other) == rates(sgd)
 
 
-def test_a_warm_up_longer_than_the_run_is_refused():
-    with pytest.raises(TetherError, match=r"schedule.warmup in a recipe.* to at most 59, such as 6"):
-        Schedule.of(optimizer(), ScheduleConfig(warmup=500), steps=60)
+@pytest.mark.parametrize(("steps", "shorter"), [(60, 6), (500, 50), (7, 0)])
+def test_a_warm_up_longer_than_the_run_is_shortened_and_said(steps, shorter):
+    one, other = optimizer(), optimizer()
+    with pytest.warns(
+        UserWarning, match=rf"500 steps would not end within the run of {steps} .* takes {shorter} of"
+    ):
+        found = Schedule.of(one, ScheduleConfig(warmup=500), steps=steps)
+    expected = Schedule.of(other, ScheduleConfig(warmup=shorter), steps=steps)
+    for step in range(steps):
+        found.set(step)
+        expected.set(step)
+        assert rates(one) == rates(other)
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,16 @@ def load_benchmark(config: DataConfig | Any) -> Benchmark:
         config: a `FolderConfig`, `ManifestConfig`, `ImageNetConfig`, `EmojiShiftConfig`, or a `DataConfig` of your own.
 
     Raises:
-        TetherError: the data are not there, not whole or not of the described form; or `config` is none.
+        TetherError: the data are not there, not whole or not of the described form, or of one class alone; or
+            `config` is none.
     """
     if not isinstance(config, DataConfig):
         known = ", ".join(cls.__name__ for cls in methods_of(DataConfig).values())
         raise TetherError(f"Expected one of {known}, not {type(config).__name__}.")
-    return with_corrupted_tests(config.load(), config.corruptions)
+    benchmark = config.load()
+    if isinstance(benchmark, Benchmark) and len(benchmark.class_names) < 2:
+        raise TetherError(
+            f"{benchmark.name} has only the class {benchmark.class_names[0]!r}; there is nothing to tell apart. "
+            "Pictures of two classes or more are needed, in a folder, a manifest or wherever they are described."
+        )
+    return with_corrupted_tests(benchmark, config.corruptions)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from tether.data.reading import FORMATS, MAX_BYTES, MAX_PIXELS, read_bytes, read_image
+from tether.data.reading import FORMATS, MAX_BYTES, MAX_PIXELS, check_aspect, read_bytes, read_image
 from tether.data.records import ImageRef, PictureBenchmark, PictureSplit, Split
 from tether.errors import TetherError
 
@@ -32,7 +32,7 @@ def check(
     found = []
     with ThreadPoolExecutor(threads) as pool:
         for done, result in enumerate(
-            pool.map(_attempt, (example.image for example in split.examples)), start=1
+            pool.map(unreadable, (example.image for example in split.examples)), start=1
         ):
             if result:
                 found.append(result)
@@ -41,7 +41,8 @@ def check(
     return tuple(found)
 
 
-def _attempt(image: ImageRef) -> Unreadable | None:
+def unreadable(image: ImageRef) -> Unreadable | None:
+    """What is wrong with a picture; None if it can be read."""
     try:
         read_image(image)
     except TetherError as error:
@@ -52,7 +53,7 @@ def _attempt(image: ImageRef) -> Unreadable | None:
 def require_readable(
     benchmark: PictureBenchmark, *, threads: int = 8, progress: Callable[[str, int, int], None] | None = None
 ) -> None:
-    """Refuse a benchmark with pictures that are missing, empty, no pictures or cut short.
+    """Refuse a benchmark with pictures that are missing, empty, no pictures, cut short, too large or too thin.
 
     Takes about 0.03 ms a picture: the header is parsed and the file's last bytes are looked at (an archive's member is
     read whole); only a picture with something odd about these is decoded, and refused if that fails. Damage in
@@ -66,8 +67,8 @@ def require_readable(
     batches = [images[start : start + 256] for start in range(0, len(images), 256)]
     with ThreadPoolExecutor(threads) as pool:  # for slow disks; from memory one thread is as fast
         found = []
-        for number, unreadable in enumerate(pool.map(_not_whole, batches), start=1):
-            found += unreadable
+        for number, bad in enumerate(pool.map(_not_whole, batches), start=1):
+            found += bad
             if progress:
                 progress("checking pictures", min(256 * number, len(images)), len(images))
     if found:
@@ -79,7 +80,7 @@ def require_readable(
 
 
 def _not_whole(images: Iterable[ImageRef]) -> list[Unreadable]:
-    return [bad for image in images if not _looks_whole(image) and (bad := _attempt(image))]
+    return [bad for image in images if not _looks_whole(image) and (bad := unreadable(image))]
 
 
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}  # WEBP tells its length at the beginning
@@ -94,6 +95,7 @@ def _looks_whole(ref: ImageRef) -> bool:
             with Image.open(file, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS or image.mode == "F":
                     return False
+                check_aspect(image.width, image.height)
             end = _ENDS.get(image.format, b"")
             size = file.seek(-len(end), os.SEEK_END) + len(end)
             if size > MAX_BYTES or file.read() != end:

@@ -3,9 +3,11 @@
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from tether.config import method
 from tether.data.corrupted_tests import CorruptedTests, check_choice
@@ -15,6 +17,8 @@ from tether.data.records import Benchmark, Example, ImageRef, Split, distinct
 from tether.data.splitting import split_by_identity
 from tether.errors import TetherError, near_misses
 from tether.families import DataConfig
+
+ExtraClasses = Literal["refuse", "leave out"]
 
 
 @method("folder")
@@ -32,6 +36,8 @@ class FolderConfig(DataConfig):
             Otherwise a folder's name is the class's name, with spaces for underscores.
         templates: name of a template set, a template, or several.
         seed: decides which pictures are cut from `train`.
+        extra_classes: what to do with class folders of a shifted domain that `train` does not have: "refuse" them, or
+            "leave out" their pictures, counted in the notes.
         corruptions: which tests of corrupted pictures to add, "none", "mixture" or "all"; see
             `tether.data.corrupted_tests`.
 
@@ -50,6 +56,7 @@ class FolderConfig(DataConfig):
     templates: str | Sequence[str] = "photo"
     seed: int = 0
     corruptions: CorruptedTests = "none"
+    extra_classes: ExtraClasses = field(default="refuse", metadata={"added": True})
 
     def load(self) -> Benchmark:
         return load(self)
@@ -61,6 +68,23 @@ class FolderConfig(DataConfig):
             )
         templates(self.templates)
         check_choice(self.corruptions)
+        check_extra_classes(self.extra_classes)
+
+
+def check_extra_classes(choice: str) -> None:
+    """Refuse a choice that is none of `ExtraClasses`.
+
+    Raises:
+        TetherError: it is none.
+    """
+    if choice not in (known := get_args(ExtraClasses)):
+        raise TetherError(f"extra_classes is {choice!r}{near_misses(str(choice), known)}")
+
+
+def extra_classes_note(domain: str, pictures: int, classes: Sequence[str]) -> str:
+    """What a reader of the numbers must know about classes that were left out of a shifted domain."""
+    shown = ", ".join(map(repr, classes[:10])) + (" and more" if classes[10:] else "")
+    return f"{pictures} pictures of {len(classes)} classes that are not trained on are left out of {domain}: {shown}."
 
 
 def load(config: FolderConfig) -> Benchmark:
@@ -73,15 +97,20 @@ def load(config: FolderConfig) -> Benchmark:
     folders = class_folders(config.train)
     label_of = {folder: label for label, folder in enumerate(folders)}
 
-    given = _examples(config.train, label_of, "train")
-    test = _examples(config.test, label_of, "test") if config.test else None
-    validation = _examples(config.validation, label_of, "validation") if config.validation else None
+    given, _ = _examples(config.train, label_of, "train")
+    test, _ = _examples(config.test, label_of, "test") if config.test else (None, {})
+    validation, _ = _examples(config.validation, label_of, "validation") if config.validation else (None, {})
     shares = (0.0 if test else config.test_share, 0.0 if validation else config.validation_share)
     cut_test, cut_validation, train = split_by_identity(given, shares, seed=config.seed)
 
     tests = {config.domain: Split("test", config.domain, test or cut_test)}
+    notes = []
     for domain, root in config.shifted.items():
-        tests[domain] = Split(f"test {domain}", domain, _examples(root, label_of, domain))
+        role = f"shifted {domain}" if domain in ("train", "validation") else domain
+        examples, extra = _examples(root, label_of, role, config.extra_classes)
+        tests[domain] = Split(f"test {domain}", domain, examples)
+        if extra:
+            notes.append(extra_classes_note(domain, sum(extra.values()), sorted(extra)))
     return Benchmark(
         name=Path(config.train).resolve().name,
         class_names=distinct(_class_names(config, folders)),
@@ -90,6 +119,7 @@ def load(config: FolderConfig) -> Benchmark:
         validation=Split("validation", config.domain, validation or cut_validation),
         tests=tests,
         in_distribution=config.domain,
+        notes=tuple(notes),
     )
 
 
@@ -130,13 +160,21 @@ def completeness(name: str, root: Path, found: int, expected: int, allow_partial
     return f"; PARTIAL: {found:,} of {expected:,} pictures"
 
 
-def _examples(root: str, label_of: Mapping[str, int], role: str) -> tuple[Example, ...]:
+def _examples(
+    root: str, label_of: Mapping[str, int], role: str, extra_classes: ExtraClasses | None = None
+) -> tuple[tuple[Example, ...], Counter[str]]:
+    """The pictures of a root, and how many there are of each class that is left out.
+
+    Args:
+        extra_classes: of a shifted domain; None where every folder has to be a class.
+    """
     folders = class_folders(root)
-    for folder in folders:
-        if folder not in label_of:
-            raise TetherError(
-                f"{root} has a folder {folder!r} that is no class{near_misses(folder, tuple(label_of))}"
-            )
+    extra = Counter(dict.fromkeys((folder for folder in folders if folder not in label_of), 0))
+    if extra and extra_classes != "leave out":
+        clause = near_misses(first := next(iter(extra)), tuple(label_of))
+        way_out = " Or pass over such folders: extra_classes='leave out'." if extra_classes else ""
+        raise TetherError(f"{root} has a folder {first!r} that is no class{clause}{way_out}")
+    folders = [folder for folder in folders if folder in label_of]
     place = str(Path(root).resolve())
     examples, loose = [], []
     for name in list_pictures(root):
@@ -144,22 +182,25 @@ def _examples(root: str, label_of: Mapping[str, int], role: str) -> tuple[Exampl
         if not inside:
             loose.append(name)
             continue
-        # Equal file names under two roots are two pictures, hence the role; the place would make hashes
-        # local.
+        if folder in extra:
+            extra[folder] += 1
+            continue
+        # Equal file names under two roots are two pictures, hence the role; the place would make hashes local.
         examples.append(Example(ImageRef(place, name), label_of[folder], identity=f"{role}/{name}"))
     if loose:
         raise TetherError(
             f"{root} holds pictures outside any class folder, such as {loose[0]!r}; put them in one."
         )
     if not examples:
-        raise TetherError(f"{root} holds class folders, but no pictures in them.")
+        what = "but none of a class that is trained on" if extra else "but no pictures in them"
+        raise TetherError(f"{root} holds class folders, {what}.")
     filled = {example.image.name.partition("/")[0] for example in examples}
     if empty := [folder for folder in folders if folder not in filled]:
         raise TetherError(
             f"{len(empty)} of {len(folders)} class folders in {root} hold no picture of a known kind, such as "
             f"{empty[0]!r}. Add pictures ({', '.join(sorted(PICTURE_SUFFIXES))}), or take these folders out."
         )
-    return tuple(examples)
+    return tuple(examples), extra
 
 
 def _class_names(config: FolderConfig, folders: Sequence[str]) -> tuple[str, ...]:

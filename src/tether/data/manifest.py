@@ -3,12 +3,17 @@
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tether.config import method
 from tether.data.corrupted_tests import CorruptedTests, check_choice
-from tether.data.folder import read_class_names
+from tether.data.folder import (
+    ExtraClasses,
+    check_extra_classes,
+    extra_classes_note,
+    read_class_names,
+)
 from tether.data.locating import image_inside, require_there
 from tether.data.prompts import templates
 from tether.data.records import Benchmark, Example, Split, distinct
@@ -30,6 +35,7 @@ class ManifestConfig(DataConfig):
     texts; in CSV several are divided by `caption_separator`. `split` is train, validation or test. Pictures
     of one `identity` never lie on both sides of a train-test border.
 
+    What the `split` column does not give, of validation and in-distribution test rows, is cut from its training rows.
     Without a `split` column the table is cut by identity, class by class: the in-distribution domain into
     train, validation and test; of the other domains all identities that are not trained on become shifted
     tests.
@@ -41,9 +47,11 @@ class ManifestConfig(DataConfig):
             `split`.
         columns: our column name → the table's, where it differs, as in {"path": "filename"}.
         class_names: a file of names for the labels, as for `FolderConfig`; its order is the order of classes.
-        validation_share, test_share: shares of each class's identities, where there is no `split` column.
+        validation_share, test_share: shares of each class's identities, where the table does not give the part.
         corruptions: which tests of corrupted pictures to add, "none", "mixture" or "all"; see
             `tether.data.corrupted_tests`.
+        extra_classes: what to do with classes of shifted domains that the in-distribution domain does not have:
+            "refuse" them, or "leave out" their pictures, counted in the notes.
 
     Raises:
         TetherError: a table of another kind, or a column that is none of ours.
@@ -63,6 +71,7 @@ class ManifestConfig(DataConfig):
     seed: int = 0
     """Decides how the table is cut, where it has no `split` column."""
     corruptions: CorruptedTests = "none"
+    extra_classes: ExtraClasses = field(default="refuse", metadata={"added": True})
 
     def load(self) -> Benchmark:
         return load(self)
@@ -70,6 +79,7 @@ class ManifestConfig(DataConfig):
     def __post_init__(self):
         templates(self.templates)
         check_choice(self.corruptions)
+        check_extra_classes(self.extra_classes)
         if Path(self.path).suffix.lower() not in (".csv", ".tsv", ".parquet"):
             raise TetherError(f"{self.path} is no .csv, .tsv or .parquet file.")
         for ours in self.columns:
@@ -94,8 +104,10 @@ def load(config: ManifestConfig) -> Benchmark:
     class_names, rows = _read(config)
     has_split = any(row.split for row in rows)
     home = _in_distribution(config, rows, has_split)
+    notes: list[str] = []
+    if config.extra_classes == "leave out":
+        class_names, rows, notes = _without_extra_classes(class_names, rows, home)
     home_rows = [row for row in rows if row.domain == home]
-    notes: tuple[str, ...] = ()
     if has_split:
         if foreign := {row.domain for row in rows if row.split in ("train", "validation")} - {home}:
             raise TetherError(
@@ -107,6 +119,15 @@ def load(config: ManifestConfig) -> Benchmark:
             name: tuple(row.example for row in rows if row.split == name) for name in ("train", "validation")
         }
         tested = [row for row in rows if row.split == "test"]
+        shares = (
+            0.0 if any(row.domain == home for row in tested) else config.test_share,
+            0.0 if parts["validation"] else config.validation_share,
+        )
+        if parts["train"] and any(shares):
+            test, validation, parts["train"] = split_by_identity(parts["train"], shares, seed=config.seed)
+            parts["validation"] = parts["validation"] or validation
+            chosen = {example.image for example in test}
+            tested += [row for row in home_rows if row.example.image in chosen]
     else:
         shares = (config.test_share, config.validation_share)
         test, validation, train = split_by_identity(
@@ -122,7 +143,9 @@ def load(config: ManifestConfig) -> Benchmark:
         ]
         left_out = sum(row.domain != home for row in rows) - sum(row.domain != home for row in tested)
         if left_out:
-            notes = (f"{left_out} pictures of other domains are left out: their identities are trained on.",)
+            notes.append(
+                f"{left_out} pictures of other domains are left out: their identities are trained on."
+            )
 
     by_domain: dict[str, list[Example]] = defaultdict(list)
     for row in tested:
@@ -138,8 +161,25 @@ def load(config: ManifestConfig) -> Benchmark:
         validation=Split("validation", home, parts["validation"]),
         tests=tests,
         in_distribution=home,
-        notes=notes,
+        notes=tuple(notes),
     )
+
+
+def _without_extra_classes(
+    class_names: Sequence[str], rows: Sequence[_Row], home: str
+) -> tuple[tuple[str, ...], list[_Row], list[str]]:
+    """Classes, rows and notes when the classes that have no in-distribution picture are left out."""
+    labels = sorted({row.example.label for row in rows if row.domain == home})
+    number = {label: position for position, label in enumerate(labels)}
+    left_out: dict[str, list[str]] = defaultdict(list)
+    kept = []
+    for row in rows:
+        if row.example.label in number:
+            kept.append(replace(row, example=replace(row.example, label=number[row.example.label])))
+        else:
+            left_out[row.domain].append(class_names[row.example.label])
+    notes = [extra_classes_note(name, len(own), sorted(set(own))) for name, own in sorted(left_out.items())]
+    return tuple(class_names[label] for label in labels), kept, notes
 
 
 def _read(config: ManifestConfig) -> tuple[tuple[str, ...], list[_Row]]:

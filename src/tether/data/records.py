@@ -269,7 +269,8 @@ class Benchmark(PictureBenchmark):
             names = [self.class_names[label] for label in empty]
             raise TetherError(
                 f"{len(empty)} of {len(trained)} classes have no training picture: {_some(names)}. Add "
-                "pictures, or leave these classes out."
+                "pictures, or leave these classes out (extra_classes='leave out' does, where only shifted domains "
+                "have them)."
             )
         seen = (("training", self.train), ("validation", self.validation))
         unseen = [

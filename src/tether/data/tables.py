@@ -14,12 +14,11 @@ Rows = Iterator[tuple[int, list[Any]]]
 
 
 def read_table(path: Path) -> tuple[list[str], Rows]:
-    """The column names, and every row with its number in the file; a row has as many cells as there are
-    columns.
+    """The column names, and every row with its number in the file; a row has as many cells as there are columns.
 
     Raises:
-        TetherError: the file cannot be read or is damaged, a row has another number of cells (when it is
-            reached), or it is Parquet and pyarrow is not installed.
+        TetherError: the file cannot be read or is damaged, its fields are divided by something else, a row has
+            another number of cells (when it is reached), or it is Parquet and pyarrow is not installed.
     """
     return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
 
@@ -104,6 +103,11 @@ def _read_text(path: Path) -> tuple[list[str], Rows]:
             raise TetherError(f"{path}, row {reader.line_num}: {error}.") from error
 
     header = [name.strip() for name in next(reader, [])]
+    if len(header) == 1 and (found := [mark for mark in ",;\t|" if mark in header[0]]):
+        raise TetherError(
+            f"{path} has a single column, {header[0]!r}: its fields seem to be divided by {found[0]!r}, and those of "
+            f"a {path.suffix} file are by {delimiter!r}. Save it with {delimiter!r} between the fields."
+        )
     return header, rows()
 
 

@@ -5,9 +5,10 @@ from functools import partial
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from tether.data.reading import check_aspect
 from tether.errors import TetherError, near_misses
 from tether.models.model import ImageSpec
 
@@ -80,16 +81,18 @@ def test_transform(spec: ImageSpec, *, normalized: bool = True) -> v2.Compose:
     Pictures are resized by Pillow, as in the published pre-processing of CLIP-like models.
 
     Raises:
-        TetherError: a resize mode or an interpolation that is not known.
+        TetherError: a resize mode or an interpolation that is not known; and, when a picture is transformed by its
+            shorter side, one so thin that the result would be enormous.
     """
     interpolation = _interpolation(spec)
     height, width = spec.scaled
     if spec.resize == "squash":
         steps: list = [v2.Resize((height, width), interpolation, antialias=True)]
     elif spec.resize == "shortest" and height == width:
-        steps = [v2.Resize(height, interpolation, antialias=True)]
+        steps = [_RefuseThin(), v2.Resize(height, interpolation, antialias=True)]
     elif spec.resize == "shortest":
-        steps = [partial(_cover, height=height, width=width, interpolation=interpolation)]
+        cover = partial(_cover, height=height, width=width, interpolation=interpolation)
+        steps = [_RefuseThin(), cover]
     else:
         raise TetherError(
             f"The resize mode is {spec.resize!r}{near_misses(spec.resize, ('shortest', 'squash'))}"
@@ -110,10 +113,15 @@ def normalize(pixels: UInt8[Tensor, "*batch 3 h w"], spec: ImageSpec) -> Float[T
 
 
 def fit_shortest(picture: Image.Image, size: int) -> Image.Image:
-    """The picture with its shorter side at `size` pixels (bicubic), unchanged where it is already."""
+    """The picture with its shorter side at `size` pixels (bicubic), unchanged where it is already.
+
+    Raises:
+        TetherError: it is so thin that the result would be enormous.
+    """
     width, height = picture.size
     if min(width, height) == size:
         return picture
+    check_aspect(width, height)
     factor = size / min(width, height)
     return picture.resize(
         (max(size, round(width * factor)), max(size, round(height * factor))), Image.Resampling.BICUBIC
@@ -127,6 +135,15 @@ def _cover(
     factor = max(height / picture.height, width / picture.width)
     size = max(height, round(picture.height * factor)), max(width, round(picture.width * factor))
     return v2.functional.resize(picture, size, interpolation, antialias=True)
+
+
+class _RefuseThin(nn.Module):
+    def forward(self, picture: Image.Image) -> Image.Image:
+        try:
+            check_aspect(*picture.size)
+        except TetherError as error:
+            raise TetherError(f"A picture cannot be transformed: {error}") from error
+        return picture
 
 
 def _interpolation(spec: ImageSpec) -> v2.InterpolationMode:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from tether.evaluation._report_text import definitions, percent, points
-from tether.evaluation.results import ChangedPicture, Changes, Domain, Method, Results
+from tether.evaluation.results import ChangedPicture, Changes, Domain, Found, Method, Results
 from tether.evaluation.significance import Estimate, standard_deviation
 from tether.evaluation.tables import (
     bytes_text,
@@ -161,7 +161,7 @@ def tuning_tables(results: Results) -> str:
     budget = count(tuned[0].tuning.budget, "trial")
     return (
         f"<p>Every method was allowed the same {budget}. A trial is a whole training run that is judged by "
-        "top-1 accuracy on validation pictures; no test picture was looked at. The best trial gives the "
+        f"{results.metrics[0].title} on validation pictures; no test picture was looked at. The best trial gives the "
         "settings of all runs above; of equally good ones, that with the smaller learning rate.</p>" + text
     )
 
@@ -209,6 +209,21 @@ def changes_head(changes: Changes) -> str:
         f"<h3>{escape(changes.domain)}</h3>{bar if total else ''}"
         f'<p>Of {changes.n:,} pictures <span class="good">{changes.wrong_to_right} turned right</span> and '
         f'<span class="bad">{changes.right_to_wrong} turned wrong</span>: {points(net)} points.</p>'
+    )
+
+
+def found_card(found: Found, address: str | None) -> str:
+    """One picture that came up for a caption; the right one is marked."""
+    image = (
+        f'<img src="{escape(address)}" alt="{escape(found.identity)}" loading="lazy">'
+        if address
+        else f'<span class="missing">{escape(found.identity)}</span>'
+    )
+    mark = '<span class="good">right</span>' if found.right else ""
+    look = " right" if found.right else ""
+    return (
+        f'<div class="picture{look}" title="{escape(found.identity)}">{image}'
+        f"<div>{escape(found.identity)}<br>{mark}</div></div>"
     )
 
 
@@ -303,7 +318,7 @@ def _measure_cell(method: Method, domain: str) -> tuple[float, str] | None:
     if measure is None:
         return None
     ends = f"{percent(measure.interval.low)}–{percent(measure.interval.high)}"
-    return measure.mean, f"{percent(measure.mean)}{_spread(measure.top1)}<small>{ends}</small>"
+    return measure.mean, f"{percent(measure.mean)}{_spread(measure.first)}<small>{ends}</small>"
 
 
 def _mean_cell(results: Results, method: Method, mean: Estimate | None) -> tuple[float, str] | None:

@@ -9,6 +9,12 @@ from tether.evaluation.figures import CROWD, marks, styles
 from tether.evaluation.results import Method, Results
 from tether.evaluation.tables import count
 
+_MEANINGS = {
+    "top1": "Share of pictures whose first answer is right.",
+    "recall": "Share of captions that find their picture first, and of pictures that find a caption of theirs "
+    "first; the mean of both.",
+}
+
 _SHAPES = {
     "o": '<circle cx="11" cy="7" r="4.5"/>',
     "s": '<rect x="7" y="3" width="8" height="8"/>',
@@ -141,7 +147,7 @@ def terms(results: Results) -> str:
         "alpha": "Weights = zero-shot + alpha · (fine-tuned − zero-shot): 0 is the zero-shot model.",
         "simulated shift": "A validation picture, altered: greyscale, other hues, drawn as lines, and so on.",
         "95 % interval": "A range that contains the true value for 95 % of test sets of this size and kind.",
-        "top-1 accuracy": "Share of pictures whose first answer is right.",
+        results.metrics[0].title: _MEANINGS.get(results.metrics[0].name, "The first metric of the task."),
     }
     if results.of_kind("corruption"):
         entries["corruption"] = (

@@ -70,6 +70,7 @@ def report_page(results: Results, pictures: Pictures | None = None) -> str:
         ("tuning", "How settings were chosen", parts.tuning_tables(results)),
         ("differences", "Which differences are more than chance", parts.differences_table(results)),
         ("changes", "Pictures whose answer changed", _changes(results, pictures)),
+        ("queries", "What came up first for some captions", _queries(results, pictures)),
         ("made", "How these numbers were made", parts.how_made(results)),
         ("terms", "Terms", words.terms(results)),
     ]
@@ -154,6 +155,25 @@ def _domain_changes(changes: Changes, pictures: Pictures | None) -> str:
         some = f"{len(shown)} of {total}" if len(shown) < total else f"all {total}"
         blocks.append(f'<p><strong>{title}</strong> <span class="soft">({some})</span></p>')
         blocks.append(f'<div class="pictures">{cards}</div>')
+    return "".join(blocks)
+
+
+def _queries(results: Results, pictures: Pictures | None) -> str:
+    """A row of pictures per caption, the right one marked."""
+    if not results.queries:
+        return ""
+    blocks = [
+        f"<p>The pictures that come first by {escape(results.highlighted)}; the right one is framed.</p>"
+    ]
+    for query in results.queries:
+        cards = "".join(
+            parts.found_card(one, _thumbnail(pictures, query.domain, one.index)) for one in query.found
+        )
+        place = "found first" if query.rank == 1 else f"at place {query.rank}"
+        blocks.append(
+            f'<p><strong>{escape(query.text)}</strong> <span class="soft">({escape(query.domain)}; its picture is '
+            f'{place})</span></p><div class="pictures">{cards}</div>'
+        )
     return "".join(blocks)
 
 

@@ -14,9 +14,11 @@ from tether.errors import TetherError, near_misses
 from tether.evaluation._typed_json import decode, encode, schema
 from tether.evaluation.alpha import AlphaChoice
 from tether.evaluation.effective_robustness import BaselineLine, effective_robustness, fit_baseline, inside
+from tether.evaluation.scores import SplitScores
+from tether.evaluation.scoring import Metric
 from tether.evaluation.significance import Estimate, Interval, standard_deviation
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,26 +38,28 @@ class Measure:
     """One method on one domain; one number per seed, in the order of the method's seeds.
 
     Attributes:
-        interval: 95 % interval of the mean top-1 accuracy over draws of pictures.
-        top5: empty where five or fewer classes compete.
+        values: by the name of the metric, the first one first; empty where there is nothing to measure, as of top-5
+            accuracy where five or fewer classes compete.
+        interval: 95 % interval of the first metric's mean over draws of pictures.
     """
 
-    top1: tuple[float, ...]
+    values: dict[str, tuple[float, ...]]
     interval: Interval
-    top5: tuple[float, ...]
-    mean_per_class: tuple[float, ...]
-    macro_f1: tuple[float, ...]
-    calibration_error: tuple[float, ...]
+
+    @property
+    def first(self) -> tuple[float, ...]:
+        """The first metric, by which methods are told apart."""
+        return next(iter(self.values.values()))
 
     @property
     def mean(self) -> float:
-        """Top-1 accuracy averaged over the seeds."""
-        return math.fsum(self.top1) / len(self.top1)
+        """The first metric averaged over the seeds."""
+        return math.fsum(self.first) / len(self.first)
 
     @property
     def spread(self) -> float:
-        """Standard deviation of top-1 accuracy over the seeds."""
-        return standard_deviation(self.top1)
+        """Standard deviation of the first metric over the seeds."""
+        return standard_deviation(self.first)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +73,7 @@ class PathPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One point of a search: options and their values in words, and top-1 accuracy on validation pictures.
+    """One point of a search: options and their values in words, and the first metric on validation pictures.
 
     Attributes:
         validation: None where training diverged.
@@ -158,8 +162,31 @@ class Changes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Found:
+    """A picture that came up for a query."""
+
+    index: int
+    identity: str
+    right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """A caption of a test split and the pictures that came first for it, best first.
+
+    Attributes:
+        rank: place of the caption's own picture, from 1.
+    """
+
+    domain: str
+    text: str
+    rank: int
+    found: tuple[Found, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Top-1 accuracy of `method` minus that of `reference` on the same pictures.
+    """The first metric of `method` minus that of `reference` on the same pictures.
 
     Attributes:
         where: a domain, or "mean of shifted domains".
@@ -190,7 +217,9 @@ class Results:
         zero_shot: name of the method that everything is compared with; "" if it is not there.
         highlighted: name of the method the report is about.
         alpha: how alpha was chosen for the highlighted method.
+        metrics: what was measured; the first one is what tables, intervals and differences are of.
         changes: of the highlighted method against the zero-shot model.
+        queries: some of the highlighted method's, where it searches.
         baseline: ordinary models; three or more give a line of effective robustness.
         settings: what else explains the numbers, in words: model, transform, training data, seeds, commands.
         versions: of the programs used.
@@ -204,7 +233,9 @@ class Results:
     zero_shot: str = ""
     highlighted: str = ""
     alpha: AlphaChoice | None = None
+    metrics: tuple[Metric, ...] = SplitScores.metrics
     changes: tuple[Changes, ...] = ()
+    queries: tuple[Query, ...] = ()
     differences: tuple[Difference, ...] = ()
     baseline: tuple[BaselinePoint, ...] = ()
     templates: tuple[str, ...] = ()
@@ -231,9 +262,9 @@ class Results:
             if unknown := sorted(set(method.measures) - known):
                 raise TetherError(f"Method {method.name!r} was measured on unknown domains: {unknown}.")
             for name, measure in method.measures.items():
-                if len(measure.top1) != len(method.seeds) or not method.seeds:
+                if len(measure.first) != len(method.seeds) or not method.seeds:
                     raise TetherError(
-                        f"Method {method.name!r} has {len(method.seeds)} seeds but {len(measure.top1)} "
+                        f"Method {method.name!r} has {len(method.seeds)} seeds but {len(measure.first)} "
                         f"results on {name!r}; each seed needs its own."
                     )
         encode(self)  # refuses what is not finite before somebody waits for a report
@@ -258,11 +289,11 @@ class Results:
         return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
     def mean_over(self, method: Method, kind: str) -> tuple[float, ...]:
-        """Per seed, the mean top-1 accuracy over the domains of one kind; empty if one was not measured."""
+        """Per seed, the mean of the first metric over the domains of one kind; empty if one was not measured."""
         names = [domain.name for domain in self.of_kind(kind)]
         if not names or any(name not in method.measures for name in names):
             return ()
-        columns = [method.measures[name].top1 for name in names]
+        columns = [method.measures[name].first for name in names]
         return tuple(math.fsum(seed) / len(names) for seed in zip(*columns, strict=True))
 
     def worst(self, method: Method) -> tuple[str, float] | None:
@@ -310,6 +341,8 @@ class Results:
         """
         value = read_json(path)
         found = value.get("version") if isinstance(value, dict) else None
+        if found == 2:
+            value, found = _from_version_2(value), VERSION
         if found != VERSION:
             raise TetherError(
                 f"{path} holds results of version {found!r}; this program reads version {VERSION}."
@@ -317,12 +350,32 @@ class Results:
         return decode(cls, value, where=str(path))
 
 
+def _from_version_2(value: dict[str, Any]) -> dict[str, Any]:
+    """Results as they were written when accuracy was all that could be measured."""
+    try:
+        methods = [
+            {
+                **method,
+                "measures": {
+                    domain: {
+                        "values": {metric.name: measure[metric.name] for metric in SplitScores.metrics},
+                        "interval": measure["interval"],
+                    }
+                    for domain, measure in method["measures"].items()
+                },
+            }
+            for method in value["methods"]
+        ]
+    except (KeyError, TypeError, AttributeError):  # `decode` says what is wrong
+        methods = value.get("methods")
+    return {**value, "methods": methods, "version": VERSION}
+
+
 def _numbers(method: Method) -> dict[str, list[tuple[float, ...]]]:
     """Per domain what was measured with each seed; once, where all seeds gave the same."""
     found = {}
     for name, own in sorted(method.measures.items()):
-        columns = (own.top1, own.top5, own.mean_per_class, own.macro_f1, own.calibration_error)
-        by_seed = list(zip(*(column for column in columns if column), strict=True))
+        by_seed = list(zip(*(column for column in own.values.values() if column), strict=True))
         found[name] = by_seed[:1] if len(set(by_seed)) == 1 else by_seed
     return found
 

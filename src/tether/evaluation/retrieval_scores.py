@@ -1,7 +1,7 @@
 """What a model's retrieval on one split is worth: ranks both ways, and where pictures and texts lie."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from tether.data.captions import CaptionSplit
 from tether.errors import TetherError
+from tether.evaluation.results import Found, Query
 from tether.evaluation.retrieval import KS, best_ranks, feature_space, hits, pairs_of_groups, recall, top_k
 from tether.evaluation.scoring import Metric, Scores
-from tether.evaluation.significance import Interval, bootstrap_mean
+from tether.evaluation.significance import Interval
 
 SHOWN = 5
 """Pictures that are kept for each caption, to be shown."""
@@ -79,8 +80,59 @@ class RetrievalScores(Scores):
 
     @cached_property
     def interval(self) -> Interval:
-        estimate = bootstrap_mean({"": self.primary[None]}, {"": self.identities}, draws=2_000)
-        return Interval(estimate.low, estimate.high)
+        return self.interval_of([self.value], [self])
+
+    def picked(self, places: Sequence[int]) -> "RetrievalScores":
+        """The ranks stay as they were, among all pictures and captions."""
+        examples = tuple(self.split.examples[place] for place in places)
+        number = torch.full((len(self.split),), -1)
+        number[list(places)] = torch.arange(len(places))
+        rows = [row for row, picture in enumerate(self.split.pictures.tolist()) if number[picture] >= 0]
+        return replace(
+            self,
+            split=replace(self.split, examples=examples),
+            image_ranks=self.image_ranks[list(places)],
+            text_ranks=self.text_ranks[rows],
+            nearest=number[self.nearest[rows]],
+        )
+
+    @classmethod
+    def pooled(cls, parts: Sequence["RetrievalScores"]) -> "RetrievalScores":
+        """Ranks are those among the pictures and captions of the own part."""
+        examples = tuple(example for part in parts for example in part.split.examples)
+        starts = [sum(len(part.split) for part in parts[:i]) for i in range(len(parts))]
+        nearest = [
+            torch.where(part.nearest < 0, -1, part.nearest + start)[
+                :, : min(p.nearest.shape[1] for p in parts)
+            ]
+            for part, start in zip(parts, starts, strict=True)
+        ]
+        weights = torch.tensor([len(part.split) for part in parts], dtype=torch.float64)
+        return cls(
+            split=replace(parts[0].split, examples=examples),
+            image_ranks=torch.cat([part.image_ranks for part in parts]),
+            text_ranks=torch.cat([part.text_ranks for part in parts]),
+            nearest=torch.cat(nearest),
+            space=(torch.stack([part.space for part in parts]) * weights[:, None]).sum(0) / weights.sum(),
+        )
+
+    def queries(self, domain: str, limit: int = 6) -> tuple[Query, ...]:
+        """Captions at equal distances, with the pictures that come first."""
+        captions, pictures = self.split.captions, self.split.pictures.tolist()
+        chosen = [i * len(captions) // limit for i in range(min(limit, len(captions)))]
+        return tuple(
+            Query(
+                domain=domain,
+                text=captions[row],
+                rank=int(self.text_ranks[row]),
+                found=tuple(
+                    Found(index=index, identity=self.identities[index], right=index == pictures[row])
+                    for index in self.nearest[row].tolist()
+                    if index >= 0
+                ),
+            )
+            for row in chosen
+        )
 
     def values(self) -> dict[str, float | None]:
         found: dict[str, float | None] = {"recall": self.value}

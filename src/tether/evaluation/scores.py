@@ -1,8 +1,8 @@
 """What a classifier did on one split: the rules, its answers, and every number that is derived from them."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -105,6 +105,21 @@ class SplitScores(Scores):
     def calibration_error(self) -> float:
         """Expected calibration error in 15 bins."""
         return expected_calibration_error(self.confidences, self.correct)
+
+    def picked(self, places: Sequence[int]) -> "SplitScores":
+        examples = tuple(self.split.examples[place] for place in places)
+        tensors = {name: tensor[list(places)] for name, tensor in self.tensors().items()}
+        return replace(self, split=replace(self.split, examples=examples), **tensors)
+
+    @classmethod
+    def pooled(cls, parts: Sequence["SplitScores"]) -> "SplitScores":
+        examples = tuple(example for part in parts for example in part.split.examples)
+        tensors = {name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()}
+        return cls(split=replace(parts[0].split, examples=examples), classes=parts[0].classes, **tensors)
+
+    @staticmethod
+    def interval_of(values: Sequence[float], runs: Sequence["SplitScores"]) -> Interval:
+        return wilson_interval(math.fsum(values) / len(values), runs[0].n)
 
     def values(self) -> dict[str, float | None]:
         return {metric.name: getattr(self, metric.name) for metric in self.metrics}

@@ -8,7 +8,7 @@ know their metrics; the first one is what tuning, alpha and significance go by.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -21,7 +21,7 @@ from tether import _distributed
 from tether.data.records import PictureSplit
 from tether.errors import TetherError
 from tether.evaluation.metrics import once_by_index
-from tether.evaluation.significance import Interval
+from tether.evaluation.significance import Interval, bootstrap_mean
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many pictures or prompts are done, and how many there are."""
@@ -72,6 +72,36 @@ class Scores(ABC):
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """What these scores can be made of again, with the split."""
+
+    @abstractmethod
+    def picked(self, places: Sequence[int]) -> "Scores":
+        """The same without all but some pictures of the split."""
+
+    @classmethod
+    @abstractmethod
+    def pooled(cls, parts: Sequence[Any]) -> "Scores":
+        """Answers on the pictures of several splits of one domain, such as those of folds, as answers on one split."""
+
+    @property
+    def competing(self) -> int:
+        """Number of different answers that compete in this split."""
+        return self.n
+
+    @staticmethod
+    def interval_of(values: Sequence[float], runs: Sequence[Any]) -> Interval:
+        """95 % interval over draws of pictures of the first metric's mean over runs on one split.
+
+        Args:
+            values: the metric in each run.
+            runs: the scores of each.
+        """
+        stacked = torch.stack([one.primary for one in runs])
+        estimate = bootstrap_mean({"": stacked}, {"": runs[0].identities}, draws=2_000)
+        return Interval(estimate.low, estimate.high)
+
+    def queries(self, domain: str) -> tuple[Any, ...]:
+        """Some queries and what came up, as `tether.evaluation.results.Query`; none where nothing is searched."""
+        return ()
 
     @property
     def n(self) -> int:

@@ -11,16 +11,17 @@ from torch import Tensor
 from tether.errors import TetherError
 from tether.evaluation.results import ChangedPicture, Changes, Difference, Domain, Measure, Method
 from tether.evaluation.scores import SplitScores
-from tether.evaluation.significance import bootstrap_mean, holm, wilson_interval
+from tether.evaluation.scoring import Scores
+from tether.evaluation.significance import bootstrap_mean, holm
 
-Runs = Mapping[int, Mapping[str, SplitScores]]
+Runs = Mapping[int, Mapping[str, Scores]]
 """Scores by seed and by domain. A method without chance in it, such as zero-shot, has one seed."""
 
 MEAN_OF_SHIFTED = "mean of shifted domains"
 
 
 def describe_domains(
-    scores: Mapping[str, SplitScores], in_distribution: str, corruptions: Sequence[str] = ()
+    scores: Mapping[str, Scores], in_distribution: str, corruptions: Sequence[str] = ()
 ) -> tuple[Domain, ...]:
     """The test splits, the in-distribution one first; whatever is neither that nor a corruption is a shift."""
     if in_distribution not in scores:
@@ -58,14 +59,14 @@ def summarise(name: str, runs: Runs, shifted: Sequence[str], **rest: Any) -> Met
     measures = {}
     for domain in domains:
         own = [scores[domain] for scores in runs.values()]
-        top1 = tuple(score.top1 for score in own)
+        by_metric = [score.values() for score in own]
+        values = {
+            metric.name: tuple(one[metric.name] for one in by_metric if one[metric.name] is not None)
+            for metric in own[0].metrics
+        }
         measures[domain] = Measure(
-            top1=top1,
-            interval=wilson_interval(math.fsum(top1) / len(top1), own[0].n),
-            top5=tuple(score.top5 for score in own if score.top5 is not None),
-            mean_per_class=tuple(score.mean_per_class for score in own),
-            macro_f1=tuple(score.macro_f1 for score in own),
-            calibration_error=tuple(score.calibration_error for score in own),
+            values=values,
+            interval=own[0].interval_of([score.value for score in own], own),
         )
     mean = None
     if shifted:
@@ -171,14 +172,12 @@ def changed_answers(
 
 
 def _correct(runs: Runs, domain: str) -> Float[Tensor, "seeds n"]:
-    return torch.stack([scores[domain].correct.double() for scores in runs.values()])
+    return torch.stack([scores[domain].primary for scores in runs.values()])
 
 
 def _paired(runs: Runs, base: Runs, domain: str) -> Float[Tensor, "seeds n"]:
     if set(runs) == set(base):
-        return torch.stack(
-            [runs[seed][domain].correct.double() - base[seed][domain].correct.double() for seed in runs]
-        )
+        return torch.stack([runs[seed][domain].primary - base[seed][domain].primary for seed in runs])
     if len(runs) == 1:
         return _correct(runs, domain) - _correct(base, domain)
     return _correct(runs, domain) - _correct(base, domain).mean(0)

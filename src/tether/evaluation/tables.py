@@ -223,7 +223,7 @@ def _cells(results: Results) -> Iterator[list[str]]:
     for method in results.methods:
         row = [method.name]
         row += [
-            percent(method.measures[domain.name].top1) if domain.name in method.measures else "–"
+            percent(method.measures[domain.name].first) if domain.name in method.measures else "–"
             for domain in shown
         ]
         if shifted:

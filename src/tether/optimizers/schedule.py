@@ -1,8 +1,9 @@
 """Learning-rate schedules: pure functions from a step to a factor, and the object that applies one."""
 
 import math
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch.optim import Optimizer
@@ -17,7 +18,7 @@ class ScheduleConfig:
     kind: Literal["cosine", "constant"] = "cosine"
     """Shape after the warm-up."""
     warmup: int = 500
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up; a tenth of a run that is not longer than this, with a warning."""
     floor: float = 0.0
     """Smallest factor of the cosine, reached at the last step (0.002 is 1e-6 of R-Adapter's 5e-4)."""
 
@@ -64,15 +65,17 @@ class Schedule:
     def of(cls, optimizer: Optimizer, config: ScheduleConfig, steps: int) -> "Schedule":
         """The schedule of `config` over a run of `steps` steps.
 
-        Raises:
-            TetherError: the warm-up would not end within the run.
+        A warm-up that would not end within the run, so that the learning rate would never reach its value, is
+        shortened to a tenth of the run, with a warning that says so.
         """
         if config.warmup >= steps:
-            raise TetherError(
-                f"The warm-up of {config.warmup} steps does not end within the run of {steps} steps: the "
-                f"learning rate would never reach its value. Set warmup (schedule.warmup in a recipe; 500 if not "
-                f"given) to at most {steps - 1}, such as {steps // 10}, or train for more steps."
+            shorter = steps // 10
+            warnings.warn(
+                f"The warm-up of {config.warmup} steps would not end within the run of {steps} steps; it takes "
+                f"{shorter} of them instead. Set warmup (schedule.warmup in a recipe; 500 if not given) to choose.",
+                stacklevel=2,
             )
+            config = replace(config, warmup=shorter)
         return cls(optimizer, lambda step: schedule_factor(step, steps, config))
 
     def set(self, step: int) -> None:

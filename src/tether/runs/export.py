@@ -47,7 +47,9 @@ def export(
         raise TetherError(
             f"The head in {head} holds NaN or infinity, so it is not saved. Take an earlier one."
         )
-    pixels = torch.randn(2, 3, model.image.size, model.image.size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(
+        2, 3, model.image.height, model.image.width, generator=torch.Generator().manual_seed(0)
+    )
     tokens = model.tokenize(["a photo of a cat", "a drawing of two houses"])
     if not attached.mergeable:
         raise TetherError(

@@ -9,9 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from tether._alpha import TOWERS, Alpha, alpha_of
-from tether._files import read_json, read_tensors, write_tensors
+from tether._files import read_json, read_tensors, sha256_file, write_tensors
 from tether.config import plain
-from tether.data.reading import files_digest
 from tether.data.records import PictureBenchmark
 from tether.errors import TetherError
 from tether.evaluation import Sweep
@@ -72,22 +71,31 @@ class _Result:
     trained_parameters: int
     file_bytes: int
     peak_memory_bytes: int
+    scores_sha256: str | None = None
+    """Of the file of answers; none stands in runs made before."""
 
 
 def read_outcome(path: Path, recipe: Recipe, benchmark: PictureBenchmark) -> Outcome:
     """What a finished run left in its directory.
 
     Raises:
-        TetherError: it is not finished, a file is not whole, or the test splits are others.
+        TetherError: it is not finished, a file is not whole, the answers are not those of the result, or the test
+            splits are others.
     """
     result = vars(read_json(path / RESULT, _Result))
+    expected, scores = result["scores_sha256"], path / SCORES
+    if expected and scores.is_file() and sha256_file(scores) != expected:
+        raise TetherError(
+            f"{scores} was changed after the run: its hash is not the one in {RESULT}. Put it back from a copy; or "
+            f"delete {RESULT}, and `tether train --resume {path}` evaluates again without training."
+        )
     return Outcome(
         recipe=recipe,
         benchmark=benchmark,
-        test=load_sweep(path / SCORES, recipe, benchmark),
+        test=load_sweep(scores, recipe, benchmark),
         seconds=read_json(path / TIME, Cost).training_seconds,
         run=path,
-        **{name: value for name, value in result.items() if name != "test"},
+        **{name: value for name, value in result.items() if name not in ("test", "scores_sha256")},
     )
 
 
@@ -130,16 +138,3 @@ def load_sweep(path: Path, recipe: Recipe, benchmark: PictureBenchmark) -> Sweep
         }
     order = sorted(scores, key=lambda text: [alpha_of(json.loads(text), tower) for tower in TOWERS])
     return Sweep(tuple(json.loads(text) for text in order), tuple(scores[text] for text in order))
-
-
-def digests(benchmark: PictureBenchmark) -> dict[str, Any]:
-    """Size and hashes of every split, as they stand in a run's `splits.json`.
-
-    Raises:
-        TetherError: a picture is missing.
-    """
-    splits = {"train": benchmark.train, "validation": benchmark.validation, **benchmark.tests}
-    return {
-        name: {"pictures": len(split), "sha256": split.digest, "files": files_digest(split)}
-        for name, split in splits.items()
-    }

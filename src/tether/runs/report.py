@@ -10,7 +10,7 @@ from PIL import Image
 from tether._files import write_atomically
 from tether.data import read_image
 from tether.data.alterations import alter
-from tether.data.records import Split
+from tether.data.records import PictureSplit
 from tether.errors import TetherError
 from tether.evaluation.report import write_report, write_robustness_figure
 from tether.evaluation.results import Results
@@ -46,7 +46,7 @@ def check_out(folder: Path, command: str) -> None:
         )
 
 
-def write_comparison(results: Results, folder: Path, tests: Mapping[str, Split]) -> None:
+def write_comparison(results: Results, folder: Path, tests: Mapping[str, PictureSplit]) -> None:
     """Put into `folder`: `results.json`, `report.html`, `effective_robustness.svg` (where there are shifts),
     `table.csv`, `table.md` and `differences.csv`.
 
@@ -93,7 +93,7 @@ def write_run(outcome: Outcome) -> None:
     write_report(results, outcome.run / REPORT, _pictures(tests))
 
 
-def _pictures(tests: Mapping[str, Split]) -> Callable[[str, int], Image.Image]:
+def _pictures(tests: Mapping[str, PictureSplit]) -> Callable[[str, int], Image.Image]:
     """Test pictures by domain and index, as the models saw them."""
 
     def picture(domain: str, index: int) -> Image.Image:

@@ -55,7 +55,7 @@ def _wide_table(results: Results) -> Table:
         for domain in results.of_kind(kind):
             measures = [method.measures.get(domain.name) for method in results.methods]
             rows.append(
-                (domain_title(domain), ["–" if one is None else percent(one.top1) for one in measures])
+                (domain_title(domain), ["–" if one is None else percent(one.first) for one in measures])
             )
         ends.append(len(rows))
     rows.append(("mean of shifted", [_mean_text(results, method) for method in results.methods]))
@@ -65,7 +65,9 @@ def _wide_table(results: Results) -> Table:
         [printable(method.name) for method in results.methods],
         zip(*(own for _, own in rows), strict=True),
     )
-    first = _column("top-1 accuracy, %", [*(printable(title) for title, _ in rows), "trained parameters"])
+    first = _column(
+        f"{results.metrics[0].title}, %", [*(printable(title) for title, _ in rows), "trained parameters"]
+    )
     table = Table(first, *columns, title=cell(results.title))
     for number, (title, cells) in enumerate(rows, start=1):
         table.add_row(cell(title), *cells, end_section=number in ends)
@@ -91,7 +93,7 @@ def _short_table(results: Results, costs: int) -> Table:
     rows = []
     for method in results.methods:
         own = [method.measures.get(domain.name) for domain in homes]
-        accuracies = ["–" if one is None else percent(one.top1) for one in own]
+        accuracies = ["–" if one is None else percent(one.first) for one in own]
         spent = (
             bytes_text(method.file_bytes),
             count_text(method.trained_parameters),
@@ -99,7 +101,8 @@ def _short_table(results: Results, costs: int) -> Table:
         )
         rows.append([printable(method.name), *accuracies, _mean_text(results, method), *spent[:costs]])
     table = Table(
-        *map(_column, titles, zip(*rows, strict=True)), title=cell(f"{results.title}: top-1 accuracy, %")
+        *map(_column, titles, zip(*rows, strict=True)),
+        title=cell(f"{results.title}: {results.metrics[0].title}, %"),
     )
     for row in rows:
         table.add_row(*map(Text, row))
@@ -122,17 +125,18 @@ def show_run(outcome: Outcome, console: Console | None = None) -> None:
     benchmark, home = outcome.benchmark, outcome.benchmark.in_distribution
     alphas = [0.0, *([] if outcome.alpha in (0.0, 1.0) else [outcome.alpha]), 1.0]
     columns = [(alpha, outcome.test.at(alpha)) for alpha in alphas]
+    metric = columns[0][1][home].metrics[0]
     heads = [f"alpha {alpha_text(alpha)}" for alpha, _ in columns]
     titles = {name: f"{name} (in-distribution)" if name == home else name for name in benchmark.tests}
     first = _column("domain", ["mean of shifted", *map(printable, titles.values())])
     table = Table(first, "pictures", *heads)
-    table.title = cell(f"top-1 accuracy of {outcome.recipe.name} on {benchmark.name}")
+    table.title = cell(f"{metric.title} of {outcome.recipe.name} on {benchmark.name}")
     for name in sorted(benchmark.tests, key=lambda name: name != home):
         pictures = str(len(benchmark.tests[name]))
-        table.add_row(cell(titles[name]), pictures, *(f"{scores[name].top1:.1%}" for _, scores in columns))
+        table.add_row(cell(titles[name]), pictures, *(f"{scores[name].value:.1%}" for _, scores in columns))
     shifted = [name for name, split in benchmark.tests.items() if name != home and not split.is_corruption]
     if shifted:
-        means = [_mean([scores[name].top1 for name in shifted]) for _, scores in columns]
+        means = [_mean([scores[name].value for name in shifted]) for _, scores in columns]
         table.add_section()
         table.add_row("mean of shifted", "", *(f"{mean:.1%}" for mean in means))
     show_table(table, console)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tether._distributed import from_main, is_main
-from tether._files import read_json, write_json
+from tether._files import read_json, sha256_file, write_json
 from tether._text import quoted
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
@@ -31,7 +31,7 @@ from tether.models.last_block import fast_last_block
 from tether.models.weight_path import WeightPath
 from tether.optimizers.from_config import create
 from tether.optimizers.schedule import Schedule
-from tether.recipe import Recipe, to_plain
+from tether.recipe import Recipe, from_plain, to_plain
 from tether.runs.files import PROBE, measured, peak_memory, take_over
 from tether.runs.judge import judge
 from tether.runs.outcome import (
@@ -41,11 +41,11 @@ from tether.runs.outcome import (
     TIME,
     Cost,
     Outcome,
-    digests,
     is_finished,
     read_outcome,
     save_sweep,
 )
+from tether.runs.pictures import Pictures, require_records
 from tether.runs.predictor import save_ensemble
 from tether.runs.report import REPORT, write_run
 from tether.runs.validation import Validation
@@ -95,14 +95,14 @@ def run(
         )
     if recipe.ensemble and recipe.ensemble.needs_validation and not len(benchmark.validation):
         raise TetherError("This ensemble is fitted on validation pictures; this data set has none.")
-    made_from = from_main(lambda: digests(benchmark))
     finished = from_main(lambda: resume is not None and is_finished(resume, test))
     if check_pictures and not finished:
         # now, not when a test picture's turn comes
         from_main(lambda: require_readable(benchmark, progress=progress))
+    pictures = Pictures(benchmark)
     records = {
         "config": to_plain(recipe),
-        "splits": made_from,
+        "splits": from_main(lambda: pictures.digests),
         "base": {"model": recipe.model, "fingerprint": fingerprint},
     }
     if resume:
@@ -110,11 +110,18 @@ def run(
     else:
         directory = RunDirectory.create(root, recipe.name, records=records)
     with directory as kept:
+        if resume:
+            from_main(lambda: require_records(kept.path, tuple(records)))
         may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
-        kept.record("config", records["config"], may_change=may_change)
-        # A picture that stopped the run may have been mended since.
-        mended = [] if finished else [f"{split}.files" for split in made_from]
-        kept.record("splits", records["splits"], may_change=mended)
+        kept.record(
+            "config",
+            records["config"],
+            may_change=may_change,
+            complete=lambda earlier: to_plain(from_plain(earlier)),
+        )
+        renewed = from_main(lambda: pictures.accept(kept.path)) if resume else []
+        kept.record("splits", records["splits"], may_change=renewed)
+        from_main(lambda: kept.record_tensors("splits", pictures.files))
         kept.record("base", records["base"])
         if trained:
             from_main(lambda: take_over(trained, kept, recipe))
@@ -128,6 +135,7 @@ def run(
                     raise TetherError(
                         f"{error} Nothing was trained; {kept.path} is removed again."
                     ) from error
+                pictures.note_broken(kept.path, str(error))
                 command = f"tether train --resume {quoted(kept.path)}"
                 if command in str(error):
                     raise
@@ -202,7 +210,11 @@ def _run(
             with attached.ordinary() if attached else nullcontext():
                 name = ADAPTER if attached else None
                 paths += save_ensemble(kept.path, judged.ensemble, task.class_names, adapter=name)
+        (kept.path / RESULT).unlink(
+            missing_ok=True
+        )  # of a part without the tests, whose answers these replace
         save_sweep(kept.path / SCORES, judged.tested)
+        results["scores_sha256"] = sha256_file(kept.path / SCORES)
         files = {file for path in paths for file in (path, *path.rglob("*")) if file.is_file()}
         results["file_bytes"] = sum(file.stat().st_size for file in files)
         write_json(kept.path / RESULT, results)  # last: now the run is finished

@@ -50,7 +50,7 @@ class Classification(Task):
     stands for the text tower, which does not move.
 
     Raises:
-        TetherError: the pictures have no labels, or there is one class alone.
+        TetherError: the pictures have no labels.
     """
 
     benchmark: Benchmark
@@ -67,11 +67,6 @@ class Classification(Task):
             raise TetherError(
                 f"Classification needs pictures of classes, and {benchmark.name} has captions. Use "
                 "task.method=retrieval, or labelled data."
-            )
-        if len(benchmark.class_names) < 2:
-            raise TetherError(
-                f"{benchmark.name} has only the class {benchmark.class_names[0]!r}; there is nothing to tell apart. "
-                "The training pictures lie in a folder for each class, of which there are two or more."
             )
         self.class_names, self.templates = benchmark.class_names, benchmark.templates
         self.zero_shot = class_embeddings(model, self.class_names, self.templates, progress=progress)

@@ -53,6 +53,9 @@ class RetrievalConfig(TaskConfig):
     ) -> "Retrieval":
         return Retrieval(recipe, model, benchmark, progress)
 
+    def examples(self, benchmark: Any) -> int:
+        return len(benchmark.train.captions)
+
     def scores(
         self, benchmark: PictureBenchmark, split: PictureSplit, tensors: Mapping[str, Tensor]
     ) -> RetrievalScores:

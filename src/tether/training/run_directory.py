@@ -17,13 +17,15 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from torch import Tensor
+
 from tether._distributed import from_main, is_main
-from tether._files import read_json, temporary_beside, write_atomically, write_json
+from tether._files import read_json, temporary_beside, write_atomically, write_json, write_tensors
 from tether.errors import TetherError, is_utf8
 from tether.training import lock
 from tether.training.checkpoint import clean
@@ -100,22 +102,36 @@ class RunDirectory:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def record(self, name: str, value: Mapping[str, Any], *, may_change: Collection[str] = ()) -> None:
+    def record(
+        self,
+        name: str,
+        value: Mapping[str, Any],
+        *,
+        may_change: Collection[str] = (),
+        complete: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda earlier: earlier,
+    ) -> None:
         """Write `value` to `NAME.json`, or see that what stands there from before is the same.
 
         Args:
             may_change: dotted names of entries that may differ; the new value is then kept.
+            complete: what an earlier version of tether wrote, with what has come since.
 
         Raises:
             TetherError: it differs elsewhere: the run would not be a continuation. Lists the differences.
         """
-        from_main(lambda: self._record(name, value, may_change))
+        from_main(lambda: self._record(name, value, may_change, complete))
 
-    def _record(self, name: str, value: Mapping[str, Any], may_change: Collection[str]) -> None:
+    def _record(
+        self,
+        name: str,
+        value: Mapping[str, Any],
+        may_change: Collection[str],
+        complete: Callable[[dict[str, Any]], Mapping[str, Any]],
+    ) -> None:
         path = self.path / f"{name}.json"
         plain = json.loads(json.dumps(value))
         if path.exists():
-            changed = differences(read_json(path, dict), plain)
+            changed = differences(complete(read_json(path, dict)), plain)
             refused = [text for entry, text in changed.items() if entry not in may_change]
             if refused:
                 raise TetherError(
@@ -126,6 +142,12 @@ class RunDirectory:
             return
         write_json(path, plain)
         self._recorded.add(path.name)
+
+    def record_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors that explain the run to `NAME.safetensors`, unless it is only looked at."""
+        if is_main() and not self._read_only:
+            write_tensors(self.path / f"{name}.safetensors", tensors)
+            self._recorded.add(f"{name}.safetensors")
 
     def log(self, kind: str, step: int, values: Mapping[str, float | int]) -> None:
         """Append {"kind", "step", **values} to metrics.jsonl; a number that is not finite becomes null.

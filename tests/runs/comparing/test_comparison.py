@@ -239,7 +239,7 @@ def test_corrupted_pictures_are_no_natural_shift(tiny_recipe, tmp_path):
     }
     method = results.method("tiny")
     assert method.shifted_mean.value == method.measures["outline"].mean
-    assert results.mean_over(method, "corruption") == method.measures["corrupted"].top1
+    assert results.mean_over(method, "corruption") == method.measures["corrupted"].first
     assert {one.where for one in results.differences} == {
         "colour",
         "outline",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tether._distributed import world_size
-from tether.data.records import Split
+from tether.data.records import PictureSplit
 from tether.errors import TetherError, near_misses
 from tether.evaluation.results import Results, Tuning
 from tether.evaluation.scoring import Progress
@@ -112,7 +112,9 @@ def compare(
     )
 
 
-def pooled_tests(recipe: Recipe, folds: Sequence[int], *, tuned_on: int | None = None) -> dict[str, Split]:
+def pooled_tests(
+    recipe: Recipe, folds: Sequence[int], *, tuned_on: int | None = None
+) -> dict[str, PictureSplit]:
     """The test splits of all folds as one per domain, in the order of `compare`'s answers.
 
     Args:

@@ -5,12 +5,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from tether.data.records import Benchmark, Split
+from tether.data.records import PictureBenchmark, PictureSplit
 from tether.evaluation.alpha import AlphaChoice, AlphaPoint
 from tether.evaluation.results import BaselinePoint, Method, PathPoint, Results, Tuning
-from tether.evaluation.scores import SplitScores, Sweep, alpha_text
+from tether.evaluation.scores import Sweep, alpha_text
+from tether.evaluation.scoring import Scores
 from tether.evaluation.summary import Runs, changed_answers, describe_domains, differences, summarise
 from tether.recipe import Recipe, to_plain
 from tether.runs.outcome import Outcome
@@ -68,18 +67,22 @@ def make_results(
     methods = [summarise(ZERO_SHOT, runs[ZERO_SHOT], shifted, description="The model as it was loaded.")]
     methods += [_method(one, runs[one.recipe.name], benchmark, shifted) for one in trained]
     before, after = runs[ZERO_SHOT][0], next(iter(runs[highlighted].values()))
+    class_names, templates = outcome_texts(benchmark)
     results = Results(
         domains=domains,
         methods=tuple(methods),
         zero_shot=ZERO_SHOT,
         highlighted=highlighted,
         alpha=_choice(next(one for one in trained if one.recipe.name == highlighted)),
+        metrics=before[benchmark.in_distribution].metrics,
         changes=tuple(
-            changed_answers(name, before[name], after[name], benchmark.class_names) for name in tested
+            changed_answers(name, before[name], after[name], class_names)
+            for name in (tested if class_names else ())
         ),
+        queries=tuple(query for name in tested for query in after[name].queries(name)),
         differences=differences(runs, reference, tested, shifted, draws=draws),
         baseline=tuple(_baseline_points(methods, baselines, benchmark.in_distribution)),
-        templates=benchmark.templates,
+        templates=templates,
         settings={
             **settings,
             "training pictures": f"{len(benchmark.train)} in a fold",
@@ -96,7 +99,12 @@ def make_results(
     return results
 
 
-def joined(splits: Sequence[Split], left_out: Collection[str] = ()) -> Split:
+def outcome_texts(benchmark: PictureBenchmark) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of classes and the templates of their prompts; empty where the data has no classes."""
+    return getattr(benchmark, "class_names", ()), getattr(benchmark, "templates", ())
+
+
+def joined(splits: Sequence[PictureSplit], left_out: Collection[str] = ()) -> PictureSplit:
     """The examples of one domain's splits in several folds, without some identities."""
     examples = [example for split in splits for example in split.examples]
     return replace(splits[0], examples=tuple(one for one in examples if one.identity not in left_out))
@@ -105,18 +113,16 @@ def joined(splits: Sequence[Split], left_out: Collection[str] = ()) -> Split:
 def without(outcome: Outcome, identities: Collection[str]) -> Outcome:
     """An outcome without its answers to test pictures of some identities."""
 
-    def kept(scores: SplitScores) -> SplitScores:
-        places = [i for i, identity in enumerate(scores.identities) if identity not in identities]
-        tensors = {name: getattr(scores, name)[places] for name in ("predictions", "confidences", "ranks")}
-        return replace(scores, split=joined([scores.split], identities), **tensors)
+    def rest(scores: Scores) -> Scores:
+        return scores.picked([i for i, one in enumerate(scores.identities) if one not in identities])
 
     if not identities:
         return outcome
-    swept = [{name: kept(scores) for name, scores in by_name.items()} for by_name in outcome.test.scores]
+    swept = [{name: rest(scores) for name, scores in by_name.items()} for by_name in outcome.test.scores]
     return replace(outcome, test=Sweep(outcome.test.alphas, tuple(swept)))
 
 
-def _method(trained: Trained, runs: Runs, benchmark: Benchmark, shifted: Sequence[str]) -> Method:
+def _method(trained: Trained, runs: Runs, benchmark: PictureBenchmark, shifted: Sequence[str]) -> Method:
     """The row of a method."""
     outcomes = trained.outcomes
     return summarise(
@@ -127,7 +133,7 @@ def _method(trained: Trained, runs: Runs, benchmark: Benchmark, shifted: Sequenc
         alpha=_alphas(outcomes),
         trained_parameters=outcomes[0].trained_parameters,
         file_bytes=outcomes[0].file_bytes,
-        steps=trained.recipe.training.total_steps(len(benchmark.train)),
+        steps=trained.recipe.training.total_steps(trained.recipe.task.examples(benchmark)),
         seconds=sum(one.seconds for one in outcomes) / len(outcomes),
         peak_memory_bytes=max(one.peak_memory_bytes for one in outcomes),
         tuning=trained.tuning,
@@ -162,18 +168,9 @@ def _choice(trained: Trained) -> AlphaChoice | None:
     )
 
 
-def _pool(parts: Sequence[Mapping[str, SplitScores]]) -> dict[str, SplitScores]:
+def _pool(parts: Sequence[Mapping[str, Scores]]) -> dict[str, Scores]:
     """Answers on the test pictures of several folds as answers on one split per domain."""
-    return {
-        name: SplitScores(
-            split=joined([part[name].split for part in parts]),
-            predictions=torch.cat([part[name].predictions for part in parts]),
-            confidences=torch.cat([part[name].confidences for part in parts]),
-            ranks=torch.cat([part[name].ranks for part in parts]),
-            classes=parts[0][name].classes,
-        )
-        for name in parts[0]
-    }
+    return {name: parts[0][name].pooled([part[name] for part in parts]) for name in parts[0]}
 
 
 def _path(ones: Sequence[Outcome], in_distribution: str, shifted: Sequence[str]) -> tuple[PathPoint, ...]:
@@ -182,8 +179,8 @@ def _path(ones: Sequence[Outcome], in_distribution: str, shifted: Sequence[str])
     points = []
     for alpha in shared if len(shared) > 2 and shifted else ():
         scores = [one.test.at(alpha) for one in ones]
-        home = sum(own[in_distribution].top1 for own in scores) / len(scores)
-        away = sum(own[name].top1 for own in scores for name in shifted) / (len(scores) * len(shifted))
+        home = sum(own[in_distribution].value for own in scores) / len(scores)
+        away = sum(own[name].value for own in scores for name in shifted) / (len(scores) * len(shifted))
         points.append(PathPoint(alpha=alpha, in_distribution=home, shifted_mean=away))
     return tuple(points)
 

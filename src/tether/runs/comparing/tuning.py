@@ -9,10 +9,10 @@ allows, drawn by chance (seeded, none twice) so that each option's values come e
 named first above all: three trials of three learning rates and two strengths see every learning rate. A trial is an
 ordinary run that never looks at a test picture.
 
-The rule: the point with the highest top-1 accuracy on in-distribution validation pictures, at the alpha of its
-run. Of equally good ones the smaller learning rate wins, then the point named earlier. No slack beyond that: one
-standard error of a few hundred pictures is wider than what methods differ by, so "the smallest within one
-standard error" would choose the weakest training for every method before the data had a say.
+The rule: the point with the best first metric of its task (top-1 accuracy, recall) on in-distribution validation
+pictures, at the alpha of its run. Of equally good ones the smaller learning rate wins, then the point named earlier. No
+slack beyond that: one standard error of a few hundred pictures is wider than what methods differ by, so "the smallest
+within one standard error" would choose the weakest training for every method before the data had a say.
 """
 
 import math
@@ -90,7 +90,7 @@ def choose(
         )
     best = min(alive, key=lambda place: (-accuracies[place], tried[place].recipe.optimizer.lr, place))
     steps = [
-        point.recipe.training.total_steps(len(outcome.benchmark.train))
+        point.recipe.training.total_steps(point.recipe.task.examples(outcome.benchmark))
         for point, outcome in zip(tried, outcomes, strict=True)
         if outcome
     ]

@@ -29,14 +29,14 @@ from tether._distributed import from_main, is_main
 from tether._files import read_json
 from tether._text import printable
 from tether.data import load_benchmark
-from tether.data.records import Benchmark
 from tether.errors import TetherError
 from tether.evaluation.scoring import Progress
 from tether.models import load
 from tether.recipe import Recipe, to_plain
 from tether.runs.comparing.claims import claim
 from tether.runs.files import training_part, without_logs
-from tether.runs.outcome import BASE, RESULT, Base, Outcome, digests, is_finished, read_outcome
+from tether.runs.outcome import BASE, RESULT, Base, Outcome, is_finished, read_outcome
+from tether.runs.pictures import Pictures
 from tether.runs.train import run
 from tether.training.checkpoint import latest_checkpoint
 
@@ -128,20 +128,19 @@ class _Here:
     """The base models and data sets that are there now, each read once."""
 
     fingerprints: dict[str, str] = field(default_factory=dict)
-    data: dict[str, tuple[Benchmark, dict[str, Any]]] = field(default_factory=dict)
+    data: dict[str, Pictures] = field(default_factory=dict)
     checked: set[str] = field(default_factory=set)
 
-    def benchmark(self, recipe: Recipe) -> tuple[Benchmark, dict[str, Any]]:
-        """The data and its digests."""
+    def pictures(self, recipe: Recipe) -> Pictures:
+        """The data."""
         key = json.dumps(to_plain(recipe)["data"], sort_keys=True)
         if key not in self.data:
-            benchmark = load_benchmark(recipe.data)
-            self.data[key] = benchmark, digests(benchmark)
+            self.data[key] = Pictures(load_benchmark(recipe.data))
         return self.data[key]
 
     def unchecked(self, recipe: Recipe) -> bool:
         """Whether nobody has looked yet if the pictures can be read; once is enough."""
-        key = json.dumps(self.benchmark(recipe)[1], sort_keys=True)
+        key = json.dumps(self.pictures(recipe).digests, sort_keys=True)
         new = key not in self.checked
         self.checked.add(key)
         return new
@@ -154,7 +153,7 @@ class _Here:
             return "a base model that it does not name (by an earlier version of tether)"
         if read_json(path / BASE, Base).fingerprint != self.fingerprints[recipe.model]:
             return "another base model"
-        if read_json(path / "splits.json") != self.benchmark(recipe)[1]:
+        if self.pictures(recipe).changes(path):
             return "other pictures"
         return ""
 
@@ -293,7 +292,7 @@ def _read(job: Job, path: Path, here: _Here) -> Outcome:
         raise TetherError(
             f"{path} was made from {other}, not from what is there now under that name. Choose another --runs."
         )
-    return read_outcome(path, replace(job.recipe, search={}), here.benchmark(job.recipe)[0])
+    return read_outcome(path, replace(job.recipe, search={}), here.pictures(job.recipe).benchmark)
 
 
 def _wait(seconds: float) -> None:
