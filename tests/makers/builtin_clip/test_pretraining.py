@@ -72,8 +72,9 @@ def test_a_whole_tiny_run_gives_a_model_that_loads(folder, stem, tmp_path):
 
 
 TINY = (
-    "architecture.text_depth=1 architecture.image_depth=1 architecture.vocabulary=280 emoji_views=1 repeats=1 "
-    "training.batch_size=4 training.precision=fp32 training.workers=0 training.checkpoint_every=1 training.log_every=1 schedule.warmup=1"
+    "architecture.text_depth=1 architecture.image_depth=1 architecture.vocabulary=280 emoji_views=1 "
+    "repeats=1 schedule.warmup=1 training.batch_size=4 training.precision=fp32 training.workers=0 "
+    "training.checkpoint_every=1 training.log_every=1"
 ).split()
 
 
