@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "imports.py"
 
 FLOORS = (
     ("errors",),
-    ("_files", "_distributed", "_alpha", "config"),
+    ("_files", "_distributed", "_alpha", "_text", "config"),
     ("_choosing", "families"),
     ("models",),
     ("data",),
@@ -18,7 +18,7 @@ FLOORS = (
     ("training",),
     ("evaluation",),
     ("ensembles", "heads"),
-    ("recipe",),
+    ("recipe", "recipe_files", "integrations"),
     ("tasks",),
     ("runs",),
     ("cli",),

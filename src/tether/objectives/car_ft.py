@@ -111,6 +111,8 @@ class CarFTTerm:
 
     def __init__(self, config: CarFTConfig, shared: Any) -> None:
         shared.require_images("car_ft")
+        if not config.contexts:
+            shared.require_classes("car_ft without contexts")
         contexts = config.contexts or contexts_of(shared.context.templates)
         self._term = CarFT(shared.features(contexts), shared.scale)
 

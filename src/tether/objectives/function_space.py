@@ -151,6 +151,7 @@ class FunctionSpaceTerm:
     separable = False
 
     def __init__(self, config: FunctionSpaceConfig, shared: Any) -> None:
+        shared.require_classes("function_space")
         if shared.context.head is None:
             shared.require_images("function_space")
         self._shared, reference, zero_shot = shared, shared.reference, shared.zero_shot

@@ -99,6 +99,7 @@ class StarFTTerm:
 
     def __init__(self, config: StarFTConfig, shared: Any) -> None:
         shared.require_images("star_ft")
+        shared.require_classes("star_ft")
         context = shared.context
         self._config, self._epochs = config, -(-context.steps // context.steps_per_epoch)
         if config.fade and self._epochs == 1:

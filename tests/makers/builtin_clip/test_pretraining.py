@@ -72,8 +72,9 @@ def test_a_whole_tiny_run_gives_a_model_that_loads(folder, stem, tmp_path):
 
 
 TINY = (
-    "architecture.text_depth=1 architecture.image_depth=1 architecture.vocabulary=280 emoji_views=1 repeats=1 "
-    "training.batch_size=4 training.precision=fp32 training.workers=0 training.checkpoint_every=1 schedule.warmup=1"
+    "architecture.text_depth=1 architecture.image_depth=1 architecture.vocabulary=280 emoji_views=1 "
+    "repeats=1 schedule.warmup=1 training.batch_size=4 training.precision=fp32 training.workers=0 "
+    "training.checkpoint_every=1 training.log_every=1"
 ).split()
 
 
@@ -92,7 +93,7 @@ def test_the_command_trains_goes_on_where_it_was_stopped_and_shows_how_far_it_is
     said = capsys.readouterr().err
     assert stop.value.code == 130 and "3/3" in said and said.endswith("Stopped by Ctrl-C.\n")
     run = tmp_path / "pretrain-001"
-    assert [row["step"] for row in read_metrics(run) if row["kind"] == "train"] == [3]
+    assert [row["step"] for row in read_metrics(run) if row["kind"] == "train"] == [1, 2, 3]
     main([*words, "--resume", str(run)])
     assert capsys.readouterr().out == f"The model is in {run / 'model'}.\n"
     tether.load(str(run / "model"))

@@ -117,6 +117,18 @@ class Shared:
                 f"it out, or choose an adapter that trains the image tower."
             )
 
+    def require_classes(self, method: str) -> None:
+        """Refuse a term on classes where the task has none.
+
+        Raises:
+            TetherError: it has none.
+        """
+        if not self.context.class_names:
+            raise TetherError(
+                f"{method} needs the names of classes, and this task has none. Leave it out, or use "
+                f"task.method=classification."
+            )
+
     def require_texts(self, method: str) -> None:
         """Refuse a term on picture–prompt pairs beside a head.
 

@@ -1,0 +1,164 @@
+"""Retrieval as a whole task: trained, chosen, judged, resumed, merged and compared like classification."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tether import recipe as recipes
+from tether.cli import main
+from tether.data import load_benchmark
+from tether.errors import TetherError
+from tether.evaluation.retrieval import best_ranks, pairs_of_groups
+from tether.evaluation.retrieval_scores import CaptionReader, RetrievalScores
+from tether.models import load
+from tether.runs.comparing.comparison import compare
+from tether.runs.train import run
+
+
+@pytest.fixture(scope="module")
+def options(tiny_recipe, tmp_path_factory):
+    """The tiny pictures with two or three captions each, in two domains."""
+    root = Path(tiny_recipe["data"]["train"]).parent
+    table = tmp_path_factory.mktemp("captions") / "captions.csv"
+    rows = []
+    for domain in ("colour", "outline"):
+        for shape in ("circle", "square", "cross"):
+            for i, picture in enumerate(sorted((root / domain / shape).iterdir())):
+                split = "test" if domain == "outline" or i < 2 else "validation" if i < 4 else "train"
+                name = picture.relative_to(root).as_posix()
+                texts = (f"a {shape} {i}", f"the {shape}, {domain}", f"number {i}: {shape}")[: 2 + i % 2]
+                rows += [(name, text, domain, split, f"{domain} {shape} {i}") for text in texts]
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "caption", "domain", "split", "identity"), *rows])
+    data = {"method": "caption_table", "path": str(table), "root": str(root), "in_distribution": "colour"}
+    return {**tiny_recipe, "name": "found", "task": {"method": "retrieval"}, "data": data}
+
+
+def test_a_run_ranks_both_ways_and_keeps_what_it_found(options, tmp_path):
+    outcome = run(recipes.from_plain(options), tmp_path, show_progress=False)
+    result = json.loads((outcome.run / "result.json").read_text())
+    numbers = result["test"]["0.5"]["colour"]
+    assert 0 <= numbers["recall"] <= 1 and numbers["text_to_image_recall_at_10"] == 1
+    assert numbers["recall"] == pytest.approx(
+        (numbers["text_to_image_recall_at_1"] + numbers["image_to_text_recall_at_1"]) / 2
+    )
+    scores = outcome.test.at(0.5)["outline"]
+    assert isinstance(scores, RetrievalScores)
+    assert len(scores.text_ranks) == len(outcome.benchmark.tests["outline"].captions)
+    report = (outcome.run / "report.html").read_text()
+    assert "What came up first for some captions" in report and "recall at 1" in report
+    assert 'class="picture right"' in report
+
+
+def test_the_numbers_are_those_of_the_features_at_alpha_0(options, tmp_path):
+    outcome = run(recipes.from_plain(options), tmp_path, show_progress=False)
+    model, split = load(options["model"]), outcome.benchmark.tests["colour"]
+    from tether.data import ImageDataset, test_transform
+
+    pictures = ImageDataset(split, test_transform(model.image))
+    with torch.no_grad():
+        images = model.encode_image(torch.stack([pictures[i]["pixels"] for i in range(len(split))]))
+        texts = model.encode_text(model.tokenize(list(split.captions)))
+    pairs = pairs_of_groups(torch.arange(len(split)), torch.from_numpy(split.pictures))
+    scores = outcome.test.at(0.0)["colour"]
+    assert torch.equal(scores.image_ranks, best_ranks(images, texts, pairs))
+    assert torch.equal(scores.text_ranks, best_ranks(texts, images, pairs.flip(1)))
+
+
+def test_alpha_is_chosen_by_recall_on_validation_pictures(options, tmp_path):
+    alpha = {"value": "auto", "grid": [0.0, 1.0], "curve": False}
+    outcome = run(recipes.from_plain({**options, "alpha": alpha}), tmp_path, show_progress=False, test=False)
+    assert len(outcome.validation) == 2 and outcome.alpha in (0.0, 1.0)
+    assert "No test picture was used" in outcome.alpha_reason
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(options, tmp_path, monkeypatch):
+    from tether.runs import train
+
+    whole = run(recipes.from_plain(options), tmp_path / "whole", show_progress=False)
+    real, seen = train.fit, []
+
+    def stop(task, *arguments, **others):
+        loss = task.loss
+
+        def counted(batch, step):
+            seen.append(step)
+            if step == 7 and seen.count(7) == 1:
+                raise TetherError("stopped")
+            return loss(batch, step)
+
+        task.loss = counted
+        return real(task, *arguments, **others)
+
+    monkeypatch.setattr(train, "fit", stop)
+    training = {**options["training"], "checkpoint_every": 5}
+    recipe = recipes.from_plain({**options, "training": training})
+    with pytest.raises(TetherError, match="stopped"):
+        run(recipe, tmp_path / "parts", show_progress=False)
+    (path,) = (tmp_path / "parts").iterdir()
+    again = run(recipe, resume=path, show_progress=False)
+    for name, scores in whole.test.at(0.5).items():
+        assert torch.equal(scores.text_ranks, again.test.at(0.5)[name].text_ranks)
+        assert torch.equal(scores.space, again.test.at(0.5)[name].space)
+
+
+def test_runs_are_compared_pooled_and_tuned(options, tmp_path):
+    own = recipes.from_plain({**options, "search": {"optimizer.lr": [0.01, 0.02]}})
+    other = recipes.from_plain({**options, "name": "flyp", "objective": {"method": "info_nce"}})
+    results = compare([own, other], tmp_path, seeds=[0, 1], tune=2, show_progress=False)
+    assert [method.name for method in results.methods] == ["zero-shot", "found", "flyp"]
+    assert results.metrics[0].name == "recall" and not results.changes and results.queries
+    assert results.method("found").measures["colour"].values["text_to_image_recall_at_1"]
+    assert results.method("found").tuning.trials[0].validation is not None
+
+
+def test_an_adapter_of_it_merges(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = run(recipes.from_plain(options), tmp_path, show_progress=False, test=False)
+    assert main(["merge", str(outcome.run), "merged", "--model", options["model"]]) == 0
+    assert Path("merged").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": {"method": "cross_entropy"}}, "Use objective.method=mpm_nce or info_nce"),
+        ({"ensemble": {"method": "vrf"}}, "Leave `ensemble` out"),
+        (
+            {"training": {"epochs": 1, "batch_size": 5}},
+            "A batch of 5 captions cannot be divided into groups of 2",
+        ),
+        ({"regularizers": [{"method": "star_ft"}]}, "classes"),
+    ],
+)
+def test_what_makes_no_sense_in_it_is_refused(options, changes, message, tmp_path):
+    with pytest.raises(TetherError, match=message):
+        run(recipes.from_plain({**options, **changes}), tmp_path, show_progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_of_the_other_kind_is_refused_by_both_tasks(options, tiny_recipe, tmp_path):
+    with pytest.raises(TetherError, match=r"Classification needs pictures of classes, .* has captions"):
+        run(recipes.from_plain({**tiny_recipe, "data": options["data"]}), tmp_path)
+    with pytest.raises(TetherError, match=r"Retrieval needs pictures with captions, .* has classes"):
+        run(recipes.from_plain({**options, "data": tiny_recipe["data"]}), tmp_path)
+
+
+def test_pooled_and_picked_scores_keep_ranks_and_what_came_up(options):
+    split = load_benchmark(recipes.from_plain(options).data).tests["colour"]
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (
+        torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=-1)
+        for n in (len(split), len(split.captions))
+    )
+    scores = CaptionReader({split.captions: texts}).scorer(split).scores(images)
+    assert scores.value == pytest.approx(scores.primary.mean().item())
+    few = scores.picked([1, 3])
+    assert torch.equal(few.image_ranks, scores.image_ranks[[1, 3]]) and len(few.split) == 2
+    assert few.nearest.max() <= 1 and few.nearest.min() >= -1
+    both = scores.pooled([scores, scores])
+    assert both.value == pytest.approx(scores.value)
+    assert torch.equal(both.nearest[len(texts) :], scores.nearest + len(split))
