@@ -91,8 +91,11 @@ def plain(value: Any) -> Any:
 def _is_said(option: dataclasses.Field, value: Any) -> bool:
     """Whether `plain` says an option; not one that came later (metadata `added`) and is at its default, so that runs
     of before are still the same."""
-    at_default = option.metadata.get("added") and getattr(value, option.name) == option.default
-    return option.init and not at_default
+    if not option.metadata.get("added"):
+        return option.init
+    made = option.default_factory is not dataclasses.MISSING
+    default = option.default_factory() if made else option.default
+    return option.init and getattr(value, option.name) != default
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -53,7 +53,9 @@ class Recipe:
 
     name: str
     model: str = "builtin"
-    task: TaskConfig = field(default_factory=lambda: made(TaskConfig, "classification"))
+    task: TaskConfig = field(
+        default_factory=lambda: made(TaskConfig, "classification"), metadata={"added": True}
+    )
     data: DataConfig = field(default_factory=lambda: made(DataConfig, "emoji_shift"))
     adapter: AdapterConfig = field(default_factory=lambda: made(AdapterConfig, "r_adapter"))
     objective: ObjectiveConfig = field(default_factory=lambda: made(ObjectiveConfig, "mpm_nce"))
@@ -67,7 +69,7 @@ class Recipe:
     alpha: AlphaConfig = field(default_factory=AlphaConfig)
     probe: ProbeConfig | None = None
     ensemble: EnsembleConfig | None = None
-    imports: tuple[str, ...] = ()
+    imports: tuple[str, ...] = field(default=(), metadata={"added": True})
     search: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

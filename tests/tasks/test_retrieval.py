@@ -159,6 +159,11 @@ def test_pooled_and_picked_scores_keep_ranks_and_what_came_up(options):
     few = scores.picked([1, 3])
     assert torch.equal(few.image_ranks, scores.image_ranks[[1, 3]]) and len(few.split) == 2
     assert few.nearest.max() <= 1 and few.nearest.min() >= -1
-    both = scores.pooled([scores, scores])
+    parts = [scores.picked([0, 1, 2]), scores.picked([3, 4, 5])]
+    both = scores.pooled(parts)
+    assert torch.equal(both.image_ranks, scores.image_ranks) and torch.equal(
+        both.text_ranks, scores.text_ranks
+    )
     assert both.value == pytest.approx(scores.value)
-    assert torch.equal(both.nearest[len(texts) :], scores.nearest + len(split))
+    second = both.nearest[len(parts[0].text_ranks) :]
+    assert set(second.unique().tolist()) <= {-1, 3, 4, 5}

@@ -8,7 +8,7 @@ from typing import Any
 
 from tether.config import methods_of
 from tether.data.corrupted_tests import with_corrupted_tests
-from tether.data.records import Benchmark, Example, ImageRef, Split
+from tether.data.records import Benchmark, Example, ImageRef, PictureBenchmark, Split
 from tether.errors import TetherError
 from tether.families import DataConfig
 
@@ -60,7 +60,7 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def load_benchmark(config: DataConfig | Any) -> Benchmark:
+def load_benchmark(config: DataConfig | Any) -> PictureBenchmark:
     """The benchmark that a config describes, with the corrupted tests that it asks for.
 
     Args:
@@ -79,4 +79,4 @@ def load_benchmark(config: DataConfig | Any) -> Benchmark:
             f"{benchmark.name} has only the class {benchmark.class_names[0]!r}; there is nothing to tell apart. "
             "Pictures of two classes or more are needed, in a folder, a manifest or wherever they are described."
         )
-    return with_corrupted_tests(benchmark, config.corruptions)
+    return benchmark if config.corruptions == "none" else with_corrupted_tests(benchmark, config.corruptions)

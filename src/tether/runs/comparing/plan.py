@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tether.data import load_benchmark
-from tether.data.records import Benchmark
+from tether.data.records import PictureBenchmark
 from tether.errors import TetherError
 from tether.recipe import Recipe, from_plain, read, to_plain
 from tether.recipe_files import names
@@ -93,7 +93,7 @@ def variant(recipe: Recipe, seed: int, fold: int) -> Recipe:
     return from_plain(options)
 
 
-def benchmark_of(recipe: Recipe, fold: int) -> Benchmark:
+def benchmark_of(recipe: Recipe, fold: int) -> PictureBenchmark:
     """The data of one fold."""
     return load_benchmark(variant(recipe, 0, fold).data)
 
