@@ -93,6 +93,54 @@ OWN = {
                 halves = OutputConfig(weight=0.5, fit_temperatures=False)
                 return halves.fit(pair, train=train, validation=validation, seed=seed)
     """,
+    "task": """
+        from dataclasses import dataclass
+        from typing import ClassVar
+        import torch
+        from tether.config import method
+        from tether.evaluation.scores import SplitScores
+        from tether.evaluation.scoring import Metric
+        from tether.families import TaskConfig
+        from tether.tasks.classification import Classification
+
+        @method("own_task")
+        @dataclass(frozen=True, kw_only=True)
+        class OwnConfig(TaskConfig):
+            def make(self, recipe, model, benchmark, *, progress=None):
+                return Own(recipe, model, benchmark, progress)
+            def scores(self, benchmark, split, tensors):
+                return OwnScores(split=split, classes=len(benchmark.class_names), **tensors)
+
+        class OwnScores(SplitScores):
+            metrics: ClassVar = (Metric(name="confidence", title="mean confidence"), *SplitScores.metrics)
+            @property
+            def primary(self):
+                return self.confidences
+            def values(self):
+                return {"confidence": self.value, **{m.name: getattr(self, m.name) for m in SplitScores.metrics}}
+
+        class Own(Classification):
+            def reader(self, splits):
+                make = super().reader(splits)
+                return lambda alpha: Reader(make(alpha))
+
+        class Reader:
+            def __init__(self, classifier):
+                self.classifier = classifier
+            def __call__(self, features):
+                return self.classifier(features)
+            def scorer(self, split):
+                return Scorer(self.classifier.scorer(split))
+
+        class Scorer:
+            def __init__(self, scorer):
+                self.scorer = scorer
+            def rows(self, output, index):
+                return self.scorer.rows(output, index)
+            def scores(self, rows):
+                own = self.scorer.scores(rows)
+                return OwnScores(split=own.split, classes=own.classes, **own.tensors())
+    """,
     "data": """
         from dataclasses import dataclass
         from tether.config import method
@@ -129,6 +177,9 @@ def test_a_method_in_a_file_of_its_own_works_in_a_recipe(question, tiny_recipe, 
     assert main(["train", "own.yaml"]) == 0
     run = Path("runs") / f"{recipe.name}-001"
     assert (run / "result.json").is_file()
+    if question == "task":
+        numbers = json.loads((run / "result.json").read_text())["test"]["1.0"]["outline"]
+        assert 0 < numbers["confidence"] < 1 and list(numbers)[3] == "confidence"
     if question == "adapter":
         assert type(load_adapter(run / "adapter").config).__name__ == "OwnConfig"
 
