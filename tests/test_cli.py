@@ -383,6 +383,7 @@ def test_a_bad_picture_is_named_and_the_run_goes_on_when_it_is_mended(
     if kind != "damaged within":  # seen before training
         assert not run.exists()
         return
+    assert "is mended" in line and "`tether train --resume runs/tiny-001` goes on" in line
     assert not (run / "result.json").exists() and not (run / "adapter").exists()
     assert not list(run.rglob("*.tmp"))
 

@@ -64,7 +64,7 @@ def build(kind: Any, value: Any, where: str = "") -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
     plain = origin or kind
-    if plain in (dict, Mapping) and isinstance(value, str):
+    if origin in (dict, Mapping) and isinstance(value, str):
         raise TetherError(
             f"{where} takes values by name, such as {where}.NAME={value}; found {value!r} alone."
         )

@@ -36,6 +36,7 @@ class Recipe:
         data: what it is for: what is learned from, and what is tested on.
         adapter: what may move.
         objective: what is minimised.
+        task: what it is for; classification unless it is said.
         regularizers: terms that are added to the objective, each with its weight.
         optimizer: how it moves.
         radii: when TPGM learns its radii on validation pictures; for no other optimizer.

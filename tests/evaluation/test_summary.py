@@ -32,7 +32,7 @@ def test_a_row_holds_every_seed_and_an_interval_over_pictures(runs):
         torch.tensor(measure.values["top1"], dtype=torch.float64).std().item()
     )
     assert measure.interval == wilson_interval(measure.mean, 120)
-    assert len(measure.top5) == len(measure.macro_f1) == 3
+    assert len(measure.values["top5"]) == len(measure.values["macro_f1"]) == 3
     means = [method.measures[name].mean for name in SHIFTED]
     assert method.shifted_mean.value == pytest.approx(sum(means) / 5)
     assert method.shifted_mean.low < method.shifted_mean.value < method.shifted_mean.high

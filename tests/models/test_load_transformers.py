@@ -257,11 +257,3 @@ def test_preparation_of_another_form_is_refused(changes: dict, message: str, sav
     edit(folder / "preprocessor_config.json", **changes)
     with pytest.raises(TetherError, match=message):
         load(folder)
-
-
-def test_a_timm_folder_is_told_what_works(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny", "num_classes": 3}))
-    with pytest.raises(
-        TetherError, match=r"image model 'vit_tiny' of timm.*timm\.create_model.*tether\.attach"
-    ):
-        load(tmp_path)

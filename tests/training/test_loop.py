@@ -317,7 +317,7 @@ def test_a_run_that_ends_within_an_epoch_is_validated_at_its_end(toy, run):
         **toy.parts(5),
     )
     found = [row for row in rows(run) if row["kind"] == "validation"]
-    assert found == [{"kind": "validation", "step": 5, "epoch": 1, "accuracy": 0.5}]
+    assert found == [{"kind": "validation", "step": 5, "epoch": 2, "accuracy": 0.5}]
 
 
 @pytest.mark.parametrize(("steps", "every"), [(1, 1), (18, 1), (100, 5), (399, 19), (10_000, 20)])

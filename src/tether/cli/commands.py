@@ -162,6 +162,7 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
     from rich.table import Table
 
     from tether.evaluation import evaluate, zero_shot_classifier
+    from tether.evaluation.tables import marked
     from tether.models import load
     from tether.runs.show import show_table
 
@@ -177,7 +178,7 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
     for name in sorted(scores, key=lambda name: name != home):
         own = scores[name]
         top5 = "" if own.top5 is None else f"{own.top5:.1%}"
-        shown = f"{name} (in-distribution)" if name == home else name
+        shown = marked(name, "in-distribution" if name == home else "")
         table.add_row(
             cell(shown),
             str(own.n),
@@ -230,9 +231,9 @@ def rank(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from tether.adapters.files import load_adapter
+    from tether.heads.linear import head_of
     from tether.models import load
     from tether.runs.export import base_of, run_config
-    from tether.runs.outcome import head_of
     from tether.runs.rank import shrink
     from tether.runs.show import show_table
 

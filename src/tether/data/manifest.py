@@ -17,7 +17,7 @@ from tether.data.folder import (
 from tether.data.locating import image_inside, require_there
 from tether.data.prompts import templates
 from tether.data.records import Benchmark, Example, Split, distinct
-from tether.data.splitting import split_by_identity
+from tether.data.splitting import parts_of, split_by_identity
 from tether.data.tables import read_table, resolve_columns, split_of, texts_of
 from tether.errors import TetherError, near_misses
 from tether.families import DataConfig
@@ -124,7 +124,7 @@ def load(config: ManifestConfig) -> Benchmark:
             0.0 if parts["validation"] else config.validation_share,
         )
         if parts["train"] and any(shares):
-            test, validation, parts["train"] = split_by_identity(parts["train"], shares, seed=config.seed)
+            test, validation, parts["train"] = _cut(parts["train"], shares, config.seed)
             parts["validation"] = parts["validation"] or validation
             chosen = {example.image for example in test}
             tested += [row for row in home_rows if row.example.image in chosen]
@@ -162,6 +162,19 @@ def load(config: ManifestConfig) -> Benchmark:
         tests=tests,
         in_distribution=home,
         notes=tuple(notes),
+    )
+
+
+def _cut(examples: Sequence[Example], shares: Sequence[float], seed: int) -> tuple[tuple[Example, ...], ...]:
+    """`split_by_identity`; not class by class where identities have several labels, as a typeface has all letters."""
+    labels = {(example.identity, example.label) for example in examples}
+    identities = dict.fromkeys(example.identity for example in examples)
+    if len(labels) == len(identities):
+        return split_by_identity(examples, shares, seed=seed)
+    part_of = parts_of(identities, shares, seed=seed)
+    return tuple(
+        tuple(example for example in examples if part_of[example.identity] == part)
+        for part in range(len(shares) + 1)
     )
 
 

@@ -368,7 +368,8 @@ def _from_version_2(value: dict[str, Any]) -> dict[str, Any]:
         ]
     except (KeyError, TypeError, AttributeError):  # `decode` says what is wrong
         methods = value.get("methods")
-    return {**value, "methods": methods, "version": VERSION}
+    metrics = [encode(metric) for metric in SplitScores.metrics]
+    return {**value, "methods": methods, "metrics": metrics, "queries": [], "version": VERSION}
 
 
 def _numbers(method: Method) -> dict[str, list[tuple[float, ...]]]:

@@ -118,7 +118,12 @@ def predictions_csv(scores: SplitScores, class_names: Sequence[str]) -> str:
 
 def domain_title(domain: Domain) -> str:
     """A domain's name, marked where it is no shift."""
-    return domain.name if domain.kind == "shifted" else f"{domain.name} ({domain.kind})"
+    return marked(domain.name, "" if domain.kind == "shifted" else domain.kind)
+
+
+def marked(name: str, kind: str) -> str:
+    """A domain's name with its kind beside it, where there is one and the name does not say it."""
+    return f"{name} ({kind})" if kind and name != kind else name
 
 
 def identical_text(results: Results) -> list[str]:

@@ -15,6 +15,7 @@ from tether.evaluation.tables import (
     count_text,
     domain_title,
     identical_text,
+    marked,
     percent,
     seconds_text,
 )
@@ -127,7 +128,7 @@ def show_run(outcome: Outcome, console: Console | None = None) -> None:
     columns = [(alpha, outcome.test.at(alpha)) for alpha in alphas]
     metric = columns[0][1][home].metrics[0]
     heads = [f"alpha {alpha_text(alpha)}" for alpha, _ in columns]
-    titles = {name: f"{name} (in-distribution)" if name == home else name for name in benchmark.tests}
+    titles = {name: marked(name, "in-distribution" if name == home else "") for name in benchmark.tests}
     first = _column("domain", ["mean of shifted", *map(printable, titles.values())])
     table = Table(first, "pictures", *heads)
     table.title = cell(f"{metric.title} of {outcome.recipe.name} on {benchmark.name}")
