@@ -160,7 +160,7 @@ class Fractions(Scores):
     """Answers that may be right in part, like those of retrieval."""
 
     metrics = (Metric(name="recall", title="recall"),)
-    primary = interval = values = tensors = None
+    primary = interval = values = tensors = picked = pooled = None
 
     def __init__(self, of, primary):
         self.split, self.primary = of, primary
