@@ -283,7 +283,7 @@ def test_a_flipped_bit_is_found(tmp_path):
         ({"base": {}}, "lacks 'fingerprint'"),
         ({"extra": 3}, "extra takes dict"),
         ({"alpha": "half"}, "alpha takes a number"),
-        ({"alpha": float("nan")}, "alpha is a finite number"),
+        ({"alpha": float("nan")}, "alpha takes a finite number"),
         ({"alpha": {"picture": 0.5}}, "names the tower"),
     ],
 )

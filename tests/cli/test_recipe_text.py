@@ -1,5 +1,6 @@
 """`tether recipes NAME` says of every option what it means, and is the recipe that a run would have."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,10 @@ EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").rglob("*.yaml")
 
 @pytest.mark.parametrize("source", [*names(), *EXPERIMENTS], ids=lambda source: Path(source).stem)
 def test_what_is_printed_is_the_recipe(source):
-    assert yaml.safe_load(recipe_text(source)) == recipes.to_plain(recipes.read(source))
+    printed = yaml.safe_load(recipe_text(source))
+    assert recipes.from_plain(printed) == recipes.read(source)
+    assert list(printed) == [field.name for field in dataclasses.fields(recipes.Recipe)]
+    assert printed.items() >= recipes.to_plain(recipes.read(source)).items()
 
 
 def test_every_option_of_every_method_has_a_meaning():

@@ -82,7 +82,11 @@ def test_the_product_is_a_benchmark_split_by_typeface(packages, tmp_path):
     assert len(benchmark.class_names) == 36 and {"the digit 0", "the letter Q"} < set(benchmark.class_names)
     parts = [benchmark.train, benchmark.validation, benchmark.tests["text"]]
     by_part = [part.identities for part in parts]
-    assert [len(faces) for faces in by_part] == [6, 0, 2]
+    assert [len(faces) for faces in by_part] == [
+        5,
+        1,
+        2,
+    ]  # a typeface of those trained on is cut off to choose by
     assert set().union(*by_part) == {*SMALL["sans-serif"], *SMALL["serif"]}
     assert len(benchmark.tests["monospace"]) == 61
     card = (out / "CARD.md").read_text()

@@ -34,6 +34,7 @@ class CaptionTableConfig(DataConfig):
         root: the folder or `.zip` archive that the paths are relative to; by default the table's folder.
         in_distribution: the domain to train on; needed where the table has several and does not tell by `split`.
         columns: our column name → the table's, where it differs, as in {"path": "filename"}.
+        caption_separator: what stands between several captions in a cell of a CSV or TSV file.
         validation_share, test_share: shares of the identities, where there is no `split` column.
         seed: of that cut.
 

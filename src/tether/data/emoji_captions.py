@@ -24,6 +24,7 @@ class EmojiCaptionsConfig(DataConfig):
     """
 
     fold: int = 0
+    """Which third of the emoji is tested: 0, 1 or 2."""
 
     def __post_init__(self):
         EmojiShiftConfig(fold=self.fold)
