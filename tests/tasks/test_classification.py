@@ -12,6 +12,7 @@ from tether.data import load_benchmark
 from tether.errors import TetherError
 from tether.models import load
 from tether.runs.train import run
+from tether.training import read_metrics
 
 
 def made(options, **parts):
@@ -105,3 +106,27 @@ def test_a_batch_is_taken_in_pieces_only_where_no_term_looks_at_it_as_a_whole(
     pieces, whole = trained(4), trained(None)
     for name, tensor in whole.items():
         torch.testing.assert_close(pieces[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [{"method": "full"}, {"method": "r_adapter"}, {"method": "frozen"}])
+def test_a_model_without_texts_learns_with_a_head(adapter, tiny_recipe, tmp_path):
+    load("timm:test_vit", pretrained=False).save(tmp_path / "base")
+    options = {
+        **tiny_recipe,
+        "model": str(tmp_path / "base"),
+        "adapter": adapter,
+        "objective": {"method": "cross_entropy"},
+        "optimizer": {"lr": 1e-3},
+        "alpha": {"value": 1.0, "curve": False},
+    }
+    outcome = run(recipes.from_plain(options), tmp_path / "runs", show_progress=False)
+    rows = [row for row in read_metrics(outcome.run) if row["kind"] == "train"]
+    assert rows[-1]["loss"] < rows[0]["loss"] < math.log(3) + 1e-3
+    assert outcome.test.at(0.0)["colour"].confidences.tolist() == pytest.approx([1 / 3] * 6)  # knows nothing
+
+
+def test_a_model_without_texts_has_no_pairs(tiny_recipe, tmp_path):
+    load("timm:test_vit", pretrained=False).save(tmp_path / "base")
+    options = {**tiny_recipe, "model": str(tmp_path / "base")}
+    with pytest.raises(TetherError, match=r"objective\.method=cross_entropy"):
+        run(recipes.from_plain(options), tmp_path / "runs", show_progress=False)

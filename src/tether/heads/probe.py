@@ -153,7 +153,7 @@ class _Head:
         if features is None:
             with torch.no_grad():
                 features = self._model.encode_image(batch["pixels"])
-        scale = self._model.logit_scale
+        scale = self._model.head_scale
         loss = self._loss(features, self.head, batch["label"], scale)
         return loss, {"accuracy": (features @ self.head.T).argmax(1).eq(batch["label"]).float().mean()}
 

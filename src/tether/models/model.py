@@ -50,6 +50,12 @@ class Model(Backbone):
         return float(self.module.logit_scale.detach().float().exp())
 
     @property
+    def head_scale(self) -> float:
+        """Factor of the cosine in the logits of a linear head: the logit scale; √dim without a text tower, where
+        features of length 1 then have elements of about 1."""
+        return self.logit_scale if self.has_text else self.dim**0.5
+
+    @property
     def logit_bias(self) -> float | None:
         """What a sigmoid loss adds to the logits (SigLIP); None for a softmax model.
 

@@ -47,7 +47,8 @@ class Classification(Task):
 
     With a contrastive objective each picture gets a random template filled with its class's name; equal
     prompts of a batch are encoded once. With cross-entropy a head, initialised with the zero-shot classifier,
-    stands for the text tower, which does not move.
+    stands for the text tower, which does not move. For a model without a text tower the head begins at zero, so that
+    alpha 0 is no classifier: all classes are equally likely there.
 
     Raises:
         TetherError: the pictures have no labels.
@@ -69,9 +70,12 @@ class Classification(Task):
                 "task.method=retrieval, or labelled data."
             )
         self.class_names, self.templates = benchmark.class_names, benchmark.templates
-        self.zero_shot = class_embeddings(model, self.class_names, self.templates, progress=progress)
-        prompts = fill(self.templates, self.class_names)
-        self._tokens = torch.stack([model.tokenize(row) for row in prompts])
+        if not model.has_text and not recipe.objective.pairs:  # a head that begins with knowing nothing
+            self.zero_shot = torch.zeros(len(self.class_names), model.dim, device=model.device)
+        else:
+            self.zero_shot = class_embeddings(model, self.class_names, self.templates, progress=progress)
+            prompts = fill(self.templates, self.class_names)
+            self._tokens = torch.stack([model.tokenize(row) for row in prompts])
         self._final_head: Tensor | None = None
 
     def start(self, attached: Attached | None) -> None:
@@ -133,7 +137,7 @@ class Classification(Task):
             else:
                 names, told = self.class_names, self.progress
                 weight = class_embeddings(self.model, names, self.templates, progress=told)
-            return Classifier(weight=weight, scale=self.model.logit_scale)
+            return Classifier(weight=weight, scale=self.model.head_scale)
 
         return classifier
 
@@ -146,7 +150,7 @@ class Classification(Task):
             weight = class_embeddings(self.model, self.class_names, templates)
         else:
             weight = self.zero_shot
-        return Classifier(weight=weight, scale=self.model.logit_scale)
+        return Classifier(weight=weight, scale=self.model.head_scale)
 
     def _texts(self, batch: Mapping[str, Any]) -> Int[Tensor, " batch"]:
         """Number of each picture's prompt among all classes × templates."""

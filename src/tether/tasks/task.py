@@ -77,7 +77,7 @@ class Task(ABC):
         self._attached: Attached | None = None
         self._terms: Terms | None = None
         self._loss = recipe.objective.loss()
-        self._trains_scale, self._fixed_scale = False, model.logit_scale
+        self._trains_scale, self._fixed_scale = False, model.head_scale
 
     # What a task says about itself.
 
@@ -159,7 +159,7 @@ class Task(ABC):
         objective, scalars, features = self.objective(batch)
         if not self._terms:
             return objective, scalars
-        scale = self.model.logit_scale if self._trains_scale else self._fixed_scale
+        scale = self.model.head_scale if self._trains_scale else self._fixed_scale
         added = self._terms(StepInput(step=step, scale=scale, **features))
         return objective + sum(added.values()), {**scalars, "objective": objective.detach(), **added}
 

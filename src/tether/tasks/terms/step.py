@@ -75,7 +75,7 @@ class Shared:
 
     def __init__(self, context: TermContext) -> None:
         self.context = context
-        self.scale = context.model.logit_scale
+        self.scale = context.model.head_scale
         self.device = context.model.device
 
     @cached_property
