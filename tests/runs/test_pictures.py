@@ -40,6 +40,10 @@ def break_inside(file):
     file.write_bytes(data)
 
 
+def kill(*arguments):
+    raise KeyboardInterrupt
+
+
 @pytest.fixture
 def stopped(options, tmp_path):
     """A run that stopped at a broken picture of its test, with the whole picture's file."""
@@ -110,6 +114,30 @@ def test_only_a_picture_that_was_named_as_broken_may_be_another(options, tmp_pat
     monkeypatch.setattr(tether.tasks.classification.Classification, "loss", None)  # nothing is trained again
     assert quiet(options, tmp_path / "runs", resume=path).test.at(1.0)["train"].n == 12
     assert not pictures_of(options).changes(path)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_mended_picture_may_not_be_another_again(options, tmp_path, stopped, monkeypatch, finished):
+    path, file, whole = stopped
+    file.write_bytes(whole)
+    if finished:
+        quiet(options, tmp_path / "runs", resume=path)
+    else:  # killed after the mended picture was taken
+        monkeypatch.setattr("tether.runs.train._run", kill)
+        with pytest.raises(KeyboardInterrupt):
+            quiet(options, tmp_path / "runs", resume=path)
+        monkeypatch.undo()
+    file.write_bytes(whole + b"by another program")
+    with pytest.raises(TetherError, match=r"test train has other files .*\(cross/1\.png\)"):
+        quiet(options, tmp_path / "runs", resume=path)
+
+
+def test_a_broken_picture_that_is_not_mended_yet_still_may_be(options, tmp_path, stopped):
+    path, file, whole = stopped
+    with pytest.raises(TetherError, match=r"cross/1\.png(?s:.)*--resume"):
+        quiet(options, tmp_path / "runs", resume=path)
+    file.write_bytes(whole)
+    assert quiet(options, tmp_path / "runs", resume=path).test.at(1.0)["train"].n == 12
 
 
 def test_a_picture_that_is_whole_is_not_noted_as_broken(options, tmp_path):

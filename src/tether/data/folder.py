@@ -172,6 +172,7 @@ def _examples(
     extra = Counter(dict.fromkeys((folder for folder in folders if folder not in label_of), 0))
     if extra and extra_classes != "leave out":
         clause = near_misses(first := next(iter(extra)), tuple(label_of))
+        clause += "" if clause.endswith("?") else "."
         way_out = " Or pass over such folders: extra_classes='leave out'." if extra_classes else ""
         raise TetherError(f"{root} has a folder {first!r} that is no class{clause}{way_out}")
     folders = [folder for folder in folders if folder in label_of]

@@ -2,7 +2,7 @@
 
 splits.json           for every split: how many pictures, a hash of names and labels, a hash of the files
 splits.safetensors    a hash of each file, by which a picture that was replaced can be named
-broken.json           pictures that an error of this run named as broken; they alone may be replaced by whole ones
+broken.json           pictures that an error of this run named as broken; they alone may be replaced by whole ones, once
 """
 
 import hashlib
@@ -116,6 +116,19 @@ class Pictures:
             both = (*before, *named)
             write_json(path, {n: sorted({*before.get(n, []), *named.get(n, [])}) for n in both})
         return bool(named)
+
+    def forget_mended(self, run: Path) -> None:
+        """Take out of `broken.json` what can be read by now: once its files are kept, it may not be another again."""
+        if not (path := run / BROKEN).is_file():
+            return
+        images = {
+            (part, e.image.name): e.image for part, split in self.splits.items() for e in split.examples
+        }
+        still = {
+            part: [name for name in names if (image := images.get((part, name))) and unreadable(image)]
+            for part, names in read_json(path, dict[str, list[str]]).items()
+        }
+        write_json(path, {part: names for part, names in still.items() if names})
 
     def _recorded(self, run: Path) -> dict[str, dict[str, Any]]:
         """`splits.json` in the form of today, of whatever version it is."""

@@ -122,6 +122,8 @@ def run(
         renewed = from_main(lambda: pictures.accept(kept.path)) if resume else []
         kept.record("splits", records["splits"], may_change=renewed)
         from_main(lambda: kept.record_tensors("splits", pictures.files))
+        if not finished:
+            from_main(lambda: pictures.forget_mended(kept.path))  # after their new hashes are kept
         kept.record("base", records["base"])
         if trained:
             from_main(lambda: take_over(trained, kept, recipe))
