@@ -37,7 +37,10 @@ PASSING = re.compile(r"seconds|bytes|memory|examples_per_second|versions|\.run$|
 """Entries of files that tell of time, size and place, not of what was computed."""
 FORMAT = 1
 """Of records: to be raised where this script records something else, so that none that is kept is taken for it."""
-RENAMED: tuple[tuple[str, str], ...] = ()
+RENAMED: tuple[tuple[str, str], ...] = (
+    # Results of format 2 had a column for each measure of classification.
+    (r"(\.measures\.[^.]+)\.(top1|top5|mean_per_class|macro_f1|calibration_error)\[", r"\1.values.\2["),
+)
 """Entries that the working tree has under another name: a pattern of `re`, and what takes its place."""
 
 
