@@ -110,6 +110,7 @@ def test_a_batch_is_taken_in_pieces_only_where_no_term_looks_at_it_as_a_whole(
 
 @pytest.mark.parametrize("adapter", [{"method": "full"}, {"method": "r_adapter"}, {"method": "frozen"}])
 def test_a_model_without_texts_learns_with_a_head(adapter, tiny_recipe, tmp_path):
+    torch.manual_seed(0)  # the weights are random: the same ones each time
     load("timm:test_vit", pretrained=False).save(tmp_path / "base")
     options = {
         **tiny_recipe,
@@ -120,8 +121,9 @@ def test_a_model_without_texts_learns_with_a_head(adapter, tiny_recipe, tmp_path
         "alpha": {"value": 1.0, "curve": False},
     }
     outcome = run(recipes.from_plain(options), tmp_path / "runs", show_progress=False)
-    rows = [row for row in read_metrics(outcome.run) if row["kind"] == "train"]
-    assert rows[-1]["loss"] < rows[0]["loss"] < math.log(3) + 1e-3
+    losses = [row["loss"] for row in read_metrics(outcome.run) if row["kind"] == "train"]
+    assert losses[0] == pytest.approx(math.log(3), abs=1e-3)  # a head that was not trained stays there
+    assert min(losses) < losses[0] - 0.02  # batches of a few pictures: not each is better than the one before
     assert outcome.test.at(0.0)["colour"].confidences.tolist() == pytest.approx([1 / 3] * 6)  # knows nothing
 
 
