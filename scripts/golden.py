@@ -113,8 +113,9 @@ def record(tree: Path, out: Path, table: Path, only: str) -> None:
     os.chdir(tree)
     data = f"data={{method: manifest, path: {table}, root: {table.parent}}}"
     left: dict[str, dict[str, Any]] = {}
-    folders = [tree / "src" / "tether" / "recipes", *sorted((tree / "experiments").iterdir())]
+    folders = [tree / "src" / "tether" / "recipes", tree / "experiments" / "emoji-shift"]
     recipes = sorted(path for folder in folders for path in folder.glob("*.yaml"))
+    recipes = [path for path in recipes if path.stem != "retrieval"]  # the cut has classes, no captions
     runs = out / "runs"
     shutil.rmtree(runs, ignore_errors=True)
 
