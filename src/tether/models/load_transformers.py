@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, CLIPModel, Siglip2Model, SiglipModel
+from transformers import AutoTokenizer, Siglip2Model
 
 from tether._files import read_json
 from tether.errors import TetherError, near_misses
@@ -16,13 +16,11 @@ from tether.models.activation import Activation, describe_activation
 from tether.models.load_transformers_image import KINDS as IMAGE_KINDS
 from tether.models.model import ImageSpec, Model, channels
 from tether.models.saving import copy_description
-from tether.models.size_limit import SizeLimit
 from tether.models.text import end_positions, truncate
 from tether.models.tokenizers import check_tokenizer, words_of
-from tether.models.weights import complain
+from tether.models.transformers_folder import RESAMPLE, read_config, read_module
 
-KINDS = {"clip": CLIPModel, "siglip": SiglipModel, "siglip2": Siglip2Model}
-RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+KINDS = ("clip", "siglip", "siglip2")
 TOKENIZERS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -53,9 +51,10 @@ def load_folder(folder: Path, source: str, activation: Activation | None = None)
     if kind not in KINDS:
         raise TetherError(
             f"{source} holds a transformers model of type {kind!r}, which is not a contrastive model tether "
-            f"loads{near_misses(str(kind), list(KINDS))} Image models it loads: {', '.join(IMAGE_KINDS)}."
+            f"loads{near_misses(str(kind), KINDS)} Image models it loads: {', '.join(IMAGE_KINDS)}."
         )
-    module = _module(folder, kind, source)
+    config = read_config(folder, source)
+    module = read_module(folder, config, source, ignored=lambda name: name.endswith(POSITIONS))
     found = describe_activation(image=module.vision_model, text=module.text_model)
     if activation is not None and activation != found:
         raise TetherError(
@@ -85,41 +84,6 @@ def load_folder(folder: Path, source: str, activation: Activation | None = None)
         text_features=_clip_text_features if kind == "clip" else _text_features,
         describe=partial(copy_description, folder),
     )
-
-
-def _module(folder: Path, kind: str, source: str) -> nn.Module:
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise TetherError(f"{folder} has no model.safetensors. Pickled weights are never loaded.")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with (
-            SizeLimit(files),
-            torch.device("meta"),
-        ):  # a tensor that does not fit would be made anew, at any size
-            KINDS[kind](config)
-        module, report = KINDS[kind].from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported below with all other faults
-            dtype=torch.float32,
-        )
-    except Exception as error:  # configuration, safetensors and size errors, of several libraries
-        raise TetherError(f"transformers cannot load {source}: {error}") from error
-    complain(
-        str(folder),
-        missing=sorted(report["missing_keys"]),
-        unexpected=sorted(name for name in report["unexpected_keys"] if not name.endswith(POSITIONS)),
-        shapes=[
-            f"{name} is {tuple(found)}, the configuration says {tuple(expected)}"
-            for name, found, expected in sorted(report["mismatched_keys"])
-        ],
-        infinite=[name for name, tensor in module.state_dict().items() if not bool(tensor.isfinite().all())],
-    )
-    return module
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor
 
 from tether.errors import TetherError
 from tether.models.activation import describe_activation
@@ -15,10 +15,8 @@ from tether.models.backbone import ImageSpec, channels
 from tether.models.model import Model
 from tether.models.saving import copy_description
 from tether.models.sites_transformers import pair
-from tether.models.size_limit import SizeLimit
-from tether.models.weights import complain
+from tether.models.transformers_folder import RESAMPLE, read_config, read_module
 
-RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.", "pooler.", "decoder.")
 """What checkpoints hold beside the model itself; ViT's pooler belongs to a head of its own."""
 
@@ -30,9 +28,10 @@ def load_folder(folder: Path, source: str) -> Model:
     Raises:
         TetherError: something is missing, cut short, or does not fit the rest.
     """
-    config = _config(folder, source)
+    config = read_config(folder, source)
     kind = config.model_type
-    module = _module(folder, config, source)
+    options = {"add_pooling_layer": False} if kind in ("vit", "deit") else {}
+    module = read_module(folder, config, source, ignored=lambda name: name.startswith(HEADS), **options)
     image = _image_spec(folder, config, source)
     features, maps, dim, strides = _READING[kind](config)
     return Model(
@@ -47,51 +46,6 @@ def load_folder(folder: Path, source: str) -> Model:
         strides=strides,
         describe=partial(copy_description, folder),
     )
-
-
-def _config(folder: Path, source: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # of several libraries
-        raise TetherError(f"transformers cannot read the configuration of {source}: {error}") from error
-
-
-def _module(folder: Path, config: Any, source: str) -> nn.Module:
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise TetherError(f"{folder} has no model.safetensors. Pickled weights are never loaded.")
-    options = {"add_pooling_layer": False} if config.model_type in ("vit", "deit") else {}
-    try:
-        with (
-            SizeLimit(files),
-            torch.device("meta"),
-        ):  # a tensor that does not fit would be made anew, at any size
-            AutoModel.from_config(config, **options)
-        module, report = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported below with all other faults
-            dtype=torch.float32,
-            **options,
-        )
-    except Exception as error:  # configuration, safetensors and size errors, of several libraries
-        raise TetherError(f"transformers cannot load {source}: {error}") from error
-    complain(
-        str(folder),
-        missing=sorted(report["missing_keys"]),
-        unexpected=sorted(name for name in report["unexpected_keys"] if not name.startswith(HEADS)),
-        shapes=[
-            f"{name} is {tuple(found)}, the configuration says {tuple(expected)}"
-            for name, found, expected in sorted(report["mismatched_keys"])
-            if not name.startswith(HEADS)
-        ],
-        infinite=[name for name, tensor in module.state_dict().items() if not bool(tensor.isfinite().all())],
-    )
-    return module
 
 
 Reading = tuple[
