@@ -33,7 +33,7 @@ def own_methods(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """No check of annotations at run time, as for users."""
+    """No check of annotations at run time, as for users: what they get wrong has to meet our own messages."""
     from jaxtyping import config
 
     config.update("jaxtyping_disable", True)

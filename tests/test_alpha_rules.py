@@ -1,31 +1,28 @@
 """scripts/alpha_rules.py: what the former rule and the present one choose, from what a run keeps."""
 
-import importlib.util
 import json
 import math
-from pathlib import Path
+from dataclasses import replace
+from shutil import copytree
 
 import pytest
 
+from scripts import alpha_rules as tool
 from tether.errors import TetherError
 from tether.evaluation.alpha import AlphaPoint
 from tether.recipe import from_plain
 from tether.runs.train import run
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "alpha_rules.py"
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("alpha_rules", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 def trained(tiny_recipe, folder, **alpha):
     tiny_recipe = {**tiny_recipe, "alpha": {"grid": [0.0, 0.5, 1.0], **alpha}}
     return run(from_plain(tiny_recipe), folder, progress=None)
+
+
+@pytest.fixture(scope="module")
+def auto(tiny_recipe, tmp_path_factory):
+    """A finished run that chose its alpha, which no test changes."""
+    return trained(tiny_recipe, tmp_path_factory.mktemp("auto"), value="auto")
 
 
 def rewrite(outcome, change):
@@ -40,16 +37,16 @@ def point(loss, error, simulated, alpha=0.0):
 
 
 @pytest.mark.parametrize(("b", "c", "n"), [(0, 0, 42), (1, 0, 42), (3, 0, 100), (7, 2, 236), (21, 19, 100)])
-def test_a_loss_and_its_error_tell_the_pictures_that_only_one_has_right(tool, b, c, n):
+def test_a_loss_and_its_error_tell_the_pictures_that_only_one_has_right(b, c, n):
     loss = (b - c) / n
     error = math.sqrt(b + c - (b - c) ** 2 / n) / n
     sums = tool.differences(point(loss, error, 0.5), n)
     assert ((sums > 0).sum(), (sums < 0).sum()) == (b, c)
 
 
-def test_a_row_has_both_choices_and_the_accuracies_at_them(tool, tiny_recipe, tmp_path):
+def test_a_row_has_both_choices_and_the_accuracies_at_them(auto, tmp_path):
     """One picture is lost at the alpha that is best on the shift."""
-    outcome = trained(tiny_recipe, tmp_path, value="auto")
+    outcome = replace(auto, run=copytree(auto.run, tmp_path / auto.run.name))
     n = len(outcome.benchmark.validation)
     assert len(outcome.benchmark.validation.identities) == n
 
@@ -69,13 +66,12 @@ def test_a_row_has_both_choices_and_the_accuracies_at_them(tool, tiny_recipe, tm
     assert f"| {outcome.run.name} | 0.5 | 1 |" in tool.table([row])
 
 
-def test_what_a_run_says_by_the_exact_test_is_taken_as_it_is(tool, tiny_recipe, tmp_path):
-    outcome = trained(tiny_recipe, tmp_path, value="auto")
-    assert tool.EXACT_IN_REASON in outcome.alpha_reason
-    assert tool.read(outcome.run).now == outcome.alpha
+def test_what_a_run_says_by_the_exact_test_is_taken_as_it_is(auto):
+    assert tool.EXACT_IN_REASON in auto.alpha_reason
+    assert tool.read(auto.run).now == auto.alpha
 
 
-def test_a_run_that_chose_otherwise_is_refused(tool, tiny_recipe, tmp_path):
+def test_a_run_that_chose_otherwise_is_refused(tiny_recipe, tmp_path):
     with pytest.raises(TetherError, match="did not choose alpha by the rule 'bounded loss'"):
         tool.read(trained(tiny_recipe, tmp_path, value=0.5).run)
     unanswered = trained(tiny_recipe, tmp_path, value="auto", curve=False, grid=[0.0, 0.25, 0.5, 1.0])

@@ -162,8 +162,9 @@ def test_merge_gives_an_ordinary_model_with_the_reported_answers(trained, tiny_r
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_merge_takes_a_run_for_the_adapter_in_it(trained, capsys):
+def test_merge_takes_a_run_for_the_adapter_in_it(trained, tmp_path, capsys):
     assert main(["merge", str(trained), "merged"]) == 0
+    assert (tmp_path / "merged" / "open_clip_config.json").is_file()
     assert "Model: merged" in capsys.readouterr().out
 
 
@@ -684,11 +685,6 @@ def test_the_version_is_told(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
     assert stop.value.code == 0 and capsys.readouterr().out == f"tether {tether.__version__}\n"
-
-
-def test_merge_takes_the_run_of_an_adapter_too(trained, tmp_path):
-    assert main(["merge", str(trained), "merged"]) == 0
-    assert (tmp_path / "merged" / "open_clip_config.json").is_file()
 
 
 def test_what_takes_long_is_told_where_output_is_no_terminal(trained, tiny_recipe, capsys, monkeypatch):

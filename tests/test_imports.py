@@ -1,12 +1,10 @@
 """The order of the house: no circle of files, no import upward, none between folders of methods."""
 
-import importlib.util
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "imports.py"
+from scripts import imports as tool
 
 FLOORS = (
     ("errors",),
@@ -30,15 +28,7 @@ METHODS = ("adapters", "objectives", "optimizers", "ensembles")
 
 
 @pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("imports", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def edges(tool):
+def edges():
     """(importer, imported) for all modules but the package's own face, which hands names on."""
     return [
         (name, target)
@@ -48,24 +38,24 @@ def edges(tool):
     ]
 
 
-def test_there_is_no_circle_of_files(tool):
+def test_there_is_no_circle_of_files():
     assert tool.circles(tool.imports()) == []
 
 
-def test_nothing_imports_upward(tool, edges):
+def test_nothing_imports_upward(edges):
     floor = {name: height for height, names in enumerate(FLOORS) for name in names}
     assert {tool.folder_of(name) for edge in edges for name in edge} <= floor.keys()
     upward = [edge for edge in edges if floor[tool.folder_of(edge[0])] < floor[tool.folder_of(edge[1])]]
     assert upward == []
 
 
-def test_folders_of_methods_do_not_know_each_other(tool, edges):
+def test_folders_of_methods_do_not_know_each_other(edges):
     between = Counter((tool.folder_of(one), tool.folder_of(other)) for one, other in edges)
     known = [(one, other) for one, other in between if {one, other} <= set(METHODS) and one != other]
     assert known == []
 
 
-def test_the_tool_sees_a_circle(tool, tmp_path):
+def test_the_tool_sees_a_circle(tmp_path):
     package = tmp_path / "tether"
     package.mkdir()
     (package / "__init__.py").write_text("")

@@ -419,16 +419,6 @@ def test_opened_pictures_are_answered_as_their_files_are_in_evaluation(tiny_mode
     assert answers[2][1] != pytest.approx(wrong[2][1], abs=1e-6)
 
 
-@pytest.fixture
-def unchecked():
-    """The annotations would refuse a wrong argument before the library's own message."""
-    from jaxtyping import config
-
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
-
-
 def test_what_is_no_list_of_opened_pictures_is_refused(tiny_model, tmp_path, unchecked):
     pair, names = tuned_pair(tiny_model, RAdapterConfig(drop=0.0), tmp_path / "adapter")
     predictor = Predictor(pair, OutputEnsemble(0.5), names)

@@ -1,14 +1,13 @@
 """Small random models, saved to disk in each library's own format."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
-from jaxtyping import config
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer, bytes_to_unicode
 from safetensors.torch import save_file
@@ -16,14 +15,6 @@ from torch import nn
 
 WORDS = 714
 LENGTH = 24
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """No check of annotations at run time, as for users: what they get wrong has to meet our own messages."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

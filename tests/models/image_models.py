@@ -8,38 +8,6 @@ import torchvision
 from torch import nn
 
 
-def swin_of_transformers() -> nn.Module:
-    from transformers import SwinConfig, SwinModel
-
-    config = SwinConfig(
-        image_size=32, patch_size=2, embed_dim=24, depths=[1, 2], num_heads=[2, 4], window_size=4
-    )
-    return SwinModel(config)
-
-
-def dinov2(**changes) -> nn.Module:
-    from transformers import Dinov2Config, Dinov2Model
-
-    config = Dinov2Config(
-        image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **changes
-    )
-    return Dinov2Model(config)
-
-
-def vit_of_transformers() -> nn.Module:
-    from transformers import ViTConfig, ViTModel
-
-    config = ViTConfig(
-        image_size=32,
-        patch_size=8,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-    )
-    return ViTModel(config)
-
-
 def hybrid() -> nn.Module:
     """A ViT on the features of a convolutional stem."""
     from timm.layers import HybridEmbed
@@ -109,10 +77,14 @@ IMAGE_MODELS: dict[
     "timm Swin 2": (lambda: timm.create_model("swinv2_tiny_window8_256", **TIMM_SWIN), 3, 2),
     "timm ConvNeXt": (lambda: timm.create_model("convnext_tiny", **CONVNEXT), 5, 1),
     "timm ConvNeXt of convolutions": (lambda: timm.create_model("convnext_atto", **CONVNEXT), 5, 1),
-    "transformers ViT": (vit_of_transformers, 2, 2),
-    "transformers DINOv2": (dinov2, 2, 2),
-    "transformers DINOv2 with SwiGLU": (lambda: dinov2(use_swiglu_ffn=True), 2, 2),
-    "transformers Swin": (swin_of_transformers, 3, 2),
+    "transformers ViT": (lambda: of_transformers("ViT", **VIT_OF_TRANSFORMERS), 2, 2),
+    "transformers DINOv2": (lambda: of_transformers("Dinov2", **VIT_OF_TRANSFORMERS), 2, 2),
+    "transformers DINOv2 with SwiGLU": (
+        lambda: of_transformers("Dinov2", use_swiglu_ffn=True, **VIT_OF_TRANSFORMERS),
+        2,
+        2,
+    ),
+    "transformers Swin": (lambda: of_transformers("Swin", **SWIN_OF_TRANSFORMERS), 3, 2),
     "torchvision ViT": (lambda: torchvision.models.VisionTransformer(32, 8, 2, 4, 32, 64), 2, 2),
     "torchvision Swin": (
         lambda: torchvision.models.SwinTransformer([2, 2], 24, [1, 2], [2, 4], [4, 4], 2.0),

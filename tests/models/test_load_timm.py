@@ -11,16 +11,10 @@ from torch import nn
 from tether.errors import TetherError
 from tether.models import Select, load, sites
 
-SWIN = {
-    "img_size": 32,
-    "patch_size": 2,
-    "embed_dim": 24,
-    "depths": (1, 2),
-    "num_heads": (2, 4),
-    "window_size": 4,
-}
+from .image_models import CONVNEXT
+from .image_models import TIMM_SWIN as SWIN
+
 VIT = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
-CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 40)}
 
 
 def saved(

@@ -1,20 +1,15 @@
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "golden_optimizers.py"
+from scripts import golden_optimizers
 
 
 @pytest.fixture(scope="session")
 def formulas() -> ModuleType:
     """The methods' formulas in NumPy float64, written apart from the library."""
-    spec = importlib.util.spec_from_file_location("golden_optimizers", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return golden_optimizers
 
 
 @pytest.fixture(autouse=True)

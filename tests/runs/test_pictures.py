@@ -12,7 +12,8 @@ from tether.data import load_benchmark
 from tether.data.reading import files_digest
 from tether.errors import TetherError
 from tether.runs.pictures import Pictures
-from tether.runs.train import run
+
+from .test_train import quiet
 
 
 @pytest.fixture
@@ -23,10 +24,6 @@ def options(tiny_recipe, tmp_path):
     data = {**tiny_recipe["data"], "train": str(tmp_path / "colour")}
     data["shifted"] = {"train": str(tmp_path / "outline")}
     return {**tiny_recipe, "data": data, "training": {"epochs": 1, "batch_size": 6, "seed": 3}}
-
-
-def quiet(options, root, **keywords):
-    return run(recipes.from_plain(options), root, show_progress=False, **keywords)
 
 
 def pictures_of(options):
@@ -97,6 +94,14 @@ def test_a_flat_record_in_which_a_test_stands_for_the_training_pictures_is_not_b
     named = {name.removeprefix("test "): own for name, own in pictures.digests.items()}  # the test overwrites
     write_json(tmp_path / "splits.json", named)
     assert list(pictures.changes(tmp_path).values()) == ["train was not there then"]
+
+
+def test_a_picture_that_breaks_in_evaluation_loses_no_training(options, tmp_path, stopped, monkeypatch):
+    path, file, whole = stopped
+    file.write_bytes(whole + b"by another program")  # a mended file has another size
+    monkeypatch.setattr(tether.tasks.classification.Classification, "loss", None)  # nothing is trained again
+    outcome = quiet(options, tmp_path / "runs", resume=path)
+    assert len(outcome.test.at(1.0)["train"].predictions) == 12
 
 
 def test_only_a_picture_that_was_named_as_broken_may_be_another(options, tmp_path, stopped, monkeypatch):
@@ -174,15 +179,16 @@ def test_without_the_hashes_of_files_nothing_is_taken_for_mended(options, tmp_pa
         quiet(options, tmp_path / "runs", resume=path)
 
 
-@pytest.mark.parametrize("name", ["base.json", "splits.json", "config.json"])
-def test_a_run_that_does_not_say_what_it_was_made_from_is_not_continued(options, tmp_path, name):
+def test_a_run_that_does_not_say_what_it_was_made_from_is_not_continued(options, tmp_path):
     outcome = quiet(options, tmp_path / "runs", test=False)
-    (outcome.run / name).unlink()
-    with pytest.raises(
-        TetherError, match=rf"{name} is missing.*Put the file back from a copy, or start a new run"
-    ):
-        quiet(options, tmp_path / "runs", resume=outcome.run)
-    assert not (outcome.run / name).exists()
+    for name in ("base.json", "splits.json", "config.json"):
+        path = copytree(outcome.run, tmp_path / f"without {name}")
+        (path / name).unlink()
+        with pytest.raises(
+            TetherError, match=rf"{name} is missing.*Put the file back from a copy, or start a new run"
+        ):
+            quiet(options, tmp_path / "runs", resume=path)
+        assert not (path / name).exists()
 
 
 def test_altered_answers_are_refused(options, tmp_path):

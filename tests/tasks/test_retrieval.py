@@ -37,8 +37,13 @@ def options(tiny_recipe, tmp_path_factory):
     return {**tiny_recipe, "name": "found", "task": {"method": "retrieval"}, "data": data}
 
 
-def test_a_run_ranks_both_ways_and_keeps_what_it_found(options, tmp_path):
-    outcome = run(recipes.from_plain(options), tmp_path, show_progress=False)
+@pytest.fixture(scope="module")
+def outcome(options, tmp_path_factory):
+    """A finished run, which no test changes."""
+    return run(recipes.from_plain(options), tmp_path_factory.mktemp("runs"), show_progress=False)
+
+
+def test_a_run_ranks_both_ways_and_keeps_what_it_found(outcome):
     result = json.loads((outcome.run / "result.json").read_text())
     numbers = result["test"]["0.5"]["colour"]
     assert 0 <= numbers["recall"] <= 1 and numbers["text_to_image_recall_at_10"] == 1
@@ -53,8 +58,7 @@ def test_a_run_ranks_both_ways_and_keeps_what_it_found(options, tmp_path):
     assert 'class="picture right"' in report
 
 
-def test_the_numbers_are_those_of_the_features_at_alpha_0(options, tmp_path):
-    outcome = run(recipes.from_plain(options), tmp_path, show_progress=False)
+def test_the_numbers_are_those_of_the_features_at_alpha_0(options, outcome):
     model, split = load(options["model"]), outcome.benchmark.tests["colour"]
     from tether.data import ImageDataset, test_transform
 
@@ -75,10 +79,9 @@ def test_alpha_is_chosen_by_recall_on_validation_pictures(options, tmp_path):
     assert "No test picture was used" in outcome.alpha_reason
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(options, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_bit_for_bit(options, outcome, tmp_path, monkeypatch):
     from tether.runs import train
 
-    whole = run(recipes.from_plain(options), tmp_path / "whole", show_progress=False)
     real, seen = train.fit, []
 
     def stop(task, *arguments, **others):
@@ -100,7 +103,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(options, tmp_path, monkeypatch):
         run(recipe, tmp_path / "parts", show_progress=False)
     (path,) = (tmp_path / "parts").iterdir()
     again = run(recipe, resume=path, show_progress=False)
-    for name, scores in whole.test.at(0.5).items():
+    for name, scores in outcome.test.at(0.5).items():
         assert torch.equal(scores.text_ranks, again.test.at(0.5)[name].text_ranks)
         assert torch.equal(scores.space, again.test.at(0.5)[name].space)
 
@@ -115,9 +118,8 @@ def test_runs_are_compared_pooled_and_tuned(options, tmp_path):
     assert results.method("found").tuning.trials[0].validation is not None
 
 
-def test_an_adapter_of_it_merges(options, tmp_path, monkeypatch):
+def test_an_adapter_of_it_merges(options, outcome, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    outcome = run(recipes.from_plain(options), tmp_path, show_progress=False, test=False)
     assert main(["merge", str(outcome.run), "merged", "--model", options["model"]]) == 0
     assert Path("merged").is_dir()
 
