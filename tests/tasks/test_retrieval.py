@@ -1,6 +1,5 @@
 """Retrieval as a whole task: trained, chosen, judged, resumed, merged and compared like classification."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -19,28 +18,9 @@ from tether.runs.train import run
 
 
 @pytest.fixture(scope="module")
-def options(tiny_recipe, tmp_path_factory):
-    """The tiny pictures with two or three captions each, in two domains."""
-    root = Path(tiny_recipe["data"]["train"]).parent
-    table = tmp_path_factory.mktemp("captions") / "captions.csv"
-    rows = []
-    for domain in ("colour", "outline"):
-        for shape in ("circle", "square", "cross"):
-            for i, picture in enumerate(sorted((root / domain / shape).iterdir())):
-                split = "test" if domain == "outline" or i < 2 else "validation" if i < 4 else "train"
-                name = picture.relative_to(root).as_posix()
-                texts = (f"a {shape} {i}", f"the {shape}, {domain}", f"number {i}: {shape}")[: 2 + i % 2]
-                rows += [(name, text, domain, split, f"{domain} {shape} {i}") for text in texts]
-    with table.open("w", newline="") as file:
-        csv.writer(file).writerows([("path", "caption", "domain", "split", "identity"), *rows])
-    data = {"method": "caption_table", "path": str(table), "root": str(root), "in_distribution": "colour"}
-    return {**tiny_recipe, "name": "found", "task": {"method": "retrieval"}, "data": data}
-
-
-@pytest.fixture(scope="module")
-def outcome(options, tmp_path_factory):
+def outcome(retrieval_options, tmp_path_factory):
     """A finished run, which no test changes."""
-    return run(recipes.from_plain(options), tmp_path_factory.mktemp("runs"), show_progress=False)
+    return run(recipes.from_plain(retrieval_options), tmp_path_factory.mktemp("runs"), show_progress=False)
 
 
 def test_a_run_ranks_both_ways_and_keeps_what_it_found(outcome):
@@ -58,8 +38,8 @@ def test_a_run_ranks_both_ways_and_keeps_what_it_found(outcome):
     assert 'class="picture right"' in report
 
 
-def test_the_numbers_are_those_of_the_features_at_alpha_0(options, outcome):
-    model, split = load(options["model"]), outcome.benchmark.tests["colour"]
+def test_the_numbers_are_those_of_the_features_at_alpha_0(retrieval_options, outcome):
+    model, split = load(retrieval_options["model"]), outcome.benchmark.tests["colour"]
     from tether.data import ImageDataset, test_transform
 
     pictures = ImageDataset(split, test_transform(model.image))
@@ -72,14 +52,16 @@ def test_the_numbers_are_those_of_the_features_at_alpha_0(options, outcome):
     assert torch.equal(scores.text_ranks, best_ranks(texts, images, pairs.flip(1)))
 
 
-def test_alpha_is_chosen_by_recall_on_validation_pictures(options, tmp_path):
+def test_alpha_is_chosen_by_recall_on_validation_pictures(retrieval_options, tmp_path):
     alpha = {"value": "auto", "grid": [0.0, 1.0], "curve": False}
-    outcome = run(recipes.from_plain({**options, "alpha": alpha}), tmp_path, show_progress=False, test=False)
+    outcome = run(
+        recipes.from_plain({**retrieval_options, "alpha": alpha}), tmp_path, show_progress=False, test=False
+    )
     assert len(outcome.validation) == 2 and outcome.alpha in (0.0, 1.0)
     assert "No test picture was used" in outcome.alpha_reason
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(options, outcome, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_bit_for_bit(retrieval_options, outcome, tmp_path, monkeypatch):
     from tether.runs import train
 
     real, seen = train.fit, []
@@ -97,8 +79,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(options, outcome, tmp_path, monkeypat
         return real(task, *arguments, **others)
 
     monkeypatch.setattr(train, "fit", stop)
-    training = {**options["training"], "checkpoint_every": 5}
-    recipe = recipes.from_plain({**options, "training": training})
+    training = {**retrieval_options["training"], "checkpoint_every": 5}
+    recipe = recipes.from_plain({**retrieval_options, "training": training})
     with pytest.raises(TetherError, match="stopped"):
         run(recipe, tmp_path / "parts", show_progress=False)
     (path,) = (tmp_path / "parts").iterdir()
@@ -108,9 +90,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(options, outcome, tmp_path, monkeypat
         assert torch.equal(scores.space, again.test.at(0.5)[name].space)
 
 
-def test_runs_are_compared_pooled_and_tuned(options, tmp_path):
-    own = recipes.from_plain({**options, "search": {"optimizer.lr": [0.01, 0.02]}})
-    other = recipes.from_plain({**options, "name": "flyp", "objective": {"method": "info_nce"}})
+def test_runs_are_compared_pooled_and_tuned(retrieval_options, tmp_path):
+    own = recipes.from_plain({**retrieval_options, "search": {"optimizer.lr": [0.01, 0.02]}})
+    other = recipes.from_plain({**retrieval_options, "name": "flyp", "objective": {"method": "info_nce"}})
     results = compare([own, other], tmp_path, seeds=[0, 1], tune=2, show_progress=False)
     assert [method.name for method in results.methods] == ["zero-shot", "found", "flyp"]
     assert results.metrics[0].name == "recall" and not results.changes and results.queries
@@ -118,9 +100,9 @@ def test_runs_are_compared_pooled_and_tuned(options, tmp_path):
     assert results.method("found").tuning.trials[0].validation is not None
 
 
-def test_an_adapter_of_it_merges(options, outcome, tmp_path, monkeypatch):
+def test_an_adapter_of_it_merges(retrieval_options, outcome, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["merge", str(outcome.run), "merged", "--model", options["model"]]) == 0
+    assert main(["merge", str(outcome.run), "merged", "--model", retrieval_options["model"]]) == 0
     assert Path("merged").is_dir()
 
 
@@ -136,21 +118,21 @@ def test_an_adapter_of_it_merges(options, outcome, tmp_path, monkeypatch):
         ({"regularizers": [{"method": "star_ft"}]}, "classes"),
     ],
 )
-def test_what_makes_no_sense_in_it_is_refused(options, changes, message, tmp_path):
+def test_what_makes_no_sense_in_it_is_refused(retrieval_options, changes, message, tmp_path):
     with pytest.raises(TetherError, match=message):
-        run(recipes.from_plain({**options, **changes}), tmp_path, show_progress=False)
+        run(recipes.from_plain({**retrieval_options, **changes}), tmp_path, show_progress=False)
     assert not list(tmp_path.iterdir())
 
 
-def test_data_of_the_other_kind_is_refused_by_both_tasks(options, tiny_recipe, tmp_path):
+def test_data_of_the_other_kind_is_refused_by_both_tasks(retrieval_options, tiny_recipe, tmp_path):
     with pytest.raises(TetherError, match=r"Classification needs pictures of classes, .* has captions"):
-        run(recipes.from_plain({**tiny_recipe, "data": options["data"]}), tmp_path)
+        run(recipes.from_plain({**tiny_recipe, "data": retrieval_options["data"]}), tmp_path)
     with pytest.raises(TetherError, match=r"Retrieval needs pictures with captions, .* has classes"):
-        run(recipes.from_plain({**options, "data": tiny_recipe["data"]}), tmp_path)
+        run(recipes.from_plain({**retrieval_options, "data": tiny_recipe["data"]}), tmp_path)
 
 
-def test_pooled_and_picked_scores_keep_ranks_and_what_came_up(options):
-    split = load_benchmark(recipes.from_plain(options).data).tests["colour"]
+def test_pooled_and_picked_scores_keep_ranks_and_what_came_up(retrieval_options):
+    split = load_benchmark(recipes.from_plain(retrieval_options).data).tests["colour"]
     generator = torch.Generator().manual_seed(0)
     images, texts = (
         torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=-1)
