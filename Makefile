@@ -6,13 +6,13 @@ MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296
 TETHER := $(MEMORY) $(VENV)/bin/tether
 PACKAGES := build/packages
 
-.PHONY: demo test test-slow test-gpu golden lint benchmarks setup packages data pictures stem pretrain typefaces results results-typefaces
+.PHONY: demo test test-slow test-gpu test-browser golden lint benchmarks setup packages data pictures stem pretrain typefaces results results-typefaces
 
 demo: setup
 	$(TETHER) demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q -m "not slow and not gpu and not browser"
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m slow
@@ -23,6 +23,10 @@ test-gpu: setup
 # What short runs of every recipe compute, here and in another revision, bit for bit: `make golden BASE=REVISION`.
 golden: setup
 	$(PYTHON) scripts/golden.py $(BASE)
+
+# The report's slider, in headless Chromium, which must be on the path.
+test-browser: setup
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m browser
 
 lint: setup
 	$(VENV)/bin/ruff check src tests benchmarks makers scripts

@@ -121,6 +121,12 @@ def demo_sweep(n: int = 230, grid: bool = False) -> Sweep:
     return Sweep(alphas, tuple(found))
 
 
+def _moved(first, n: int, alpha: float):
+    """Answers of R-Adapter at an alpha, on two of the domains."""
+    for name in ("twemoji", SHIFTED[0]):
+        yield name, {name: scores(first["zero-shot"][name].split, 0.5 + 0.1 * alpha, round(10 * alpha))}
+
+
 def demo_results(seeds: int = 3, n: int = 459, grid: bool = False) -> Results:
     runs = demo_runs(seeds, n)
     first = {name: next(iter(run.values())) for name, run in runs.items()}
@@ -130,6 +136,14 @@ def demo_results(seeds: int = 3, n: int = 459, grid: bool = False) -> Results:
             alpha=alpha,
             in_distribution=0.50 + 0.19 * alpha - 0.09 * alpha**2,
             shifted_mean=0.532 + 0.14 * alpha - 0.17 * alpha**2,
+            measures={
+                name: 0.5 + (0.15 - 0.02 * i) * alpha - (0.06 + 0.03 * i) * alpha**2
+                for i, name in enumerate(("twemoji", *SHIFTED))
+            },
+            changes=tuple(
+                changed_answers(name, first["zero-shot"][name], moved[name], CLASSES, limit=2)
+                for name, moved in _moved(first, n, alpha)
+            ),
         )
         for alpha in ALPHAS
     )

@@ -1,13 +1,18 @@
 import base64
 import io
+import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
+from hashlib import sha256
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
 
+from tether.evaluation._report_slider import script
 from tether.evaluation.figures import alpha_figure, domains_figure, robustness_figure
 from tether.evaluation.report import report_page, write_report, write_robustness_figure
 from tether.evaluation.results import Results
@@ -18,6 +23,9 @@ HOSTILE = (
     "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>"
     "\"' onmouseover='x $\\frac{1}$ 日本 😀"
 )
+
+
+SCRIPT = re.compile(r"<script([^>]*)>(.*?)</script>", re.DOTALL)
 
 
 class Reader(HTMLParser):
@@ -31,7 +39,7 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         self.attributes += attributes
-        if tag not in {"meta", "img", "br"}:
+        if tag not in {"meta", "img", "br", "input"}:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
@@ -69,9 +77,14 @@ def test_the_page_is_whole_and_says_what_was_found(results, page):
     assert read.tags.count("figure") == 3 and "effective robustness" in text
 
 
-def test_the_page_loads_nothing_and_runs_nothing(page):
+def test_the_page_loads_nothing_and_runs_its_own_script_alone(page):
     read = Reader(page)
-    assert not {"script", "link", "iframe", "object", "embed", "form", "base"} & set(read.tags)
+    assert not {"link", "iframe", "object", "embed", "form", "base"} & set(read.tags)
+    (kind, data), (own_kind, own) = SCRIPT.findall(page)
+    assert kind == ' type="application/json" id="alpha-data"' and (own_kind, own) == ("", script())
+    assert json.loads(data)["points"] and "<" not in data
+    allowed = base64.b64encode(sha256(own.encode()).digest()).decode()
+    assert f"script-src 'sha256-{allowed}'\"" in page
     for name, value in read.attributes:
         assert not name.startswith("on"), name
         if name in ("src", "href", "xlink:href"):
@@ -143,9 +156,74 @@ def test_hostile_names_are_shown_and_do_nothing(results):
     )
     tame, read = Reader(report_page(results, picture)), Reader(report_page(hostile, picture))
     assert not read.wrong and not read.open
-    assert "script" not in read.tags and not any(name.startswith("on") for name, _ in read.attributes)
+    assert SCRIPT.findall(report_page(hostile, picture))[1:] == [("", script())]
+    assert not any(name.startswith("on") for name, _ in read.attributes)
     assert set(read.tags) == set(tame.tags)
     assert HOSTILE in "".join(read.text)
+
+
+def test_without_points_on_every_domain_there_is_no_slider(results):
+    earlier = tuple(
+        replace(method, path=tuple(replace(point, measures={}) for point in method.path))
+        for method in results.methods
+    )
+    page = report_page(replace(results, methods=earlier), picture)
+    assert "<script" not in page and 'id="slider"' not in page and "script-src" not in page
+
+
+def shown_by_a_browser(page, folder, at=""):
+    """The page as it is after its script has run."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert browser, "This test needs Chromium on the path."
+    file = folder / "report.html"
+    file.write_text(page)
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={folder / 'profile'}",
+        "--dump-dom",
+    ]
+    done = subprocess.run(
+        [browser, *options, f"file://{file}{at}"], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.browser
+def test_the_slider_shows_what_was_measured_at_its_alpha(results, page, tmp_path):
+    method = results.method(results.highlighted)
+    for point in (method.path[2], method.path[-1]):
+        shown = shown_by_a_browser(page, tmp_path, f"#alpha={point.alpha:g}")
+        assert re.search(rf'<output id="alpha-now">{point.alpha:g}<', shown)
+        rows = shown.partition('<tbody id="alpha-rows">')[2].partition("</tbody>")[0].split("<tr")[1:]
+        assert len(rows) == len(point.measures) + 1
+        for row, (name, value) in zip(rows, point.measures.items(), strict=False):
+            base = method.path[0].measures[name]
+            sign = "−" if value < base else "+"
+            assert (
+                name in row
+                and f"{100 * value:.1f} %" in row
+                and f"{sign}{100 * abs(value - base):.1f}" in row
+            )
+        section = shown.partition('<div id="changes-at">')[2].partition("</section>")[0]
+        for change in point.changes:
+            assert f"{change.wrong_to_right} turned right" in section
+        assert section.count('<div class="picture"') == sum(
+            len(c.gained) + len(c.lost) for c in point.changes
+        )
+        assert section.count("<img") == section.count('<div class="picture"')
+    assert "which was not chosen" in section and 'class="scripted"' in shown
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_chosen_alpha_first_and_runs_no_foreign_script(page, tmp_path):
+    foreign = "<script>document.body.dataset.foreign = 'ran'</script></body>"
+    shown = shown_by_a_browser(page.replace("</body>", foreign), tmp_path)
+    section = shown.partition('<div id="changes-at">')[2].partition("</section>")[0]
+    assert re.search(r'id="alpha-now">[0-9.]+ \(chosen\)<', shown) and "which was not chosen" not in section
+    assert "data-foreign" not in shown and 'class="scripted"' in shown
 
 
 def test_every_trial_is_listed_and_the_chosen_one_marked(results, page):

@@ -3,6 +3,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -29,6 +30,8 @@ from tether.evaluation.tables import (
 
 from .demo import CLASSES, TUNING, demo_results, scores, split
 
+COMMITTED = Path(__file__).parents[2] / "results"
+
 
 @pytest.fixture(scope="module")
 def results():
@@ -47,8 +50,8 @@ def test_other_versions_and_damaged_files_are_refused(results, tmp_path):
     path = tmp_path / "results.json"
     results.save(path)
     text = path.read_text()
-    path.write_text(text.replace('"version": 3', '"version": 1'))
-    with pytest.raises(TetherError, match="version 1; this program reads version 3"):
+    path.write_text(text.replace('"version": 4', '"version": 1'))
+    with pytest.raises(TetherError, match="version 1; this program reads version 4"):
         Results.load(path)
     path.write_text(text[: len(text) // 2])
     with pytest.raises(TetherError, match="not valid JSON"):
@@ -61,6 +64,14 @@ def test_other_versions_and_damaged_files_are_refused(results, tmp_path):
     path.write_text("[]")
     with pytest.raises(TetherError, match="version None"):
         Results.load(path)
+
+
+@pytest.mark.parametrize("path", sorted(COMMITTED.glob("*/results.json")), ids=lambda path: path.parent.name)
+def test_results_of_earlier_versions_are_read(path, tmp_path):
+    earlier = Results.load(path)
+    assert earlier.methods and earlier.metrics
+    earlier.save(tmp_path / "now.json")
+    assert Results.load(tmp_path / "now.json") == earlier
 
 
 def test_schema_covers_every_saved_name(results, tmp_path):

@@ -11,7 +11,9 @@ from tether.training import read_metrics
 @pytest.fixture(scope="module", params=["classification", "retrieval"])
 def runs(request, tether_processes, tiny_recipe, retrieval_options):
     """One run by one process and by two; two epochs, a measurement for every step, adapter drop on."""
-    options = {"classification": tiny_recipe, "retrieval": {**retrieval_options, "name": "tiny"}}[request.param]
+    options = {"classification": tiny_recipe, "retrieval": {**retrieval_options, "name": "tiny"}}[
+        request.param
+    ]
     batches = {"classification": {"batch_size": 6}, "retrieval": {"batch_size": 8, "drop_last": True}}
     training = {"epochs": 2, "clip_norm": 1.0, "seed": 3, "log_every": 1, **batches[request.param]}
     return tether_processes("joined", {**options, "training": training})
@@ -40,7 +42,10 @@ def test_the_trained_weights_and_the_test_are_those_of_one_process(runs):
     one, two = (runs[0] / name / "tiny-001" for name in ("one", "two"))
     expected, found = (load_file(run / "adapter" / "adapter.safetensors") for run in (one, two))
     assert expected.keys() == found.keys() and any(tensor.abs().max() > 0.01 for tensor in expected.values())
-    for name, tensor in expected.items():  # up to 0.09; AdamW magnifies rounding where a gradient is near zero
+    for (
+        name,
+        tensor,
+    ) in expected.items():  # up to 0.09; AdamW magnifies rounding where a gradient is near zero
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
     expected, found = (load_file(run / "scores.safetensors") for run in (one, two))
     assert expected.keys() == found.keys()

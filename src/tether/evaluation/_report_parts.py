@@ -227,10 +227,11 @@ def found_card(found: Found, address: str | None) -> str:
     )
 
 
-def picture_card(picture: ChangedPicture, address: str | None, *, gained: bool) -> str:
+def picture_card(picture: ChangedPicture, domain: str, address: str | None, *, gained: bool) -> str:
     """One picture with its true class and both answers; `gained` says that the second is the right one."""
     image = (
-        f'<img src="{escape(address)}" alt="{escape(picture.identity)}" loading="lazy">'
+        f'<img src="{escape(address)}" alt="{escape(picture.identity)}" loading="lazy" '
+        f'data-picture="{escape(domain)}/{picture.index}">'
         if address
         else f'<span class="missing">{escape(picture.identity)}</span>'
     )

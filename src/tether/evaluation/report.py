@@ -1,9 +1,9 @@
 """One page that shows and explains a comparison to somebody who was not there: `report.html`, in a single
 file.
 
-The page needs nothing else: no network, no script, pictures and figures inside. Every text in it that came
-from outside (names of classes, methods, data sets, files) is escaped, and a content security policy forbids
-the rest.
+The page needs nothing else: no network, pictures and figures inside, and one short script of its own that moves
+alpha, without which it says the same at the chosen alpha. Every text in it that came from outside (names of classes,
+methods, data sets, files) is escaped, and a content security policy forbids every other script and address.
 """
 
 import base64
@@ -17,6 +17,7 @@ from PIL import Image
 
 from tether._files import write_atomically
 from tether.evaluation import _report_parts as parts
+from tether.evaluation import _report_slider as moving
 from tether.evaluation import _report_text as words
 from tether.evaluation.figures import alpha_figure, domains_figure, robustness_figure
 from tether.evaluation.results import Changes, Results
@@ -61,8 +62,10 @@ def write_robustness_figure(results: Results, path: Path) -> bool:
 
 def report_page(results: Results, pictures: Pictures | None = None) -> str:
     """The page as text; see `write_report`."""
+    slider = moving.slider(results, lambda domain, index: _thumbnail(pictures, domain, index))
     sections = [
         ("table", "All methods on all domains", parts.main_table(results)),
+        ("slider", "Every alpha, by hand", slider),
         ("robustness", "Accuracy where it was tuned, and elsewhere", _robustness(results)),
         ("alpha", "How alpha was chosen", _alpha(results)),
         ("domains", "Accuracy per domain", _domains(results)),
@@ -75,22 +78,28 @@ def report_page(results: Results, pictures: Pictures | None = None) -> str:
         ("terms", "Terms", words.terms(results)),
     ]
     sections = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#{anchor}">{escape(title)}</a> ' for anchor, title, _ in sections)
+    look = {"slider": ' class="with-script"'}
+    links = "".join(
+        f'<a href="#{anchor}"{look.get(anchor, "")}>{escape(title)}</a> ' for anchor, title, _ in sections
+    )
     body = "".join(
-        f'<section id="{anchor}"><h2>{escape(title)}</h2>{content}</section>'
+        f'<section id="{anchor}"{look.get(anchor, "")}><h2>{escape(title)}</h2>{content}</section>'
         for anchor, title, content in sections
     )
+    policy, script = _POLICY, ""
+    if slider:
+        policy, script = f"{_POLICY}; {moving.script_policy()}", f"<script>{moving.script()}</script>"
     style = files("tether.evaluation").joinpath("report.css").read_text(encoding="utf-8")
     return (
         "<!doctype html>\n"
         f'<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
-        f'content="{_POLICY}">'
+        f'content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="referrer" '
         'content="no-referrer">'
         f"<title>{escape(results.title)}</title><style>{style}</style></head><body>"
         f"<header><h1>{escape(results.title)}</h1>{parts.summary(results)}<nav>{links}</nav></header>"
         f"<main>{body}</main><footer>Written by tether from results of format {results.version}. "
-        f"This page is one file and loads nothing.</footer></body></html>\n"
+        f"This page is one file and loads nothing.</footer>{script}</body></html>\n"
     )
 
 
@@ -135,9 +144,8 @@ def _figure(svg: str, caption: str, legend: str, name: str) -> str:
 def _changes(results: Results, pictures: Pictures | None) -> str:
     if not results.changes:
         return ""
-    return words.changes_text(results) + "".join(
-        _domain_changes(change, pictures) for change in results.changes
-    )
+    found = "".join(_domain_changes(change, pictures) for change in results.changes)
+    return f'{words.changes_text(results)}<div id="changes-at">{found}</div>'
 
 
 def _domain_changes(changes: Changes, pictures: Pictures | None) -> str:
@@ -149,7 +157,9 @@ def _domain_changes(changes: Changes, pictures: Pictures | None) -> str:
         if not shown:
             continue
         cards = "".join(
-            parts.picture_card(picture, _thumbnail(pictures, changes.domain, picture.index), gained=gained)
+            parts.picture_card(
+                picture, changes.domain, _thumbnail(pictures, changes.domain, picture.index), gained=gained
+            )
             for picture in shown
         )
         some = f"{len(shown)} of {total}" if len(shown) < total else f"all {total}"

@@ -18,7 +18,7 @@ from tether.evaluation.scores import SplitScores
 from tether.evaluation.scoring import Metric
 from tether.evaluation.significance import Estimate, Interval, standard_deviation
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +63,44 @@ class Measure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChangedPicture:
+    """A picture that one method gets right and another wrong: class names and confidences of the answers."""
+
+    index: int
+    identity: str
+    truth: str
+    before: str
+    after: str
+    confidence_before: float
+    confidence_after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """How the answers on one domain changed, with a few of the pictures of either direction."""
+
+    domain: str
+    n: int
+    wrong_to_right: int
+    right_to_wrong: int
+    gained: tuple[ChangedPicture, ...]
+    lost: tuple[ChangedPicture, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PathPoint:
-    """Test accuracy at one alpha: for showing the path afterwards, never for choosing on it."""
+    """Test accuracy at one alpha: for showing the path afterwards, never for choosing on it.
+
+    Attributes:
+        measures: the first metric by domain, averaged over the runs; empty in results of an earlier version.
+        changes: of the first run's answers against the zero-shot model; of the highlighted method alone.
+    """
 
     alpha: Alpha
     in_distribution: float
     shifted_mean: float
+    measures: dict[str, float] = field(default_factory=dict)
+    changes: tuple[Changes, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,31 +166,6 @@ class Method:
     peak_memory_bytes: int | None = None
     tuning: Tuning | None = None
     path: tuple[PathPoint, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChangedPicture:
-    """A picture that one method gets right and another wrong: class names and confidences of the answers."""
-
-    index: int
-    identity: str
-    truth: str
-    before: str
-    after: str
-    confidence_before: float
-    confidence_after: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Changes:
-    """How the answers on one domain changed, with a few of the pictures of either direction."""
-
-    domain: str
-    n: int
-    wrong_to_right: int
-    right_to_wrong: int
-    gained: tuple[ChangedPicture, ...]
-    lost: tuple[ChangedPicture, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,7 +349,9 @@ class Results:
         value = read_json(path)
         found = value.get("version") if isinstance(value, dict) else None
         if found == 2:
-            value, found = _from_version_2(value), VERSION
+            value, found = _from_version_2(value), 3
+        if found == 3:
+            value, found = _from_version_3(value), VERSION
         if found != VERSION:
             raise TetherError(
                 f"{path} holds results of version {found!r}; this program reads version {VERSION}."
@@ -369,7 +378,19 @@ def _from_version_2(value: dict[str, Any]) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError):  # `decode` says what is wrong
         methods = value.get("methods")
     metrics = [encode(metric) for metric in SplitScores.metrics]
-    return {**value, "methods": methods, "metrics": metrics, "queries": [], "version": VERSION}
+    return {**value, "methods": methods, "metrics": metrics, "queries": [], "version": 3}
+
+
+def _from_version_3(value: dict[str, Any]) -> dict[str, Any]:
+    """Results as they were written when the path had two numbers at an alpha."""
+    try:
+        methods = [
+            {**method, "path": [{**point, "measures": {}, "changes": []} for point in method["path"]]}
+            for method in value["methods"]
+        ]
+    except (KeyError, TypeError):  # `decode` says what is wrong
+        methods = value.get("methods")
+    return {**value, "methods": methods, "version": VERSION}
 
 
 def _numbers(method: Method) -> dict[str, list[tuple[float, ...]]]:

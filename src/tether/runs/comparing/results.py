@@ -68,6 +68,10 @@ def make_results(
     methods += [_method(one, runs[one.recipe.name], benchmark, shifted) for one in trained]
     before, after = runs[ZERO_SHOT][0], next(iter(runs[highlighted].values()))
     class_names, templates = outcome_texts(benchmark)
+    if class_names:
+        place = next(i for i, one in enumerate(methods) if one.name == highlighted)
+        main = next(one for one in trained if one.recipe.name == highlighted)
+        methods[place] = _with_changes(methods[place], main, before, tested, class_names)
     results = Results(
         domains=domains,
         methods=tuple(methods),
@@ -174,15 +178,35 @@ def _pool(parts: Sequence[Mapping[str, Scores]]) -> dict[str, Scores]:
 
 
 def _path(ones: Sequence[Outcome], in_distribution: str, shifted: Sequence[str]) -> tuple[PathPoint, ...]:
-    """Mean test accuracy over runs at the alphas that all of them share."""
+    """Mean test accuracy over runs at the alphas that all of them share, on all domains that are no corruption."""
     shared = [alpha for alpha in ones[0].test.alphas if all(alpha in one.test.alphas for one in ones)]
     points = []
     for alpha in shared if len(shared) > 2 and shifted else ():
         scores = [one.test.at(alpha) for one in ones]
         home = sum(own[in_distribution].value for own in scores) / len(scores)
         away = sum(own[name].value for own in scores for name in shifted) / (len(scores) * len(shifted))
-        points.append(PathPoint(alpha=alpha, in_distribution=home, shifted_mean=away))
+        measures = {
+            name: sum(own[name].value for own in scores) / len(scores) for name in (in_distribution, *shifted)
+        }
+        points.append(PathPoint(alpha=alpha, in_distribution=home, shifted_mean=away, measures=measures))
     return tuple(points)
+
+
+def _with_changes(
+    method: Method,
+    trained: Trained,
+    before: Mapping[str, Scores],
+    domains: Sequence[str],
+    names: Sequence[str],
+) -> Method:
+    """A method whose path says which answers of its first runs changed at each alpha, a few on each domain."""
+    first = next(iter(trained.by_seed.values()))
+    points = []
+    for point in method.path:
+        after = _pool([one.test.at(point.alpha) for one in first])
+        changes = tuple(changed_answers(name, before[name], after[name], names, limit=6) for name in domains)
+        points.append(replace(point, changes=changes))
+    return replace(method, path=tuple(points))
 
 
 def _alphas(ones: Sequence[Outcome]) -> str:
