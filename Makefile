@@ -6,7 +6,7 @@ MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296
 TETHER := $(MEMORY) $(VENV)/bin/tether
 PACKAGES := build/packages
 
-.PHONY: demo test test-slow test-gpu test-browser golden lint benchmarks setup packages data pictures stem pretrain typefaces results results-typefaces
+.PHONY: demo test test-slow test-gpu test-browser golden lint benchmarks setup packages data pictures stem pretrain typefaces results results-captions results-typefaces
 
 demo: setup
 	$(TETHER) demo
@@ -94,6 +94,10 @@ results: setup
 	$(ON_SHIFT) r-adapter $(ABLATION) --reference r-adapter --out results/r-adapter-ablation
 	$(ON_SHIFT) $(ORDINARY) r-adapter $(OPTIMIZERS) $(ENSEMBLES) $(REGULARIZERS) $(COMBINATIONS) $(TUNED) \
 		--out results/all-methods
+
+# Retrieval: pictures for captions and captions for pictures.
+results-captions: setup
+	$(COMPARE) retrieval experiments/emoji-captions --reference full --highlight r-adapter-auto --out results/emoji-captions
 
 # The same on a very different data set: letters and digits, trained on text faces, tested on others.
 TYPEFACES := {method: manifest, path: build/typefaces/typefaces.csv, root: build/typefaces/pictures.zip, \
