@@ -31,6 +31,7 @@ from tether.models.last_block import fast_last_block
 from tether.models.weight_path import WeightPath
 from tether.optimizers.from_config import create
 from tether.optimizers.schedule import Schedule
+from tether.optimizers.tpgm import RadiusLearner
 from tether.recipe import Recipe, from_plain, to_plain
 from tether.runs.files import PROBE, measured, peak_memory, take_over
 from tether.runs.judge import judge
@@ -50,7 +51,7 @@ from tether.runs.predictor import save_ensemble
 from tether.runs.report import REPORT, write_run
 from tether.runs.validation import Validation
 from tether.tasks.task import HEAD, Task
-from tether.training import RunDirectory, fit
+from tether.training import HeldOut, RunDirectory, fit
 
 
 def run(
@@ -153,7 +154,6 @@ def run(
 
 def _report(outcome: Outcome) -> None:
     """Explain a finished run in its directory, unless it is there."""
-
     if not (outcome.run / REPORT).is_file():
         write_run(outcome)
 
@@ -251,9 +251,11 @@ def _train(
         head=HEAD if HEAD in parameters else None,
         anchors=zeros or "start",
     )
-    held_out = None
+    learner = None
     if recipe.optimizer.held_out:
         held_out = task.held_out_data(test_transform(model.image), seed=seed)
+        held_out = HeldOut(task, held_out, recipe.training, collate=training.collate)
+        learner = RadiusLearner(optimizer, held_out, recipe.radii)
     examples = len(training.data)
     steps = recipe.training.total_steps(examples)
     task.prepare(steps, recipe.training.steps_per_epoch(examples))
@@ -270,8 +272,7 @@ def _train(
             order=training.order,
             collate=training.collate,
             validate=Validation.of(task, attached, examples),
-            held_out=held_out,
-            radii=recipe.radii,
+            after_step=learner,
             run=kept,
             show_progress=show_progress,
         )

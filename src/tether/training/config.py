@@ -1,8 +1,9 @@
 """Options of the training loop."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from tether.config import plain
 from tether.errors import TetherError
 from tether.training.checkpoint import MOST_STEPS
 from tether.training.sampler import batches_per_epoch
@@ -65,6 +66,10 @@ class FitConfig:
         for name, known in {"precision": ("fp32", "bf16"), "non_finite": ("stop", "skip")}.items():
             if getattr(self, name) not in known:
                 raise TetherError(f"{name} must be one of {known}, found {getattr(self, name)!r}.")
+
+    def identity(self) -> dict[str, Any]:
+        """The options that must not differ when a run is continued."""
+        return {name: value for name, value in plain(self).items() if name not in self.MAY_CHANGE}
 
     def steps_per_epoch(self, examples: int) -> int:
         """Optimizer steps that one pass over `examples` examples takes.
