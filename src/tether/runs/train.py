@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ from tether.runs.predictor import save_ensemble
 from tether.runs.report import REPORT, write_run
 from tether.runs.validation import Validation
 from tether.tasks.task import HEAD, Task
-from tether.training import HeldOut, RunDirectory, fit
+from tether.training import FitConfig, HeldOut, RunDirectory, fit
 
 
 def run(
@@ -112,20 +113,10 @@ def run(
         directory = RunDirectory.create(root, recipe.name, records=records)
     with directory as kept:
         if resume:
-            from_main(lambda: require_records(kept.path, tuple(records)))
-        may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
-        kept.record(
-            "config",
-            records["config"],
-            may_change=may_change,
-            complete=lambda earlier: to_plain(from_plain(earlier)),
-        )
-        renewed = from_main(lambda: pictures.accept(kept.path)) if resume else []
-        kept.record("splits", records["splits"], may_change=renewed)
+            _require_same(kept, records, pictures)
         from_main(lambda: kept.record_tensors("splits", pictures.files))
-        if not finished:
+        if resume and not finished:
             from_main(lambda: pictures.forget_mended(kept.path))  # after their new hashes are kept
-        kept.record("base", records["base"])
         if trained:
             from_main(lambda: take_over(trained, kept, recipe))
         if started and is_main():
@@ -150,6 +141,24 @@ def run(
         if outcome.test.alphas:
             from_main(lambda: _report(outcome))
         return outcome
+
+
+def _require_same(kept: RunDirectory, records: dict[str, dict[str, Any]], pictures: Pictures) -> None:
+    """See that a run that is taken up is the same as before, and renew its records where they may differ.
+
+    Raises:
+        TetherError: a record is missing, or the run would not be a continuation.
+    """
+    from_main(lambda: require_records(kept.path, tuple(records)))
+    kept.record(
+        "config",
+        records["config"],
+        may_change=[f"training.{name}" for name in FitConfig.MAY_CHANGE],
+        complete=lambda earlier: to_plain(from_plain(earlier)),
+    )
+    kept.record("base", records["base"])
+    renewed = from_main(lambda: pictures.accept(kept.path))
+    kept.record("splits", records["splits"], may_change=renewed)
 
 
 def _report(outcome: Outcome) -> None:
