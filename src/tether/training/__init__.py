@@ -9,4 +9,3 @@ from tether.training.loop import Trainable as Trainable
 from tether.training.loop import fit as fit
 from tether.training.run_directory import RunDirectory as RunDirectory
 from tether.training.run_directory import read_metrics as read_metrics
-from tether.training.sampler import SamplerConfig as SamplerConfig

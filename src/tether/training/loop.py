@@ -101,10 +101,11 @@ def fit(
 
     Args:
         data: map-style; `data[(epoch, index)]` is a pure function (augmentation seeded by epoch and index).
-            With a method `identity(index)`, errors name examples by it.
+            With a method `identity(index)`, errors name examples by it; `sampler="balanced"` needs a method
+            `labels()`, the label of every example.
         schedule: sets learning rates, see `tether.optimizers.schedule.Schedule`.
         accumulation: `update()` after every optimizer step, and state dicts.
-        order: examples of an epoch in order, see `tether.training.sampler`; shuffled by default.
+        order: examples of an epoch in order, see `tether.training.sampler`; that of `config.sampler` by default.
         validate: called with (epoch, step) after every epoch and at the end, in every process; its result is
             logged, unless it is None. It must leave weights and random streams as they are.
         after_step: what belongs to a step besides the optimizer's own, as for TPGM.

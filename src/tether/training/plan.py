@@ -8,9 +8,10 @@ from itertools import islice
 from torch.utils.data import Dataset
 
 from tether._distributed import rank, world_size
+from tether.errors import TetherError
 from tether.training.config import FitConfig
 from tether.training.loading import Key, parts
-from tether.training.sampler import Batches, Order, shuffled
+from tether.training.sampler import Batches, Order, balanced, shuffled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,7 @@ class Plan:
     def __init__(self, data: Dataset, config: FitConfig, order: Order | None = None) -> None:
         count = len(data)
         self.batches = Batches(
-            order or partial(shuffled, count, config.seed),
-            count,
-            config.batch_size,
-            drop_last=config.drop_last,
+            _order(data, config, order), count, config.batch_size, drop_last=config.drop_last
         )
         self.batches.check_shares(world_size())
         self.total = config.total_steps(count)
@@ -83,3 +81,14 @@ class Plan:
     def pieces_from(self, start: int, skip: int) -> Iterator[list[Key]]:
         """The pieces of all steps from number `start` on, without the first `skip` of them."""
         return islice((piece for step in self.steps(start) for piece in self.pieces(step)), skip, None)
+
+
+def _order(data: Dataset, config: FitConfig, order: Order | None) -> Order:
+    if config.sampler == "shuffled":
+        return order or partial(shuffled, len(data), config.seed)
+    if order is not None or not hasattr(data, "labels"):
+        raise TetherError(
+            f"sampler={config.sampler!r} is for examples of classes (a data set with a method `labels()`) that have no "
+            "order of their own; leave it out."
+        )
+    return partial(balanced, data.labels(), config.seed)
