@@ -59,7 +59,7 @@ class NonFiniteWatch:
         """Take up a step; a GPU is not waited for."""
         first = ~(torch.isfinite(norm) & torch.isfinite(loss)) & (self._step < 0)
         numbers = torch.stack([loss.to(self._numbers), norm.to(self._numbers)])
-        self._step = torch.where(first, step, self._step)
+        self._step = torch.where(first, torch.full_like(self._step, step), self._step)
         self._numbers = torch.where(first, numbers, self._numbers)
 
     def first(self) -> tuple[int, float, float] | None:

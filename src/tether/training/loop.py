@@ -126,6 +126,9 @@ def fit(
     state.start()
     start = _resume(state, run)
     device = state.device.type
+    always_looks = (
+        device == "cpu" or config.non_finite == "skip"
+    )  # to look at a GPU's numbers is to wait for them
     pieces = partial(plan.pieces_from, start)
     batches = load(data, pieces, workers=config.workers, collate=collate, pin_memory=device == "cuda")
     gradients, watch, pace = Gradients(task, parameters, config), NonFiniteWatch(state.device), Pace()
@@ -134,10 +137,7 @@ def fit(
     closing_hook = closing(after_step) if after_step else nullcontext()
     with Interrupts() as interrupts, progress, closing(batches), closing_hook:
         for step in plan.steps(start):
-            # to look at a GPU's numbers is to wait for them
-            looks = (
-                device == "cpu" or config.non_finite == "skip" or step.logs or step.saves or step.ends_epoch
-            )
+            looks = always_looks or step.logs or step.saves or step.ends_epoch
             with memory_explained(step.number):
                 if schedule is not None:
                     schedule.set(step.number)
@@ -261,11 +261,11 @@ def _interrupted(
     signal: int, done: int, total: int, run: RunDirectory | None, progress: Progress
 ) -> Interrupted:
     name = "Ctrl-C" if signal == SIGINT else "SIGTERM"
-    kept = (
+    saved = (
         f"The checkpoint is written; the run in {run.path} can be continued."
         if run is not None
         else "Nothing was saved: there is no run directory."
     )
-    message = f"Stopped by {name} after step {done} of {total}. {kept}"
+    message = f"Stopped by {name} after step {done} of {total}. {saved}"
     progress.say(message)
     return Interrupted(signal, message)

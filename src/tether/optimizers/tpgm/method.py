@@ -136,8 +136,8 @@ class TPGM(AnchoredOptimizer):
         learned = [[bucket.scalars(name) for name in self.learned] for bucket in anchored]
 
         def restore() -> None:
-            for bucket, kept in zip(anchored, weights, strict=True):
-                torch._foreach_copy_(bucket.params, kept)
+            for bucket, before in zip(anchored, weights, strict=True):
+                torch._foreach_copy_(bucket.params, before)
 
         try:
             for _ in range(iterations):
