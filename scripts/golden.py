@@ -120,7 +120,7 @@ def record(tree: Path, out: Path, table: Path, only: str) -> None:
     shutil.rmtree(runs, ignore_errors=True)
 
     def run(name: str, folder: Path, *arguments: str) -> None:
-        if only in name:
+        if re.search(only, name):
             print(f"== {name}", flush=True)
             code = main(list(arguments))
             left[name] = {"exit code": code, **dict(_entries(folder))}
@@ -142,7 +142,7 @@ def record(tree: Path, out: Path, table: Path, only: str) -> None:
         )
     adapter = str(runs / "r-adapter" / "run-001" / "adapter")
     other = str(runs / "r-adapter-no-drop" / "run-001" / "adapter")
-    if not only or only in "merge rank average compare":
+    if any(re.search(only, name) for name in ("merge", "rank", "average", "compare")):
         run("merge", runs / "merged", "merge", adapter, str(runs / "merged"))
         run("rank", runs / "ranked", "rank", adapter, "--out", str(runs / "ranked"), "--ranks", "2", "8")
         run(
@@ -249,7 +249,7 @@ def _git(*arguments: str) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("revision", nargs="?", help="what the working tree is compared with")
-    parser.add_argument("--only", default="", metavar="TEXT", help="commands whose name contains this")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="commands in whose name this is found")
     parser.add_argument(
         "--record", nargs=3, type=Path, metavar=("TREE", "OUT", "TABLE"), help=argparse.SUPPRESS
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tether._choosing import AlphaConfig
-from tether.config import build, import_methods, made, override, plain
+from tether.config import build, import_methods, made, method_of, override, plain
 from tether.data.augmentation import AugmentationConfig
 from tether.ensembles.accumulation import AccumulationConfig
 from tether.errors import TetherError
@@ -21,9 +21,9 @@ from tether.families import (
 )
 from tether.heads.probe import ProbeConfig, no_head
 from tether.optimizers.schedule import ScheduleConfig
+from tether.optimizers.tpgm import RadiiConfig
 from tether.recipe_files import read_options
 from tether.training.config import FitConfig
-from tether.training.radii import RadiiConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,11 @@ class Recipe:
             )
         if self.probe and self.objective.pairs:
             raise no_head()
+        if self.radii and not self.optimizer.held_out:
+            raise TetherError(
+                f"radii are of use to TPGM only, not to optimizer.method={method_of(type(self.optimizer))}; leave them "
+                "out."
+            )
 
 
 def read(source: str | Path, overrides: list[str] | None = None) -> Recipe:

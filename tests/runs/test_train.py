@@ -20,6 +20,7 @@ from tether.models import load
 from tether.runs import train as fine_tuning
 from tether.runs.outcome import load_sweep
 from tether.runs.train import run
+from tether.tasks.classification import Classification
 from tether.training import read_metrics
 
 METHODS = {
@@ -366,3 +367,19 @@ def test_cross_entropy_with_an_adapter_of_the_text_tower_alone_is_refused(adapte
     options = changed(tiny_recipe, adapter=adapter, objective={"method": "cross_entropy"})
     with pytest.raises(TetherError, match="nothing but the head would be trained"):
         quiet(options, tmp_path)
+
+
+def test_classes_come_equally_often_in_every_batch_where_that_is_asked_for(
+    tiny_recipe, tmp_path, monkeypatch
+):
+    batches, original = [], Classification.loss
+
+    def loss(task, batch, step):
+        batches.append(sorted(batch["label"].tolist()))
+        return original(task, batch, step)
+
+    monkeypatch.setattr(Classification, "loss", loss)
+    options = changed(tiny_recipe, training={"sampler": "balanced"})
+    outcome = quiet(options, tmp_path, test=False)
+    assert batches == [[0, 0, 1, 1, 2, 2]] * 12
+    assert read_json(outcome.run / "config.json", dict)["training"]["sampler"] == "balanced"

@@ -348,6 +348,54 @@ def test_a_run_cannot_be_continued_with_other_options(toy, run):
         fit(data=toy.ToyData(), config=config(steps=3), run=run, **parts)
 
 
+class LongTail(torch.utils.data.Dataset):
+    """Sixteen pictures of the first class and two of each of the others."""
+
+    def __init__(self, toy):
+        self.data = toy.ToyData(24)
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, key):
+        pixels, _, index = self.data[key]
+        return pixels, self.labels()[index], index
+
+    def labels(self):
+        return [0] * 16 + [1, 2, 3, 4] * 2
+
+
+def test_classes_come_equally_often_where_that_is_asked_for(toy):
+    seen = {}
+    for sampler in ("balanced", "shuffled"):
+        task, labels = Separable(), []
+        task.begin_step = lambda step, batch, into=labels: into.extend(batch[1].tolist())
+        optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+        fit(task, LongTail(toy), optimizer, config(steps=3, sampler=sampler), show_progress=False)
+        seen[sampler] = sorted(labels.count(label) for label in range(5))
+    assert seen == {"balanced": [4, 5, 5, 5, 5], "shuffled": [2, 2, 2, 2, 16]}
+
+
+def test_a_balanced_order_needs_labels_and_no_other_order(toy):
+    for data, order in ((toy.ToyData(), None), (LongTail(toy), lambda epoch: shuffled(24, 0, epoch))):
+        with pytest.raises(TetherError, match="sampler='balanced' is for examples of classes"):
+            fit(data=data, order=order, config=config(sampler="balanced"), **toy.parts(12))
+
+
+def test_checkpoints_from_before_there_was_a_sampler_are_of_the_same_run():
+    assert config().identity() == {
+        "epochs": None,
+        "steps": 12,
+        "batch_size": 8,
+        "drop_last": False,
+        "seed": 3,
+        "precision": "fp32",
+        "clip_norm": None,
+        "non_finite": "stop",
+    }
+    assert config(sampler="balanced").identity()["sampler"] == "balanced"
+
+
 def test_half_precision_parameters_are_refused(toy):
     task = Separable().half()
     with pytest.raises(TetherError, match=r"must be fp32.*linear.weight"):
@@ -385,6 +433,7 @@ def test_bf16_runs_the_forward_pass_under_autocast(toy):
         ({"precision": "fp16"}, "precision must be one of"),
         ({"clip_norm": 0.0}, "clip_norm must be greater"),
         ({"non_finite": "ignore"}, "non_finite must be one of"),
+        ({"sampler": "grouped"}, "sampler must be one of"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

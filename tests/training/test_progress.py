@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from tether.training import progress as module
-from tether.training.progress import Progress, ProgressDisplay
+from tether.training.progress import Pace, Progress, ProgressDisplay
 
 VALUES = {"loss": 1.23456, "examples_per_second": 78.9}
 
@@ -87,3 +87,16 @@ def test_a_bar_goes_away_when_its_work_fails(clock):
         raise KeyboardInterrupt
     text = console.file.getvalue()
     assert "evaluating sketches [v2]" in text and text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+def test_the_pace_leaves_pauses_out_and_begins_anew(clock):
+    pace = Pace()
+    for examples in (30, 10):
+        pace.add(examples)
+        clock.now += 2
+    with pace.paused():
+        clock.now += 100
+    assert pace.take() == 10
+    pace.add(6)
+    clock.now += 3
+    assert pace.take() == 2

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from tether.errors import TetherError
-from tether.training import FitConfig, Interrupted, RadiiConfig, RunDirectory, fit
+from tether.optimizers import RadiiConfig, RadiusLearner
+from tether.recipe import from_plain
+from tether.training import FitConfig, HeldOut, Interrupted, RunDirectory, fit
 from tether.training.checkpoint import latest_checkpoint, load_checkpoint
 from tether.training.sampler import shuffled
 
@@ -63,7 +65,7 @@ def test_equals_a_loop_written_out(toy):
         optimizer.step()
         if step % 3 == 2:
             optimizer.radius_step(
-                lambda: task.held_out_loss(held_out_batch(expected["held_out"], next(numbers)), 0),
+                lambda: task.held_out_loss(held_out_batch(toy.held_out_data(), next(numbers)), 0),
                 iterations=2,
             )
         else:
@@ -91,7 +93,7 @@ def test_once_after_the_last_step(toy):
     torch.testing.assert_close(before_last["tpgm"], before_last["plain"], rtol=0, atol=1e-12)
     assert not torch.allclose(parts["task"].text.weight, plain["task"].text.weight, atol=1e-3)
     assert [step for step, _ in seen] == [11] * 5
-    data = parts["held_out"]
+    data = toy.held_out_data()
     assert [examples for _, examples in seen] == [held_out_batch(data, i)[2].tolist() for i in range(5)]
 
 
@@ -144,7 +146,7 @@ def test_a_skipped_step_does_not_shift_the_held_out_examples(toy):
     parts["task"].loss = lambda batch, step: (original(batch, step)[0] * (torch.nan if step == 5 else 1), {})
     seen = spy(parts)
     fit(data=toy.ToyData(), config=config(non_finite="skip"), show_progress=False, **parts)
-    data = parts["held_out"]
+    data = toy.held_out_data()
     numbers = {2: (0, 1), 8: (4, 5), 11: (6, 7)}
     assert seen == [
         (step, held_out_batch(data, i)[2].tolist()) for step, pair in numbers.items() for i in pair
@@ -163,23 +165,25 @@ def test_a_held_out_loss_that_is_not_finite_leaves_the_weights_alone(toy):
     assert all(torch.isfinite(state["radius"]) for state in parts["optimizer"].state.values())
 
 
-def test_tpgm_without_held_out_examples_is_refused(toy):
-    parts = toy.parts(12, tpgm=RADII)
-    for held_out, message in ((None, r"give fit\(held_out="), (toy.ToyData(0), "there are none")):
-        with pytest.raises(TetherError, match=message):
-            fit(data=toy.ToyData(), config=config(), **{**parts, "held_out": held_out})
-    task = torch.nn.Linear(6, 5)
-    task.loss = lambda batch, step: (task(batch[0].float()).sum(), {})
-    optimizer = type(parts["optimizer"])(task.named_parameters())
+def test_tpgm_without_its_learner_is_refused(toy):
+    parts = {**toy.parts(12, tpgm=RADII), "after_step": None}
+    with pytest.raises(TetherError, match=r"TPGM is not complete .* a tether\.optimizers\.RadiusLearner"):
+        fit(data=toy.ToyData(), config=config(), **parts)
+
+
+def test_held_out_examples_that_give_no_loss_are_refused(toy):
+    with pytest.raises(TetherError, match="but there are none"):
+        HeldOut(toy.Toy(), toy.ToyData(0), config())
     with pytest.raises(TetherError, match=r"Linear needs a method held_out_loss\(batch, step\)"):
-        fit(task, toy.ToyData(), optimizer, config(), held_out=toy.ToyData())
+        HeldOut(torch.nn.Linear(6, 5), toy.ToyData(), config())
 
 
-@pytest.mark.parametrize("given", ["held_out", "radii"])
-def test_held_out_examples_for_another_optimizer_are_refused(toy, given):
-    options = {given: toy.ToyData() if given == "held_out" else RADII}
-    with pytest.raises(TetherError, match="of use to TPGM only, not to AdamW"):
-        fit(data=toy.ToyData(), config=config(), **options, **toy.parts(12))
+def test_another_optimizer_is_refused(toy, tiny_recipe):
+    parts = toy.parts(12)
+    with pytest.raises(TetherError, match="for TPGM only, not for AdamW"):
+        RadiusLearner(parts["optimizer"], HeldOut(parts["task"], toy.ToyData(), config()))
+    with pytest.raises(TetherError, match=r"radii are of use to TPGM only, not to optimizer\.method=adamw"):
+        from_plain({**tiny_recipe, "radii": {"every": 3}})
 
 
 @pytest.mark.parametrize("option", ["every", "iterations", "batch_size"])

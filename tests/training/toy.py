@@ -8,9 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from tether.objectives import MPMNCE
-from tether.optimizers import TPGM
+from tether.optimizers import TPGM, RadiusLearner
 from tether.optimizers.groups import parameter_groups
 from tether.optimizers.schedule import Schedule, ScheduleConfig
+from tether.training import FitConfig, HeldOut
+
+TPGM_TRAINING = FitConfig(steps=12, batch_size=8, seed=3)
+"""Whose batch size and seed the held-out batches have."""
 
 
 class ToyData(torch.utils.data.Dataset):
@@ -89,11 +93,12 @@ def parts(steps, tpgm=None, **options):
     groups = parameter_groups(dict(task.named_parameters()), lr=0.05, weight_decay=0.1)
     optimizer = torch.optim.AdamW(groups) if tpgm is None else TPGM(groups)
     schedule = Schedule.of(optimizer, ScheduleConfig(warmup=3), steps)
-    held_out = {} if tpgm is None else {"held_out": ToyData(11, seed=500), "radii": tpgm}
-    return {
-        "task": task,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "accumulation": Average(task),
-        **held_out,
-    }
+    made = {"task": task, "optimizer": optimizer, "schedule": schedule, "accumulation": Average(task)}
+    if tpgm is not None:
+        made["after_step"] = RadiusLearner(optimizer, HeldOut(task, held_out_data(), TPGM_TRAINING), tpgm)
+    return made
+
+
+def held_out_data():
+    """What TPGM learns its radii on."""
+    return ToyData(11, seed=500)

@@ -13,7 +13,7 @@ import torch
 import two_processes as processes
 
 from tether._distributed import joined, world_size
-from tether.training import RadiiConfig
+from tether.optimizers import RadiiConfig
 
 
 def work(folder):

@@ -90,6 +90,10 @@ class ImageDataset(Dataset):
         """Where a picture is, by which messages name it."""
         return str(self.split.examples[index].image)
 
+    def labels(self) -> list[int]:
+        """The label of every picture, for an order that is balanced by it."""
+        return [example.label for example in self.split.examples]
+
     def describe(self) -> str:
         """One paragraph for a run's record: what the pictures are and what is done to them."""
         split = self.split

@@ -7,7 +7,7 @@ from tether.optimizers.groups import parameter_groups
 from tether.optimizers.l2sp import L2SP, L2SPConfig
 from tether.optimizers.marssp import MARSSP, MARSSPConfig
 from tether.optimizers.spd import SPD, SPDConfig
-from tether.optimizers.tpgm import TPGM, TPGMConfig
+from tether.optimizers.tpgm import TPGM, RadiiConfig, RadiusLearner, TPGMConfig
 
 __all__ = [
     "FTP",
@@ -21,6 +21,8 @@ __all__ = [
     "FTPConfig",
     "L2SPConfig",
     "MARSSPConfig",
+    "RadiiConfig",
+    "RadiusLearner",
     "SGDConfig",
     "SPDConfig",
     "TPGMConfig",

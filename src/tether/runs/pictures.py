@@ -62,21 +62,21 @@ class Pictures:
             TetherError: that file is missing, or not whole.
         """
         recorded = self._recorded(run)
-        found = {}
+        texts = {}
         for name in dict.fromkeys((*recorded, *self.digests)):
             before, now = recorded.get(name), self.digests.get(name)
             if before is None or now is None:
-                found[name] = f"{name} was {'not there' if before is None else 'there'} then"
+                texts[name] = f"{name} was {'not there' if before is None else 'there'} then"
             elif _without_contents(before) != _without_contents(now):
-                found[name] = (
+                texts[name] = (
                     f"{name} has other pictures, labels or rules ({before.get('pictures')} pictures then, "
                     f"{now['pictures']} now)"
                 )
             elif before != now:
                 names = self._replaced(run, name)
                 of = "some" if names is None else ", ".join(names[:5]) + (" and more" if names[5:] else "")
-                found[name] = f"{name} has other files under the names of then ({of})"
-        return found
+                texts[name] = f"{name} has other files under the names of then ({of})"
+        return texts
 
     def accept(self, run: Path) -> list[str]:
         """See that a run can go on with these pictures; gives the entries of its `splits.json` that are to be renewed.
@@ -124,11 +124,11 @@ class Pictures:
         images = {
             (part, e.image.name): e.image for part, split in self.splits.items() for e in split.examples
         }
-        still = {
+        broken = {
             part: [name for name in names if (image := images.get((part, name))) and unreadable(image)]
             for part, names in read_json(path, dict[str, list[str]]).items()
         }
-        write_json(path, {part: names for part, names in still.items() if names})
+        write_json(path, {part: names for part, names in broken.items() if names})
 
     def _recorded(self, run: Path) -> dict[str, dict[str, Any]]:
         """`splits.json` in the form of today, of whatever version it is."""
@@ -136,23 +136,23 @@ class Pictures:
         tests = self.benchmark.tests
         if recorded.keys() == {"train", "validation", *tests}:  # before tests were told apart by their names
             parts = {"train", "validation"} - tests.keys()
-            recorded = {name if name in parts else f"test {name}": own for name, own in recorded.items()}
-        for name, own in recorded.items():
-            if "files" in own and name in self.splits:  # before the ends of files were looked at
-                same = own["files"] == files_digest(self.splits[name])
+            recorded = {name if name in parts else f"test {name}": entry for name, entry in recorded.items()}
+        for name, entry in recorded.items():
+            if "files" in entry and name in self.splits:  # before the ends of files were looked at
+                same = entry["files"] == files_digest(self.splits[name])
                 contents = self.digests[name]["contents"] if same else "others"
-                recorded[name] = {"pictures": own.get("pictures"), "sha256": own.get("sha256")}
-                recorded[name]["contents"] = contents
+                known = {"pictures": entry.get("pictures"), "sha256": entry.get("sha256")}
+                recorded[name] = {**known, "contents": contents}
         return recorded
 
     def _replaced(self, run: Path, name: str) -> list[str] | None:
         """Pictures of a split whose files differ from those that a run began with; None where that is not known."""
-        own = self._recorded(run).get(name)
-        if own is None or name not in self.splits or not (run / FILES).is_file():
+        entry = self._recorded(run).get(name)
+        if entry is None or name not in self.splits or not (run / FILES).is_file():
             return None
         before, now = read_tensors(run / FILES).get(name), self.files[name]
-        known = before is not None and before.shape == now.shape and _sha256(before) == own.get("contents")
-        if not known or own.get("sha256") != self.digests[name]["sha256"]:
+        known = before is not None and before.shape == now.shape and _sha256(before) == entry.get("contents")
+        if not known or entry.get("sha256") != self.digests[name]["sha256"]:
             return None
         examples = self.splits[name].examples
         return [examples[index].image.name for index in (before != now).any(1).nonzero().flatten().tolist()]
@@ -172,8 +172,8 @@ def require_records(run: Path, names: tuple[str, ...]) -> None:
             )
 
 
-def _without_contents(own: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in own.items() if name != "contents"}
+def _without_contents(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name != "contents"}
 
 
 def _sha256(files: UInt8[Tensor, "pictures 16"]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from tether.models.last_block import fast_last_block
 from tether.models.weight_path import WeightPath
 from tether.optimizers.from_config import create
 from tether.optimizers.schedule import Schedule
+from tether.optimizers.tpgm import RadiusLearner
 from tether.recipe import Recipe, from_plain, to_plain
 from tether.runs.files import PROBE, measured, peak_memory, take_over
 from tether.runs.judge import judge
@@ -50,7 +52,7 @@ from tether.runs.predictor import save_ensemble
 from tether.runs.report import REPORT, write_run
 from tether.runs.validation import Validation
 from tether.tasks.task import HEAD, Task
-from tether.training import RunDirectory, fit
+from tether.training import FitConfig, HeldOut, RunDirectory, fit
 
 
 def run(
@@ -109,51 +111,60 @@ def run(
         directory = RunDirectory.open(resume, read_only=finished)
     else:
         directory = RunDirectory.create(root, recipe.name, records=records)
-    with directory as kept:
+    with directory:
         if resume:
-            from_main(lambda: require_records(kept.path, tuple(records)))
-        may_change = [f"training.{name}" for name in type(recipe.training).MAY_CHANGE]
-        kept.record(
-            "config",
-            records["config"],
-            may_change=may_change,
-            complete=lambda earlier: to_plain(from_plain(earlier)),
-        )
-        renewed = from_main(lambda: pictures.accept(kept.path)) if resume else []
-        kept.record("splits", records["splits"], may_change=renewed)
-        from_main(lambda: kept.record_tensors("splits", pictures.files))
-        if not finished:
-            from_main(lambda: pictures.forget_mended(kept.path))  # after their new hashes are kept
-        kept.record("base", records["base"])
+            _require_same(directory, records, pictures)
+        from_main(lambda: directory.record_tensors("splits", pictures.files))
+        if resume and not finished:
+            from_main(lambda: pictures.forget_mended(directory.path))  # after their new hashes are kept
         if trained:
-            from_main(lambda: take_over(trained, kept, recipe))
+            from_main(lambda: take_over(trained, directory, recipe))
         if started and is_main():
-            started(kept.path)
-        if not from_main(lambda: is_finished(kept.path, test)):
+            started(directory.path)
+        if not from_main(lambda: is_finished(directory.path, test)):
             try:
-                _run(recipe, model, benchmark, kept, progress if is_main() else None, show_progress, test)
+                _run(
+                    recipe, model, benchmark, directory, progress if is_main() else None, show_progress, test
+                )
             except TetherError as error:
-                if not resume and kept.discard_unused():
+                if not resume and directory.discard_unused():
                     raise TetherError(
-                        f"{error} Nothing was trained; {kept.path} is removed again."
+                        f"{error} Nothing was trained; {directory.path} is removed again."
                     ) from error
-                pictures.note_broken(kept.path, str(error))
-                command = f"tether train --resume {quoted(kept.path)}"
+                pictures.note_broken(directory.path, str(error))
+                command = f"tether train --resume {quoted(directory.path)}"
                 if command in str(error):
                     raise
                 raise TetherError(
                     f"{error} The run is kept: once the cause is mended, unless it is the recipe, `{command}` goes on "
                     "from the last checkpoint."
                 ) from error
-        outcome = read_outcome(kept.path, recipe, benchmark)
+        outcome = read_outcome(directory.path, recipe, benchmark)
         if outcome.test.alphas:
             from_main(lambda: _report(outcome))
         return outcome
 
 
+def _require_same(directory: RunDirectory, records: dict[str, dict[str, Any]], pictures: Pictures) -> None:
+    """See that a run that is taken up is the same as before, and renew its records where they may differ.
+
+    Raises:
+        TetherError: a record is missing, or the run would not be a continuation.
+    """
+    from_main(lambda: require_records(directory.path, tuple(records)))
+    directory.record(
+        "config",
+        records["config"],
+        may_change=[f"training.{name}" for name in FitConfig.MAY_CHANGE],
+        complete=lambda earlier: to_plain(from_plain(earlier)),
+    )
+    directory.record("base", records["base"])
+    renewed = from_main(lambda: pictures.accept(directory.path))
+    directory.record("splits", records["splits"], may_change=renewed)
+
+
 def _report(outcome: Outcome) -> None:
     """Explain a finished run in its directory, unless it is there."""
-
     if not (outcome.run / REPORT).is_file():
         write_run(outcome)
 
@@ -162,7 +173,7 @@ def _run(
     recipe: Recipe,
     model: Model,
     benchmark: PictureBenchmark,
-    kept: RunDirectory,
+    directory: RunDirectory,
     progress: Progress | None,
     show_progress: bool,
     test: bool,
@@ -172,8 +183,8 @@ def _run(
     model.module.requires_grad_(False)
     attached = attach(model, recipe.adapter, seed=recipe.training.seed) if recipe.adapter.moves else None
     task.start(attached)
-    final = _train(task, attached, kept, progress, show_progress)
-    state = task.finish(final)
+    trained = _train(task, attached, directory, progress, show_progress)
+    state = task.finish(trained)
     if attached:
         attached.eval_mode()
         state = {**attached.state_dict(), **state}  # a tower that played no part is as it was
@@ -182,8 +193,8 @@ def _run(
             judged = judge(task, path, test=test, progress=progress)
     except TetherError as error:
         raise TetherError(
-            f"{error} The training is done and kept: once this is mended, `tether train --resume {quoted(kept.path)}` "
-            "goes on from there."
+            f"{error} The training is done and kept: once this is mended, "
+            f"`tether train --resume {quoted(directory.path)}` goes on from there."
         ) from error
     results = {
         "alpha": plain(judged.alpha),
@@ -193,35 +204,36 @@ def _run(
             for alpha, by_split in zip(judged.tested.alphas, judged.tested.scores, strict=True)
         },
         "validation": judged.validation,
-        "trained_parameters": sum(parameter.numel() for parameter in final.values()),
+        "trained_parameters": sum(parameter.numel() for parameter in trained.values()),
         "peak_memory_bytes": max(
-            read_json(kept.path / TIME, Cost).peak_memory_bytes, peak_memory(model.device)
+            read_json(directory.path / TIME, Cost).peak_memory_bytes, peak_memory(model.device)
         ),
     }
 
-    def keep() -> None:
+    def save() -> None:
         if task.head_ends is not None:
-            save_head(kept.path / HEAD_FILE, *task.head_ends)
+            save_head(directory.path / HEAD_FILE, *task.head_ends)
         if attached:
-            shutil.rmtree(kept.path / ADAPTER, ignore_errors=True)  # of a part that was killed while it saved
+            shutil.rmtree(
+                directory.path / ADAPTER, ignore_errors=True
+            )  # of a part that was killed while it saved
             use_at = 1.0 if judged.ensemble else judged.alpha  # an ensemble combines the two ends itself
             extra = {"head": task.head_ends is not None}
-            save_adapter(kept.path / ADAPTER, attached, state=state, alpha=use_at, extra=extra)
-        paths = [kept.path / HEAD_FILE, kept.path / ADAPTER]
+            save_adapter(directory.path / ADAPTER, attached, state=state, alpha=use_at, extra=extra)
+        paths = [directory.path / HEAD_FILE, directory.path / ADAPTER]
         if judged.ensemble:
             with attached.ordinary() if attached else nullcontext():
                 name = ADAPTER if attached else None
-                paths += save_ensemble(kept.path, judged.ensemble, task.class_names, adapter=name)
-        (kept.path / RESULT).unlink(
-            missing_ok=True
-        )  # of a part without the tests, whose answers these replace
-        save_sweep(kept.path / SCORES, judged.tested)
-        results["scores_sha256"] = sha256_file(kept.path / SCORES)
+                paths += save_ensemble(directory.path, judged.ensemble, task.class_names, adapter=name)
+        # of a part without the tests, whose answers these replace
+        (directory.path / RESULT).unlink(missing_ok=True)
+        save_sweep(directory.path / SCORES, judged.tested)
+        results["scores_sha256"] = sha256_file(directory.path / SCORES)
         files = {file for path in paths for file in (path, *path.rglob("*")) if file.is_file()}
         results["file_bytes"] = sum(file.stat().st_size for file in files)
-        write_json(kept.path / RESULT, results)  # last: now the run is finished
+        write_json(directory.path / RESULT, results)  # last: now the run is finished
 
-    from_main(keep)
+    from_main(save)
     if attached:
         attached.detach()
 
@@ -229,7 +241,7 @@ def _run(
 def _train(
     task: Task,
     attached: Attached | None,
-    kept: RunDirectory,
+    directory: RunDirectory,
     progress: Progress | None,
     show_progress: bool,
 ) -> dict[str, Tensor]:
@@ -241,7 +253,7 @@ def _train(
         options = {"loss": recipe.objective.loss(), "seed": seed}
         options |= {"progress": progress, "show_progress": show_progress}
         task.head.data = probed_head(
-            kept.path / PROBE, recipe.probe, model, training.data, task.head.detach(), **options
+            directory.path / PROBE, recipe.probe, model, training.data, task.head.detach(), **options
         )
     parameters = task.named_parameters()
     zeros = dict.fromkeys(attached.zero_anchored() & parameters.keys()) if attached else None
@@ -251,15 +263,17 @@ def _train(
         head=HEAD if HEAD in parameters else None,
         anchors=zeros or "start",
     )
-    held_out = None
+    learner = None
     if recipe.optimizer.held_out:
         held_out = task.held_out_data(test_transform(model.image), seed=seed)
+        held_out = HeldOut(task, held_out, recipe.training, collate=training.collate)
+        learner = RadiusLearner(optimizer, held_out, recipe.radii)
     examples = len(training.data)
     steps = recipe.training.total_steps(examples)
     task.prepare(steps, recipe.training.steps_per_epoch(examples))
     accumulation = Accumulation(parameters, **asdict(recipe.accumulation)) if recipe.accumulation else None
     schedule = Schedule.of(optimizer, recipe.schedule, steps)
-    with measured(kept, model.device), fast_last_block(model):
+    with measured(directory, model.device), fast_last_block(model):
         fit(
             task,
             training.data,
@@ -270,9 +284,8 @@ def _train(
             order=training.order,
             collate=training.collate,
             validate=Validation.of(task, attached, examples),
-            held_out=held_out,
-            radii=recipe.radii,
-            run=kept,
+            after_step=learner,
+            run=directory,
             show_progress=show_progress,
         )
     return accumulation.average() if accumulation else task.trained()

@@ -29,7 +29,8 @@ class Validation:
     attached: Attached | None
     split: PictureSplit
     pictures: Dataset
-    """The split's, read once and kept in memory as far as there is room."""
+    """The split's. Where the run's own process reads them, once, and kept in memory as far as there is room: processes
+    that are started for a measurement end with it."""
     every: int
     """Epochs between measurements."""
     steps: int
@@ -38,7 +39,7 @@ class Validation:
     @classmethod
     def of(cls, task: Task, attached: Attached | None, examples: int) -> "Validation | None":
         """The one for a run of so many training examples; None where there are no validation pictures."""
-        whole = task.benchmark.validation
+        whole, training = task.benchmark.validation, task.recipe.training
         if not len(whole):
             return None
         count = min(len(whole), max(_LEAST, examples // _SHARE))
@@ -49,9 +50,11 @@ class Validation:
             task=task,
             attached=attached,
             split=split,
-            pictures=ImageDataset(split, test_transform(task.model.image), cache_bytes=_CACHE),
+            pictures=ImageDataset(
+                split, test_transform(task.model.image), cache_bytes=0 if training.workers else _CACHE
+            ),
             every=math.ceil(_SHARE * count / examples),
-            steps=task.recipe.training.total_steps(examples),
+            steps=training.total_steps(examples),
         )
 
     def __call__(self, epoch: int, step: int) -> dict[str, float] | None:

@@ -164,7 +164,7 @@ class Task(ABC):
         return objective + sum(added.values()), {**scalars, "objective": objective.detach(), **added}
 
     def held_out_loss(self, batch: Mapping[str, Any], step: int) -> Tensor:
-        """The objective alone, without any drop: what TPGM learns its radii on."""
+        """The objective alone, without any drop, of held-out examples that something is learned from."""
         if self._attached:
             self._attached.eval_mode()
         return self.objective(batch)[0]

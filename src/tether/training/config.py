@@ -1,8 +1,9 @@
 """Options of the training loop."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from tether.config import plain
 from tether.errors import TetherError
 from tether.training.checkpoint import MOST_STEPS
 from tether.training.sampler import batches_per_epoch
@@ -22,6 +23,8 @@ class FitConfig:
     """Examples per optimizer step, over all processes."""
     micro_batch: int | None = None
     """Examples at a time in one process, to save memory; only for losses that are a mean over examples."""
+    sampler: Literal["shuffled", "balanced"] = field(default="shuffled", metadata={"added": True})
+    """Order of the examples: all once in an epoch, or every class equally often, for long-tailed data."""
     drop_last: bool = False
     """Leave out an epoch's last batch where it is not full."""
     seed: int = 0
@@ -62,9 +65,14 @@ class FitConfig:
             raise TetherError(f"seed must be below 2**63, as torch takes it, found {self.seed}.")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise TetherError(f"clip_norm must be greater than 0 or None, found {self.clip_norm}.")
-        for name, known in {"precision": ("fp32", "bf16"), "non_finite": ("stop", "skip")}.items():
+        choices = {"precision": ("fp32", "bf16"), "non_finite": ("stop", "skip")}
+        for name, known in {**choices, "sampler": ("shuffled", "balanced")}.items():
             if getattr(self, name) not in known:
                 raise TetherError(f"{name} must be one of {known}, found {getattr(self, name)!r}.")
+
+    def identity(self) -> dict[str, Any]:
+        """The options that must not differ when a run is continued."""
+        return {name: value for name, value in plain(self).items() if name not in self.MAY_CHANGE}
 
     def steps_per_epoch(self, examples: int) -> int:
         """Optimizer steps that one pass over `examples` examples takes.

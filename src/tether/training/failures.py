@@ -1,11 +1,17 @@
-"""What went wrong in a step, said such that something can be done about it."""
+"""What goes wrong in a step: noticed, and said such that something can be done about it."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from tether._distributed import is_main
 from tether._files import write_json
-from tether.errors import TetherError
+from tether.errors import TetherError, is_out_of_memory
 from tether.training.run_directory import RunDirectory
 from tether.training.sampler import Batches
 
@@ -19,13 +25,51 @@ def inseparable(micro_batch: int) -> TetherError:
     )
 
 
-def out_of_memory(step: int, error: RuntimeError | MemoryError) -> TetherError:
-    """A step did not fit into memory."""
+def unconnected() -> TetherError:
+    """No step so far had a gradient."""
     return TetherError(
-        f"Memory ran out in step {step}. Use a smaller batch_size, more processes, precision='bf16', or a "
-        f"smaller micro_batch where the task allows one; the run's last checkpoint is intact. "
-        f"({str(error).splitlines()[0] if str(error) else 'MemoryError'})"
+        "The loss does not depend on any trained parameter. Is the adapter attached to the model that computes "
+        "the loss?"
     )
+
+
+@contextmanager
+def memory_explained(step: int) -> Iterator[None]:
+    """Within this context, memory that runs out is a `TetherError` that says what helps."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TetherError(
+            f"Memory ran out in step {step}. Use a smaller batch_size, more processes, precision='bf16', or a "
+            f"smaller micro_batch where the task allows one; the run's last checkpoint is intact. "
+            f"({str(error).splitlines()[0] if str(error) else 'MemoryError'})"
+        ) from error
+
+
+class NonFiniteWatch:
+    """Remembers, on the device, the first step whose loss or gradient norm is NaN or infinite."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._step = torch.tensor(-1, device=device)  # none so far
+        self._numbers = torch.zeros(2, device=device)
+
+    def note(self, step: int, loss: Float[Tensor, ""], norm: Float[Tensor, ""]) -> None:
+        """Take up a step; a GPU is not waited for."""
+        first = ~(torch.isfinite(norm) & torch.isfinite(loss)) & (self._step < 0)
+        numbers = torch.stack([loss.to(self._numbers), norm.to(self._numbers)])
+        self._step = torch.where(first, torch.full_like(self._step, step), self._step)
+        self._numbers = torch.where(first, numbers, self._numbers)
+
+    def first(self) -> tuple[int, float, float] | None:
+        """That step, its loss and its gradient norm; None if there is none. A GPU is waited for."""
+        step = int(self._step)
+        return None if step < 0 else (step, *self._numbers.tolist())
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._step = torch.full_like(self._step, -1)
 
 
 def non_finite(

@@ -1,7 +1,8 @@
 """How far something is: a bar on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 
@@ -120,3 +121,26 @@ class Progress:
         """Print a line (above the bar)."""
         if self._display is not None:
             self._display.say(message)
+
+
+class Pace:
+    """Examples per second since they were last asked for, without the time of pauses."""
+
+    def __init__(self) -> None:
+        self._examples, self._since = 0, time.monotonic()
+
+    def add(self, examples: int) -> None:
+        self._examples += examples
+
+    def take(self) -> float:
+        """Examples per second; counting begins anew."""
+        now = time.monotonic()
+        rate = self._examples / max(now - self._since, 1e-9)
+        self._examples, self._since = 0, now
+        return rate
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began

@@ -76,8 +76,11 @@ class RunDirectory:
                 f"A run's name has letters, digits, '.', '_' and '-', begins with a letter or digit, and has "
                 f"at most 100 characters; found {name!r}."
             )
-        path = from_main(lambda: str(_make(Path(root), name, records or {})))
-        return cls(Path(path), tensorboard=tensorboard)
+        records = records or {}
+        path = from_main(lambda: str(_make(Path(root), name, records)))
+        run = cls(Path(path), tensorboard=tensorboard)
+        run._recorded = {f"{entry}.json" for entry in records}
+        return run
 
     @classmethod
     def open(cls, path: str | Path, *, tensorboard: bool = True, read_only: bool = False) -> "RunDirectory":

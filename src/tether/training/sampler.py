@@ -6,8 +6,6 @@ arithmetic and a stable sort only, so it is the same on every platform, version 
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int, UInt64
@@ -39,69 +37,25 @@ def shuffled(count: int, seed: int, epoch: int) -> Int[np.ndarray, " count"]:
     return permutation(count, seed, epoch)
 
 
-def grouped(labels: Labels, together: int, seed: int, epoch: int) -> Int[np.ndarray, " count"]:
-    """Every example once, in random order but for runs of `together` examples with the same label.
+def balanced(labels: Labels, seed: int, epoch: int) -> Int[np.ndarray, " count"]:
+    """As many positions as examples, every label equally often (± 1): class-balanced sampling.
 
-    With captions as examples and pictures as labels, several captions of a picture meet in a batch; with
-    pictures and classes, several pictures of a class. A label's last run is shorter where it does not divide.
+    Labels take turns in random order. A rare label's examples come again, all of them before any a second time; of a
+    frequent label's not all come in one epoch, but others in the next.
     """
     array = np.asarray(labels)
-    order = shuffled(len(array), seed, epoch)
-    order = order[np.argsort(array[order], kind="stable")]  # by label, random within
-    _, number, sizes = np.unique(array[order], return_inverse=True, return_counts=True)
-    first = np.cumsum(sizes) - sizes
-    run_of_label = (np.arange(len(array)) - first[number]) // together
-    runs = -(-sizes // together)
-    run = (np.cumsum(runs) - runs)[number] + run_of_label
-    place = np.empty(runs.sum(), np.int64)
-    place[permutation(len(place), seed, epoch, 1)] = np.arange(len(place))
-    return order[np.argsort(place[run], kind="stable")]
+    _, sizes = np.unique(array, return_counts=True)
+    members = np.split(np.argsort(array, kind="stable"), np.cumsum(sizes)[:-1])
+    turns = -(-len(array) // len(members))
+    picks = np.stack([_laps(m, turns, seed, epoch, number) for number, m in enumerate(members)], axis=1)
+    order = [picks[turn, permutation(len(members), seed, epoch, turn, 1)] for turn in range(turns)]
+    return np.concatenate(order)[: len(array)]
 
 
-def balanced(labels: Labels, together: int, seed: int, epoch: int) -> Int[np.ndarray, " count"]:
-    """As many positions as examples, every label equally often (± `together`).
-
-    Labels take turns in random order, each with `together` of its examples; a rare label's examples come
-    again (all of them before any a second time), a frequent label's do not all come in one epoch.
-    """
-    array = np.asarray(labels)
-    members = [np.flatnonzero(array == label) for label in np.unique(array)]
-    rounds = -(-len(array) // (len(members) * together))
-    picks = [_cycle(m, rounds * together, seed, epoch, number) for number, m in enumerate(members)]
-    table = np.stack(picks).reshape(len(members), rounds, together)
-    turns = [table[permutation(len(members), seed, epoch, turn, 1), turn] for turn in range(rounds)]
-    return np.concatenate(turns).reshape(-1)[: len(array)]
-
-
-def _cycle(members: Int[np.ndarray, " m"], count: int, *keys: int) -> Int[np.ndarray, " count"]:
+def _laps(members: Int[np.ndarray, " members"], count: int, *keys: int) -> Int[np.ndarray, " count"]:
+    """`count` members in lap after lap over all of them, each in another order."""
     laps = -(-count // len(members))
     return np.concatenate([members[permutation(len(members), *keys, lap, 2)] for lap in range(laps)])[:count]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
-    """How the examples of an epoch are ordered: all once at random, in runs of a label, or class-balanced."""
-
-    kind: Literal["shuffled", "grouped", "balanced"] = "shuffled"
-    together: int = 1
-    """Examples of one label that follow each other ("grouped" and "balanced")."""
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("shuffled", "grouped", "balanced"):
-            raise TetherError(f"A sampler is 'shuffled', 'grouped' or 'balanced', found {self.kind!r}.")
-        least = 2 if self.kind == "grouped" else 1
-        if self.together < least or (self.kind == "shuffled" and self.together != 1):
-            raise TetherError(
-                f"together={self.together} does not fit the sampler {self.kind!r}: it is 1 for 'shuffled', "
-                f"at least 2 for 'grouped' and at least 1 for 'balanced'."
-            )
-
-    def order(self, labels: Labels, seed: int) -> Order:
-        """The order of the examples as a function of the epoch."""
-        if self.kind == "shuffled":
-            return lambda epoch: shuffled(len(labels), seed, epoch)
-        arrange = grouped if self.kind == "grouped" else balanced
-        return lambda epoch: arrange(labels, self.together, seed, epoch)
 
 
 def batches_per_epoch(count: int, batch_size: int, *, drop_last: bool) -> int:

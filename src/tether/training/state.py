@@ -54,10 +54,14 @@ class RunState:
     accumulation: Any
     identity: dict[str, Any]
     seed: int
-    device: torch.device
     window: Window = field(default_factory=Window)
     skipped: int = 0
     """Steps in a row that were skipped for NaN or infinity."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.parameters.values())).device
 
     def start(self) -> None:
         """Start the random streams, one per process."""
