@@ -383,3 +383,12 @@ def test_classes_come_equally_often_in_every_batch_where_that_is_asked_for(
     outcome = quiet(options, tmp_path, test=False)
     assert batches == [[0, 0, 1, 1, 2, 2]] * 12
     assert read_json(outcome.run / "config.json", dict)["training"]["sampler"] == "balanced"
+
+
+def test_a_run_whose_batches_cannot_be_shared_leaves_nothing(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("tether.training.plan.world_size", lambda: 4)
+    with pytest.raises(
+        TetherError, match=r"batch of 6 examples cannot be shared equally by 4.*is removed again"
+    ):
+        run(recipes.from_plain(tiny_recipe), tmp_path, show_progress=False)
+    assert not list(tmp_path.iterdir())

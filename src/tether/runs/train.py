@@ -53,6 +53,7 @@ from tether.runs.report import REPORT, write_run
 from tether.runs.validation import Validation
 from tether.tasks.task import HEAD, Task
 from tether.training import FitConfig, HeldOut, RunDirectory, fit
+from tether.training.plan import Plan
 
 
 def run(
@@ -132,6 +133,8 @@ def run(
                         f"{error} Nothing was trained; {directory.path} is removed again."
                     ) from error
                 pictures.note_broken(directory.path, str(error))
+                if not is_main() and not any(directory.checkpoints.glob("step-*")):
+                    raise  # what becomes of the run is the main process's to say
                 command = f"tether train --resume {quoted(directory.path)}"
                 if command in str(error):
                     raise
@@ -268,11 +271,10 @@ def _train(
         held_out = task.held_out_data(test_transform(model.image), seed=seed)
         held_out = HeldOut(task, held_out, recipe.training, collate=training.collate)
         learner = RadiusLearner(optimizer, held_out, recipe.radii)
-    examples = len(training.data)
-    steps = recipe.training.total_steps(examples)
-    task.prepare(steps, recipe.training.steps_per_epoch(examples))
+    plan = Plan(training.data, recipe.training, training.order)  # before anything of the run is written
+    task.prepare(plan.total, plan.batches.per_epoch)
     accumulation = Accumulation(parameters, **asdict(recipe.accumulation)) if recipe.accumulation else None
-    schedule = Schedule.of(optimizer, recipe.schedule, steps)
+    schedule = Schedule.of(optimizer, recipe.schedule, plan.total)
     with measured(directory, model.device), fast_last_block(model):
         fit(
             task,
@@ -283,7 +285,7 @@ def _train(
             accumulation=accumulation,
             order=training.order,
             collate=training.collate,
-            validate=Validation.of(task, attached, examples),
+            validate=Validation.of(task, attached, len(training.data)),
             after_step=learner,
             run=directory,
             show_progress=show_progress,
