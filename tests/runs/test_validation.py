@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import tether.data.dataset
 from tether import recipe as recipes
 from tether.adapters import attach
 from tether.data import load_benchmark
@@ -128,3 +129,15 @@ def test_no_more_than_a_tenth_as_many_pictures_are_looked_at_as_were_trained_on(
     classes = [example.label for example in of(816, 236).split.examples]
     assert [classes.count(label) for label in range(3)] == [28, 27, 26]
     assert of(816, 0) is None
+
+
+def test_the_runs_own_process_reads_the_pictures_once(tiny_recipe, monkeypatch):
+    *_, task, attached = made(tiny_recipe)
+    validation, files = Validation.of(task, attached, 18), []
+    original = tether.data.dataset.read_image
+    monkeypatch.setattr(
+        tether.data.dataset, "read_image", lambda image: files.append(image) or original(image)
+    )
+    first, second = (validation(0, validation.steps) for _ in range(2))
+    assert first == second
+    assert files == [example.image for example in validation.split.examples]

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch._dynamo  # noqa: F401  an optimizer imports it at its first step: once here, not in every life
 import toy
 
-from tether.training import FitConfig, RadiiConfig, RunDirectory, fit
+from tether.optimizers import RadiiConfig
+from tether.training import FitConfig, RunDirectory, fit
 from tether.training.checkpoint import latest_checkpoint, load_checkpoint
 
 STEPS, NOISE = 30, ("torch", "numpy", "python")

@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from tether._distributed import average_gradients
 from tether.training.config import FitConfig
+from tether.training.interrupts import Interrupts
 from tether.training.loading import Key, to_device
 
 
@@ -43,19 +44,19 @@ class Gradients:
         self._device = self._parameters[0].device
 
     def compute(
-        self, step: int, pieces: list[list[Key]], batches: Iterator[Any], received: int | None
+        self, step: int, pieces: list[list[Key]], batches: Iterator[Any], interrupts: Interrupts
     ) -> Gradient:
         """Leave the gradient of a step in `.grad` of the parameters.
 
         Args:
             pieces: keys of this process's examples; only their numbers count here.
             batches: gives the batch of each piece.
-            received: a signal that has come to this process, to be told to the others.
+            interrupts: a signal that comes to this process before its gradient is there is told to the others.
         """
         for parameter in self._parameters:
             parameter.grad = None
         values = self._backward(step, pieces, batches)
-        signals = [float(received == number) for number in (SIGINT, SIGTERM)]
+        signals = [float(interrupts.received == number) for number in (SIGINT, SIGTERM)]
         extras = torch.cat([values["loss"].float()[None], torch.tensor(signals, device=self._device)])
         extras = average_gradients(self._parameters, extras)
         norm = get_total_norm([parameter.grad for parameter in self._parameters])

@@ -141,7 +141,7 @@ def fit(
             with memory_explained(step.number):
                 if schedule is not None:
                     schedule.set(step.number)
-                gradient = gradients.compute(step.number, plan.pieces(step), batches, interrupts.received)
+                gradient = gradients.compute(step.number, plan.pieces(step), batches, interrupts)
                 watch.note(step.number, gradient.loss, gradient.norm)
                 bad = watch.first() if looks else None
                 if bad is None:
