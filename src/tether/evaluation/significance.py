@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from tether.errors import TetherError
@@ -33,16 +33,6 @@ class Estimate:
     low: float
     high: float
     p_value: float
-
-
-@dataclass(frozen=True)
-class McNemar:
-    """McNemar's test: how many pictures only the first or only the second method got right, and p-values."""
-
-    only_first: int
-    only_second: int
-    exact: float
-    mid: float
 
 
 def wilson_interval(proportion: float, n: int, confidence: float = 0.95) -> Interval:
@@ -95,39 +85,12 @@ def student_t_quantile(probability: float, degrees: int) -> float:
     return high
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """Student's t interval of the mean of independent runs (seeds); None for one, which shows no spread."""
-    if len(values) < 2:
-        return None
-    mean, spread = sum(values) / len(values), standard_deviation(values)
-    half = student_t_quantile(0.5 + confidence / 2, len(values) - 1) * spread / math.sqrt(len(values))
-    return Interval(mean - half, mean + half)
-
-
 def standard_deviation(values: Sequence[float]) -> float:
     """Sample standard deviation (n - 1); 0 for fewer than two values."""
     if len(values) < 2:
         return 0.0
     mean = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-
-
-def mcnemar(first: Bool[Tensor, " n"], second: Bool[Tensor, " n"]) -> McNemar:
-    """McNemar's test of two methods' right answers on the same independent pictures.
-
-    `exact` is the two-sided binomial p-value; `mid` subtracts half of the probability of the observed table
-    from each tail (Fagerland et al. 2013), which is less conservative and recommended.
-    """
-    b, c = int((first & ~second).sum()), int((~first & second).sum())
-    n, least = b + c, min(b, c)
-    if n == 0:
-        return McNemar(b, c, 1.0, 1.0)
-    i = torch.arange(least + 1, dtype=torch.float64)
-    log_choose = math.lgamma(n + 1) - torch.lgamma(i + 1) - torch.lgamma(n - i + 1)
-    log_probability = log_choose - n * math.log(2)
-    tail = log_probability.exp().sum().item()
-    observed = log_probability[-1].exp().item()
-    return McNemar(b, c, min(1.0, 2 * tail), 1.0 if b == c else min(1.0, 2 * tail - observed))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
