@@ -175,7 +175,7 @@ class Pair:
         with self.ready() as forget_useless:
             return answer(
                 splits,
-                lambda split, _: ClassScorer(split, self.classes),
+                lambda split, _: self.classifiers[0].scorer(split),
                 self.batches,
                 respond,
                 self.progress,

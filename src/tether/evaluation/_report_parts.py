@@ -29,6 +29,8 @@ def summary(results: Results) -> str:
         return text + '<p class="lead">No method was evaluated yet, so there is nothing to compare.</p>'
     pictures = f"{sum(domain.n for domain in results.domains):,} test pictures"
     shifts = f" and {len(shifted)} that look different" if shifted else ""
+    if others := results.of_kind("other classes"):
+        shifts += f" and {len(others)} of other classes"
     text += (
         f"<p>{count(len(results.methods), 'method')} compared on {count(len(inner), 'test set')} that "
         f"{'looks' if len(inner) == 1 else 'look'} like the training pictures{shifts}, {pictures} in all.</p>"
@@ -61,12 +63,10 @@ def main_table(results: Results) -> str:
     """Every method on every domain; the best of each column is bold."""
     if not results.methods:
         return ""
-    shown = [*results.of_kind("in-distribution"), *results.of_kind("shifted")]
     columns: list[tuple[str, list[tuple[float, str] | None]]] = []
-    for domain in shown:
-        note = "in-distribution" if domain.kind == "in-distribution" else "shifted"
+    for domain in results.shown:
         cells = [_measure_cell(method, domain.name) for method in results.methods]
-        columns.append((f"{escape(domain.name)}<br><small>{note}</small>", cells))
+        columns.append((f"{escape(domain.name)}<br><small>{domain.kind}</small>", cells))
     if results.of_kind("shifted"):
         cells = [_mean_cell(results, method, method.shifted_mean) for method in results.methods]
         columns.append(("mean<br><small>shifted</small>", cells))

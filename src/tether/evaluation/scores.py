@@ -128,7 +128,12 @@ class SplitScores(Scores):
         return {"predictions": self.predictions, "confidences": self.confidences, "ranks": self.ranks}
 
     def numbers(self) -> dict[str, object]:
-        return {**super().numbers(), "classes": self.competing}
+        numbers = {**super().numbers(), "classes": self.competing}
+        if self.split.class_names is not None:
+            numbers["class_names"] = list(self.split.class_names)
+        if self.split.templates is not None:
+            numbers["templates"] = list(self.split.templates)
+        return numbers
 
     @cached_property
     def competing(self) -> int:

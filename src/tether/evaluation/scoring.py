@@ -21,7 +21,7 @@ from tether import _distributed
 from tether.data.records import PictureSplit
 from tether.errors import TetherError
 from tether.evaluation.metrics import once_by_index
-from tether.evaluation.significance import Interval, bootstrap_mean
+from tether.evaluation.significance import Interval, Mean, Statistic, bootstrap
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many pictures or prompts are done, and how many there are."""
@@ -61,6 +61,11 @@ class Scores(ABC):
     def primary(self) -> Float[Tensor, " n"]: ...
 
     @property
+    def statistic(self) -> Statistic:
+        """The first metric as a function of sums over pictures, which a bootstrap computes again."""
+        return Mean(self.primary)
+
+    @property
     @abstractmethod
     def interval(self) -> Interval:
         """95 % interval of the first metric: what other pictures of the same kind might have given."""
@@ -89,14 +94,14 @@ class Scores(ABC):
 
     @staticmethod
     def interval_of(values: Sequence[float], runs: Sequence[Any]) -> Interval:
-        """95 % interval over draws of pictures of the first metric's mean over runs on one split.
+        """95 % interval over draws of pictures, and of runs, of the first metric's mean over runs on one split.
 
         Args:
             values: the metric in each run.
             runs: the scores of each.
         """
-        stacked = torch.stack([one.primary for one in runs])
-        estimate = bootstrap_mean({"": stacked}, {"": runs[0].identities}, draws=2_000)
+        statistics = {"": [one.statistic for one in runs]}
+        estimate = bootstrap(statistics, {"": runs[0].identities}, draws=2_000)
         return Interval(estimate.low, estimate.high)
 
     def queries(self, domain: str) -> tuple[Any, ...]:

@@ -4,15 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from tether.errors import TetherError
 from tether.evaluation.results import ChangedPicture, Changes, Difference, Domain, Measure, Method
 from tether.evaluation.scores import SplitScores
 from tether.evaluation.scoring import Scores
-from tether.evaluation.significance import bootstrap_mean, holm
+from tether.evaluation.significance import Statistic, bootstrap, holm
 
 Runs = Mapping[int, Mapping[str, Scores]]
 """Scores by seed and by domain. A method without chance in it, such as zero-shot, has one seed."""
@@ -23,14 +21,17 @@ MEAN_OF_SHIFTED = "mean of shifted domains"
 def describe_domains(
     scores: Mapping[str, Scores], in_distribution: str, corruptions: Sequence[str] = ()
 ) -> tuple[Domain, ...]:
-    """The test splits, the in-distribution one first; whatever is neither that nor a corruption is a shift."""
+    """The test splits, the in-distribution one first; what is neither that, a corruption nor of other classes is a
+    shift."""
     if in_distribution not in scores:
         raise TetherError(f"There are no scores of the in-distribution split {in_distribution!r}.")
 
     def kind(name: str) -> str:
         if name == in_distribution:
             return "in-distribution"
-        return "corruption" if name in corruptions else "shifted"
+        if name in corruptions:
+            return "corruption"
+        return "other classes" if scores[name].split.has_other_classes else "shifted"
 
     return tuple(
         Domain(
@@ -70,8 +71,8 @@ def summarise(name: str, runs: Runs, shifted: Sequence[str], **rest: Any) -> Met
         )
     mean = None
     if shifted:
-        values = {domain: _correct(runs, domain) for domain in shifted}
-        mean = bootstrap_mean(values, _identities(runs, shifted))
+        statistics = {domain: [scores[domain].statistic for scores in runs.values()] for domain in shifted}
+        mean = bootstrap(statistics, _identities(runs, shifted))
     return Method(name=name, seeds=tuple(runs), measures=measures, shifted_mean=mean, **rest)
 
 
@@ -108,8 +109,8 @@ def differences(
             if name == reference:
                 continue
             _same_splits({0: next(iter(base.values())), 1: next(iter(runs.values()))})
-            values = {domain: _paired(runs, base, domain) for domain in members}
-            estimates[name] = bootstrap_mean(values, _identities(base, members), draws=draws)
+            statistics = {domain: _paired(runs, base, domain) for domain in members}
+            estimates[name] = bootstrap(statistics, _identities(base, members), draws=draws)
         adjusted = holm({name: estimate.p_value for name, estimate in estimates.items()})
         found += [
             Difference(
@@ -130,10 +131,11 @@ def changed_answers(
     """How many pictures of a split turned right or wrong, and which, those of most confident answers first.
 
     Args:
-        limit: pictures kept per direction; no more than a quarter of them show the same class as long as
-        there
-            are others.
+        class_names: of the benchmark; the split's own are taken where it has some.
+        limit: pictures kept per direction; no more than a quarter of them show the same class as long as there are
+            others.
     """
+    class_names = before.split.class_names or class_names
     _same_splits({0: {"": before}, 1: {"": after}})
 
     def pictures(index: Tensor) -> tuple[ChangedPicture, ...]:
@@ -171,16 +173,16 @@ def changed_answers(
     )
 
 
-def _correct(runs: Runs, domain: str) -> Float[Tensor, "seeds n"]:
-    return torch.stack([scores[domain].primary for scores in runs.values()])
-
-
-def _paired(runs: Runs, base: Runs, domain: str) -> Float[Tensor, "seeds n"]:
-    if set(runs) == set(base):
-        return torch.stack([runs[seed][domain].primary - base[seed][domain].primary for seed in runs])
-    if len(runs) == 1:
-        return _correct(runs, domain) - _correct(base, domain)
-    return _correct(runs, domain) - _correct(base, domain).mean(0)
+def _paired(runs: Runs, base: Runs, domain: str) -> list[Statistic]:
+    """The differences of runs to those that they are paired with, see `differences`."""
+    by_seed = {seed: scores[domain].statistic for seed, scores in runs.items()}
+    references = {seed: scores[domain].statistic for seed, scores in base.items()}
+    if by_seed.keys() == references.keys():
+        return [own.minus([references[seed]]) for seed, own in by_seed.items()]
+    if len(by_seed) == 1:
+        (own,) = by_seed.values()
+        return [own.minus([reference]) for reference in references.values()]
+    return [own.minus(list(references.values())) for own in by_seed.values()]
 
 
 def _identities(runs: Runs, domains: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -104,7 +104,12 @@ def differences_csv(results: Results) -> str:
 
 
 def predictions_csv(scores: SplitScores, class_names: Sequence[str]) -> str:
-    """One line per picture of a split: what it shows, its class, the answer, and how sure it is."""
+    """One line per picture of a split: what it shows, its class, the answer, and how sure it is.
+
+    Args:
+        class_names: of the benchmark; the split's own are taken where it has some.
+    """
+    class_names = scores.split.class_names or class_names
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("picture", "identity", "truth", "answer", "right", "confidence", "rank"))
@@ -215,7 +220,7 @@ def percent(values: tuple[float, ...]) -> str:
 
 def _cells(results: Results) -> Iterator[list[str]]:
     """The header and one row per method; corruptions, of which there may be 75, only as their mean."""
-    shown = [*results.of_kind("in-distribution"), *results.of_kind("shifted")]
+    shown = results.shown
     shifted = bool(results.of_kind("shifted"))
     corrupted = bool(results.of_kind("corruption"))
     line = results.baseline_line()
