@@ -3,8 +3,10 @@
     features ─▶ Reader ─▶ output ─▶ Scorer.rows ─▶ a row of numbers per example ─▶ Scorer.scores ─▶ Scores
 
 A reader says what is made of a picture's features at one alpha: a classifier's logits, or the features themselves
-where they are ranked among others later. Rows can be gathered from processes, and each example counts once. Scores
-know their metrics; the first one is what tuning, alpha and significance go by.
+where they are ranked among others later, or classified among the classes of their split. Rows can be gathered from
+processes, and each example counts once. Scores know their metrics; the first one is what tuning, alpha and significance
+go by. Most are means over pictures; for functions of sums over pictures, such as mean IoU, see
+`tether.evaluation.sum_scores`.
 """
 
 from abc import ABC, abstractmethod
