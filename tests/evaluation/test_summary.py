@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from tether.errors import TetherError
+from tether.evaluation.scores import SplitScores
+from tether.evaluation.scoring import Metric
 from tether.evaluation.significance import bootstrap_mean, wilson_interval
 from tether.evaluation.summary import (
     MEAN_OF_SHIFTED,
@@ -124,3 +126,40 @@ def test_runs_on_different_data_are_not_compared(runs):
         summarise("none", {}, SHIFTED)
     with pytest.raises(TetherError, match="not among the methods"):
         differences(runs, "x", ["noto"], [])
+
+
+def test_a_metric_that_one_seed_lacks_is_left_out(runs):
+    class Partly(SplitScores):
+        def values(self):
+            return {**super().values(), "top5": None}
+
+    of = runs["R-Adapter"][0]["noto"]
+    partly = Partly(split=of.split, classes=of.classes, **of.tensors())
+    measure = summarise("new", {0: {"noto": of}, 1: {"noto": partly}}, []).measures["noto"]
+    assert measure.values["top5"] == () and len(measure.values["macro_f1"]) == 2
+
+
+def test_what_methods_are_told_apart_by_is_a_share_of_which_more_is_better():
+    for options in ({"higher_is_better": False}, {"share": False}):
+        metric = Metric(name="rank", title="median rank", **options)
+        with pytest.raises(TetherError, match="first metric of Ranks is 'median rank'"):
+            type("Ranks", (SplitScores,), {"metrics": (metric,)})
+
+
+def test_other_classes_are_no_shift():
+    names = ("face smiling", "robot")
+    whole = scores(split("noto", 8), 0.5, 0)
+    of = replace(split("robots", 8), examples=split("robots", 8).examples[:2], class_names=names)
+    other = SplitScores(
+        split=of,
+        classes=2,
+        predictions=torch.tensor([1, 1]),
+        ranks=torch.tensor([1, 0]),
+        confidences=torch.ones(2),
+    )
+    home, robots = describe_domains({"robots": other, "noto": whole}, "noto")
+    assert (home.kind, robots.kind, robots.classes) == ("in-distribution", "other classes", 2)
+    right = replace(other, predictions=torch.tensor([0, 1]), ranks=torch.tensor([0, 0]))
+    (picture,) = changed_answers("robots", other, right, CLASSES).gained
+    assert (picture.truth, picture.before, picture.after) == ("face smiling", "robot", "face smiling")
+    assert other.numbers()["class_names"] == list(names) and "class_names" not in whole.numbers()

@@ -218,7 +218,8 @@ def competing(split: Split, classes: int) -> list[int]:
 
 def labels_among(split: Split, kept: Sequence[int], device: torch.device) -> Int[Tensor, " n"]:
     """Place of each picture's class among some classes."""
-    return torch.tensor([kept.index(example.label) for example in split.examples], device=device)
+    place_of = {label: place for place, label in enumerate(kept)}
+    return torch.tensor([place_of[example.label] for example in split.examples], device=device)
 
 
 def as_logits(

@@ -6,6 +6,7 @@ from html import escape
 from tether.evaluation._report_text import definitions, percent, points
 from tether.evaluation.results import ChangedPicture, Changes, Domain, Found, Method, Results
 from tether.evaluation.significance import Estimate, standard_deviation
+from tether.evaluation.summary import MEAN_OF_SHIFTED
 from tether.evaluation.tables import (
     bytes_text,
     chosen_text,
@@ -296,7 +297,7 @@ def _finding(results: Results, method: Method) -> str:
     means = {
         one.reference: one.estimate
         for one in results.differences
-        if one.method == method.name and one.where.startswith("mean")
+        if one.method == method.name and one.where == MEAN_OF_SHIFTED
     }
     if method.shifted_mean and zero_shot.shifted_mean:
         change = method.shifted_mean.value - zero_shot.shifted_mean.value

@@ -39,7 +39,7 @@ class Measure:
 
     Attributes:
         values: by the name of the metric, the first one first; empty where there is nothing to measure, as of top-5
-            accuracy where five or fewer classes compete.
+            accuracy where five or fewer classes compete, or not in every seed.
         interval: 95 % interval of the first metric's mean over draws of pictures.
     """
 

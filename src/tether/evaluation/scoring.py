@@ -51,12 +51,22 @@ class Scores(ABC):
 
     Attributes:
         split: the pictures, in order.
-        metrics: what is measured; by the first one settings and alpha are chosen and methods are told apart.
+        metrics: what is measured; by the first one, a share of which more is better, settings and alpha are chosen
+            and methods are told apart.
         primary: for every picture a number whose mean over the split is the first metric.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
     split: PictureSplit
+
+    def __init_subclass__(cls, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        metrics = vars(cls).get("metrics")
+        if metrics and not (metrics[0].higher_is_better and metrics[0].share):
+            raise TetherError(
+                f"The first metric of {cls.__name__} is {metrics[0].title!r}, by which methods are chosen and told "
+                "apart: that takes a share, and higher is better. Put such a metric first."
+            )
 
     @property
     @abstractmethod
@@ -204,8 +214,8 @@ def answer(
             if progress:
                 progress(f"evaluating {name}", min(done, total), total)
         index = _distributed.gather(torch.cat(seen))
-        (found,) = once_by_index(index, len(split), _distributed.gather(torch.cat(rows).cpu()))
+        (by_picture,) = once_by_index(index, len(split), _distributed.gather(torch.cat(rows).cpu()))
         results = results or [{} for _ in scorers]
         for number, result in enumerate(results):
-            result[name] = scorers[number].scores(found[:, number])
+            result[name] = scorers[number].scores(by_picture[:, number])
     return results

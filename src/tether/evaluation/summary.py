@@ -37,12 +37,12 @@ def describe_domains(
         Domain(
             name=name,
             kind=kind(name),
-            n=own.n,
-            classes=own.competing,
-            convention=own.split.convention,
-            digest=own.split.digest,
+            n=of_domain.n,
+            classes=of_domain.competing,
+            convention=of_domain.split.convention,
+            digest=of_domain.split.digest,
         )
-        for name, own in sorted(scores.items(), key=lambda item: item[0] != in_distribution)
+        for name, of_domain in sorted(scores.items(), key=lambda item: item[0] != in_distribution)
     )
 
 
@@ -56,18 +56,14 @@ def summarise(name: str, runs: Runs, shifted: Sequence[str], **rest: Any) -> Met
     Raises:
         TetherError: no seed, or seeds that were evaluated on different splits.
     """
-    domains = _same_splits(runs)
     measures = {}
-    for domain in domains:
-        own = [scores[domain] for scores in runs.values()]
-        by_metric = [score.values() for score in own]
-        values = {
-            metric.name: tuple(one[metric.name] for one in by_metric if one[metric.name] is not None)
-            for metric in own[0].metrics
-        }
+    for domain in _same_splits(runs):
+        by_seed = [scores[domain] for scores in runs.values()]
+        values = [scores.values() for scores in by_seed]
+        columns = {metric.name: tuple(one[metric.name] for one in values) for metric in by_seed[0].metrics}
         measures[domain] = Measure(
-            values=values,
-            interval=own[0].interval_of([score.value for score in own], own),
+            values={name: () if None in column else column for name, column in columns.items()},
+            interval=by_seed[0].interval_of([scores.value for scores in by_seed], by_seed),
         )
     mean = None
     if shifted:
@@ -87,11 +83,11 @@ def differences(
     """Every method against one of them, by a paired bootstrap on each domain and on the mean of the shifted
     ones.
 
-    Runs are paired by seed where both methods have the same seeds. Otherwise (a method without chance in it)
-    each run is compared with the reference's average over its seeds.
+    Runs are paired by seed where both methods have the same seeds. Otherwise a single run (of a method without chance
+    in it) is compared with every one of the reference's, and each of several runs with the reference's average.
 
     Args:
-        draws: of the bootstrap; no p-value is below 2 / draws.
+        draws: of the bootstrap; no p-value is below 2 / (draws + 1).
 
     Raises:
         TetherError: the reference is not among the methods, or methods were evaluated on different splits.
@@ -102,7 +98,7 @@ def differences(
     wheres = {domain: [domain] for domain in domains}
     if shifted:
         wheres[MEAN_OF_SHIFTED] = list(shifted)
-    found = []
+    results = []
     for where, members in wheres.items():
         estimates = {}
         for name, runs in methods.items():
@@ -112,7 +108,7 @@ def differences(
             statistics = {domain: _paired(runs, base, domain) for domain in members}
             estimates[name] = bootstrap(statistics, _identities(base, members), draws=draws)
         adjusted = holm({name: estimate.p_value for name, estimate in estimates.items()})
-        found += [
+        results += [
             Difference(
                 method=name,
                 reference=reference,
@@ -122,7 +118,7 @@ def differences(
             )
             for name, estimate in estimates.items()
         ]
-    return tuple(found)
+    return tuple(results)
 
 
 def changed_answers(
@@ -178,11 +174,11 @@ def _paired(runs: Runs, base: Runs, domain: str) -> list[Statistic]:
     by_seed = {seed: scores[domain].statistic for seed, scores in runs.items()}
     references = {seed: scores[domain].statistic for seed, scores in base.items()}
     if by_seed.keys() == references.keys():
-        return [own.minus([references[seed]]) for seed, own in by_seed.items()]
+        return [statistic.minus([references[seed]]) for seed, statistic in by_seed.items()]
     if len(by_seed) == 1:
-        (own,) = by_seed.values()
-        return [own.minus([reference]) for reference in references.values()]
-    return [own.minus(list(references.values())) for own in by_seed.values()]
+        (statistic,) = by_seed.values()
+        return [statistic.minus([reference]) for reference in references.values()]
+    return [statistic.minus(list(references.values())) for statistic in by_seed.values()]
 
 
 def _identities(runs: Runs, domains: Sequence[str]) -> dict[str, tuple[str, ...]]:

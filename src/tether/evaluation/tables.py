@@ -32,7 +32,7 @@ def to_markdown(results: Results) -> str:
     blocks = [_markdown(*_cells(results)), about, *map(_markdown_text, notes)]
     if results.differences:
         reference = results.differences[0].reference
-        title = f"Points of accuracy more (+) or less (−) than {_markdown_text(reference)}"
+        title = f"Points of {results.metrics[0].title} more (+) or less (−) than {_markdown_text(reference)}"
         blocks += [f"{title}, {EXPLAIN_DIFFERENCES}", _markdown(*_difference_cells(results))]
     return "\n\n".join(blocks) + "\n"
 
@@ -143,7 +143,8 @@ def explain_cells(results: Results) -> str:
     """A sentence on what the numbers of the table are."""
     seeds = max((len(method.seeds) for method in results.methods), default=1)
     spread = f"; ± is the standard deviation over {seeds} seeds" if seeds > 1 else ""
-    return f"Top-1 accuracy in percent{spread}."
+    title = results.metrics[0].title
+    return f"{title[0].upper()}{title[1:]} in percent{spread}."
 
 
 def chosen_text(method: Method) -> str:
