@@ -173,14 +173,15 @@ def differences_table(results: Results) -> str:
         return ""
     rows = []
     for difference in results.differences:
-        own = difference.estimate
+        estimate = difference.estimate
         sure = difference.adjusted_p_value < 0.05
-        kind = ("good" if own.value > 0 else "bad") if sure else "soft"
-        verdict = ("better" if own.value > 0 else "worse") if sure else "not distinguishable"
+        kind = ("good" if estimate.value > 0 else "bad") if sure else "soft"
+        verdict = ("better" if estimate.value > 0 else "worse") if sure else "not distinguishable"
         cells = (difference.method, difference.reference, difference.where)
         rows.append(
-            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}<td>{points(own.value)}</td>"
-            f"<td>{points(own.low)} to {points(own.high)}</td><td>{escape(p_text(difference.adjusted_p_value))}</td>"
+            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}<td>{points(estimate.value)}</td>"
+            f"<td>{points(estimate.low)} to {points(estimate.high)}</td>"
+            f"<td>{escape(p_text(difference.adjusted_p_value))}</td>"
             f'<td class="{kind}">{verdict}</td></tr>'
         )
     head = "".join(
@@ -302,11 +303,12 @@ def _finding(results: Results, method: Method) -> str:
     if method.shifted_mean and zero_shot.shifted_mean:
         change = method.shifted_mean.value - zero_shot.shifted_mean.value
         text += f" and by {points(change)} points on average over shifted domains"
-        if own := means.pop(results.zero_shot, None):
-            text += f" ({_interval(own)})"
+        if estimate := means.pop(results.zero_shot, None):
+            text += f" ({_interval(estimate)})"
     text += "."
-    for reference, own in means.items():
-        text += f" Against {escape(reference)} it is {points(own.value)} points on shifted domains ({_interval(own)})."
+    for reference, estimate in means.items():
+        against = f" Against {escape(reference)} it is {points(estimate.value)} points on shifted domains"
+        text += f"{against} ({_interval(estimate)})."
     return text
 
 

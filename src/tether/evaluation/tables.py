@@ -251,17 +251,18 @@ def _difference_cells(results: Results) -> Iterator[list[str]]:
     """Every method against the reference: in-distribution, on the mean of the shifts, and corrupted."""
     shifted = {domain.name for domain in results.of_kind("shifted")}
     wheres = list(dict.fromkeys(one.where for one in results.differences if one.where not in shifted))
-    found = {(one.method, one.where): one for one in results.differences}
+    by_place = {(one.method, one.where): one for one in results.differences}
     yield ["method", *(title for where in wheres for title in (where, "p"))]
     for name in dict.fromkeys(one.method for one in results.differences):
         row = [name]
         for where in wheres:
-            one = found.get((name, where))
+            one = by_place.get((name, where))
             if one is None:
                 row += ["–", "–"]
             else:
-                own = one.estimate
-                row += [_range_text(own.value, own.low, own.high), p_text(one.adjusted_p_value)]
+                estimate = one.estimate
+                text = _range_text(estimate.value, estimate.low, estimate.high)
+                row += [text, p_text(one.adjusted_p_value)]
         yield row
 
 
