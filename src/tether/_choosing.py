@@ -45,7 +45,7 @@ class AlphaConfig:
 
     value: float | dict[str, float] | str = 0.5
     """Weight of the tuned model, from 0 (zero-shot) to 1; {image: a, text: b}; or "auto"."""
-    grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    grid: tuple[float, ...] = GRID
     """What "auto" chooses from, and where the curve of the report is measured."""
     rule: Rule = "bounded loss"
     """How "auto" chooses, see `tether.evaluation.alpha`."""

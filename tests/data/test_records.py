@@ -136,3 +136,30 @@ def test_distinct_names():
     assert distinct(("cat", "dog")) == ("cat", "dog")
     with pytest.raises(TetherError, match="same name: cat"):
         distinct(("cat", "dog", "cat"))
+
+
+def test_a_test_may_have_classes_and_templates_of_its_own():
+    own = Split(
+        "birds", "birds", examples(("f", 2, "F")), class_names=("owl", "wren", "tit"), templates=("{}",)
+    )
+    home = benchmark().tests["photo"]
+    whole = benchmark(tests={"photo": home, "birds": own})
+    assert whole.class_names_of(own) == ("owl", "wren", "tit") and whole.templates_of(own) == ("{}",)
+    assert whole.class_names_of(home) == ("cat", "dog") and whole.templates_of(home) == ("a photo of a {}.",)
+    digests = {own.digest, replace(own, templates=None).digest, replace(own, class_names=None).digest}
+    assert len(digests | {replace(own, class_names=None, templates=None).digest}) == 4
+    with pytest.raises(TetherError, match="'birds' uses class 2, but there are 2"):
+        replace(own, class_names=("owl", "wren"))
+    with pytest.raises(TetherError, match="'birds' has classes without a name: 1"):
+        replace(own, class_names=("owl", " ", "tit"))
+    with pytest.raises(TetherError, match="must hold the two characters"):
+        replace(own, templates=("a bird",))
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "photo"])
+@pytest.mark.parametrize("own", [{"class_names": ("cat", "cow")}, {"templates": ("{}",)}])
+def test_what_is_trained_and_chosen_on_has_the_classes_of_the_benchmark(part, own):
+    whole = benchmark()
+    changed = replace(whole.tests["photo"] if part == "photo" else getattr(whole, part), **own)
+    with pytest.raises(TetherError, match="of its own; only shifted tests may"):
+        benchmark(**({"tests": {"photo": changed}} if part == "photo" else {part: changed}))

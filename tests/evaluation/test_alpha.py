@@ -10,7 +10,6 @@ from tether.errors import TetherError
 from tether.evaluation.alpha import ALL_SIGNS_OF, LEVEL, choose_alpha, sign_flip_test
 from tether.evaluation.scores import SplitScores, Sweep
 from tether.evaluation.scoring import Metric, Scores
-from tether.evaluation.significance import mcnemar
 
 from .demo import demo_sweep, split
 
@@ -121,9 +120,6 @@ def differ(only_best, only_other):
 def test_of_few_right_and_wrong_answers_the_sign_flip_test_is_the_binomial(b, c):
     expected = sum(math.comb(b + c, i) for i in range(b, b + c + 1)) / 2 ** (b + c)
     assert sign_flip_test(differ(b, c)) == pytest.approx(expected, abs=1e-12)
-    best, other = torch.arange(b + c) < b, torch.arange(b + c) >= b
-    if b > c:
-        assert 2 * sign_flip_test(differ(b, c)) == pytest.approx(mcnemar(best, other).exact)
 
 
 def test_beyond_sixteen_it_is_near_the_binomial_and_decides_alike():

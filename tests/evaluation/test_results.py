@@ -12,7 +12,10 @@ from tether.errors import TetherError
 from tether.evaluation.effective_robustness import effective_robustness, inside
 from tether.evaluation.figures import robustness_figure, styles
 from tether.evaluation.report import report_page
-from tether.evaluation.results import Results, results_schema
+from tether.evaluation.results import Difference, Results, results_schema
+from tether.evaluation.scoring import Metric
+from tether.evaluation.significance import Estimate
+from tether.evaluation.summary import MEAN_OF_SHIFTED
 from tether.evaluation.tables import (
     bytes_text,
     chosen_text,
@@ -273,3 +276,41 @@ def test_a_method_all_of_whose_seeds_are_the_zero_shot_model_is_identical_to_it(
     copy = replace(zero_shot, name="copy", seeds=(0, 1), measures=many)
     assert len(zero_shot.seeds) == 1
     assert replace(results, methods=(*results.methods, copy)).identical() == (("zero-shot", "copy"),)
+
+
+def test_tables_say_what_their_numbers_are(results):
+    assert "Top-1 accuracy in percent" in to_markdown(results)
+    recall = replace(results, metrics=(Metric(name="recall", title="recall at 1"),))
+    text = to_markdown(recall)
+    assert "Recall at 1 in percent" in text and "Points of recall at 1 more (+)" in text
+    assert "accuracy" not in text.split("Effective robustness")[0]
+
+
+def test_a_domain_of_other_classes_has_a_column_and_no_part_in_the_mean(results):
+    (first, *rest) = results.of_kind("shifted")
+    home = results.of_kind("in-distribution")
+    changed = replace(results, domains=(*home, replace(first, kind="other classes"), *rest))
+    assert [domain.name for domain in changed.shown] == [
+        domain.name for domain in (*home, *rest, replace(first, kind="other classes"))
+    ]
+    method = changed.method("R-Adapter")
+    means = [method.measures[domain.name].mean for domain in rest]
+    over_seeds = changed.mean_over(method, "shifted")
+    assert sum(over_seeds) / len(over_seeds) == pytest.approx(sum(means) / len(means))
+    assert f"{first.name} (other classes)" in to_markdown(changed)
+    page = report_page(changed)
+    assert f"{first.name}<br><small>other classes</small>" in page and "<dt>other classes</dt>" in page
+    assert "and 1 of other classes" in page
+
+
+def test_a_domain_whose_name_begins_with_mean_is_not_the_mean(results):
+    def difference(where, low):
+        estimate = Estimate(value=0.1, low=low, high=0.2, p_value=0.5)
+        return Difference(
+            method="R-Adapter", reference="zero-shot", where=where, estimate=estimate, adjusted_p_value=0.5
+        )
+
+    differences = (difference(MEAN_OF_SHIFTED, 0.0123), difference("meanwhile", 0.0456))
+    page = report_page(replace(results, highlighted="R-Adapter", differences=differences))
+    lead = page.partition('class="lead">')[2].partition("</p>")[0]
+    assert "+1.2 to +20.0" in lead and "+4.6" not in lead

@@ -1,5 +1,4 @@
 import math
-from fractions import Fraction
 from statistics import mean
 
 import pytest
@@ -11,8 +10,6 @@ from tether.errors import TetherError
 from tether.evaluation.significance import (
     bootstrap_mean,
     holm,
-    mcnemar,
-    mean_interval,
     standard_deviation,
     student_t_quantile,
     wilson_interval,
@@ -59,38 +56,9 @@ def test_student_t_is_that_of_the_tables(probability, degrees, expected):
     assert student_t_quantile(probability, degrees) == pytest.approx(expected, abs=6e-4)
 
 
-def test_interval_of_a_mean_over_seeds():
-    interval = mean_interval([0.5, 0.6, 0.7])
-    half = 4.302653 * 0.1 / math.sqrt(3)
-    assert interval.low == pytest.approx(0.6 - half, abs=1e-6)
-    assert interval.high == pytest.approx(0.6 + half, abs=1e-6)
-    assert mean_interval([0.5]) is None and standard_deviation([0.5]) == 0
-
-
-def exact_binomial(b: int, c: int) -> tuple[Fraction, Fraction]:
-    """Two-sided exact and mid-p value with whole numbers only."""
-    n, least = b + c, min(b, c)
-    tail = Fraction(sum(math.comb(n, i) for i in range(least + 1)), 2**n)
-    exact = min(Fraction(1), 2 * tail)
-    mid = Fraction(1) if b == c else 2 * tail - Fraction(math.comb(n, least), 2**n)
-    return exact, mid
-
-
-@given(b=st.integers(0, 60), c=st.integers(0, 60), both=st.integers(0, 5))
-@settings(deadline=None, max_examples=60)
-def test_mcnemar_equals_whole_number_arithmetic(b, c, both):
-    first = torch.tensor([True] * b + [False] * c + [True] * both, dtype=torch.bool)
-    second = torch.tensor([False] * b + [True] * c + [True] * both, dtype=torch.bool)
-    found = mcnemar(first, second)
-    exact, mid = exact_binomial(b, c)
-    assert (found.only_first, found.only_second) == (b, c)
-    assert found.exact == pytest.approx(float(exact)) and found.mid == pytest.approx(float(mid))
-
-
-def test_mcnemar_of_a_large_test_set_is_finite():
-    first = torch.arange(50_000) % 2 == 0
-    assert mcnemar(first, ~first).exact == 1
-    assert 0 <= mcnemar(first, torch.zeros(50_000, dtype=torch.bool)).exact < 1e-300
+def test_the_standard_deviation_is_that_of_a_sample():
+    assert standard_deviation([0.5, 0.6, 0.7]) == pytest.approx(0.1)
+    assert standard_deviation([0.5]) == 0
 
 
 def test_holm_by_hand():

@@ -1,10 +1,13 @@
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from tether.errors import TetherError
-from tether.evaluation.significance import bootstrap_mean, mcnemar, wilson_interval
+from tether.evaluation.scores import SplitScores
+from tether.evaluation.scoring import Metric
+from tether.evaluation.significance import bootstrap_mean, wilson_interval
 from tether.evaluation.summary import (
     MEAN_OF_SHIFTED,
     changed_answers,
@@ -60,11 +63,19 @@ def test_differences_are_paired_by_picture_and_seed(runs):
     assert single.adjusted_p_value == single.estimate.p_value
 
 
+def mid_p(only_first: int, only_second: int) -> float:
+    """McNemar's test (1947) with half of the observed table's probability (Fagerland et al. 2013), two-sided."""
+    n, least = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(n, i) for i in range(least + 1)) - math.comb(n, least) / 2
+    return min(1.0, 2 * tail / 2**n)
+
+
 def test_the_paired_bootstrap_agrees_with_mcnemar(runs):
     first, second = runs["zero-shot"][0]["noto"], runs["linear probe"][0]["noto"]
     pair = {"a": {0: {"noto": first}}, "b": {0: {"noto": second}}}
     (found,) = differences(pair, "b", ["noto"], [])
-    assert found.estimate.p_value == pytest.approx(mcnemar(first.correct, second.correct).mid, abs=0.1)
+    only_first, only_second = (first.correct & ~second.correct).sum(), (~first.correct & second.correct).sum()
+    assert found.estimate.p_value == pytest.approx(mid_p(int(only_first), int(only_second)), abs=0.1)
 
 
 def test_changed_answers_are_counted_and_named():
@@ -115,3 +126,40 @@ def test_runs_on_different_data_are_not_compared(runs):
         summarise("none", {}, SHIFTED)
     with pytest.raises(TetherError, match="not among the methods"):
         differences(runs, "x", ["noto"], [])
+
+
+def test_a_metric_that_one_seed_lacks_is_left_out(runs):
+    class Partly(SplitScores):
+        def values(self):
+            return {**super().values(), "top5": None}
+
+    of = runs["R-Adapter"][0]["noto"]
+    partly = Partly(split=of.split, classes=of.classes, **of.tensors())
+    measure = summarise("new", {0: {"noto": of}, 1: {"noto": partly}}, []).measures["noto"]
+    assert measure.values["top5"] == () and len(measure.values["macro_f1"]) == 2
+
+
+def test_what_methods_are_told_apart_by_is_a_share_of_which_more_is_better():
+    for options in ({"higher_is_better": False}, {"share": False}):
+        metric = Metric(name="rank", title="median rank", **options)
+        with pytest.raises(TetherError, match="first metric of Ranks is 'median rank'"):
+            type("Ranks", (SplitScores,), {"metrics": (metric,)})
+
+
+def test_other_classes_are_no_shift():
+    names = ("face smiling", "robot")
+    whole = scores(split("noto", 8), 0.5, 0)
+    of = replace(split("robots", 8), examples=split("robots", 8).examples[:2], class_names=names)
+    other = SplitScores(
+        split=of,
+        classes=2,
+        predictions=torch.tensor([1, 1]),
+        ranks=torch.tensor([1, 0]),
+        confidences=torch.ones(2),
+    )
+    home, robots = describe_domains({"robots": other, "noto": whole}, "noto")
+    assert (home.kind, robots.kind, robots.classes) == ("in-distribution", "other classes", 2)
+    right = replace(other, predictions=torch.tensor([0, 1]), ranks=torch.tensor([0, 0]))
+    (picture,) = changed_answers("robots", other, right, CLASSES).gained
+    assert (picture.truth, picture.before, picture.after) == ("face smiling", "robot", "face smiling")
+    assert other.numbers()["class_names"] == list(names) and "class_names" not in whole.numbers()

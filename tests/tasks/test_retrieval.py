@@ -1,6 +1,7 @@
 """Retrieval as a whole task: trained, chosen, judged, resumed, merged and compared like classification."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,24 @@ def test_pooled_and_picked_scores_keep_ranks_and_what_came_up(retrieval_options)
     assert both.value == pytest.approx(scores.value)
     second = both.nearest[len(parts[0].text_ranks) :]
     assert set(second.unique().tolist()) <= {-1, 3, 4, 5}
+    pair, last = parts[0].picked([1, 2]), scores.picked([2])
+    assert torch.equal(pair.picked([1]).nearest, last.nearest)  # what is gone is not the last picture later
+    assert (last.nearest == -1).any()
+
+
+def test_one_picture_alone_lies_nowhere(options):
+    split = load_benchmark(recipes.from_plain(options).data).tests["colour"]
+    one, rest = replace(split, examples=split.examples[:1]), replace(split, examples=split.examples[1:])
+    generator = torch.Generator().manual_seed(0)
+
+    def scores(split):
+        images, texts = (
+            torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=-1)
+            for n in (len(split), len(split.captions))
+        )
+        return CaptionReader({split.captions: texts}).scorer(split).scores(images)
+
+    alone, others = scores(one), scores(rest)
+    assert alone.values()["alignment"] is None and alone.values()["image_uniformity"] is None
+    assert alone.values()["recall"] == 1
+    assert alone.pooled([alone, others]).values()["alignment"] == pytest.approx(others.values()["alignment"])

@@ -161,7 +161,7 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from tether.evaluation import evaluate, zero_shot_classifier
+    from tether.evaluation import evaluate, zero_shot_reader
     from tether.evaluation.tables import marked
     from tether.models import load
     from tether.runs.show import show_table
@@ -169,9 +169,8 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
     benchmark = _benchmark({"method": "emoji_shift"}, options.overrides)
     model = load(options.model, device=device)
     with _progress() as progress:
-        prompts = {"templates": benchmark.templates, "progress": progress}
-        classifier = zero_shot_classifier(model, benchmark.class_names, **prompts)
-        scores = evaluate(model, benchmark.tests, classifier, progress=progress)
+        reader = zero_shot_reader(model, benchmark, benchmark.tests.values(), progress=progress)
+        scores = evaluate(model, benchmark.tests, reader, progress=progress)
     table = Table("domain", "pictures", "top-1", "95 % interval", "top-5")
     table.title = cell(f"{options.model} on {benchmark.name}")
     home = benchmark.in_distribution

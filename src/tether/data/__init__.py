@@ -19,6 +19,7 @@ _HOME = {
     "CaptionSplit": "captions",
     "CaptionTableConfig": "caption_table",
     "CaptionedImage": "captions",
+    "DomainConfig": "domains",
     "EmojiCaptionsConfig": "emoji_captions",
     "EmojiShiftConfig": "emoji_shift",
     "FolderConfig": "folder",

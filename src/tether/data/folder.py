@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from tether.config import method
 from tether.data.corrupted_tests import CorruptedTests, check_choice
+from tether.data.domains import DomainConfig, check_domains
 from tether.data.prompts import templates
 from tether.data.reading import PICTURE_SUFFIXES, list_pictures
 from tether.data.records import Benchmark, Example, ImageRef, Split, distinct
@@ -38,11 +39,13 @@ class FolderConfig(DataConfig):
         seed: decides which pictures are cut from `train`.
         extra_classes: what to do with class folders of a shifted domain that `train` does not have: "refuse" them, or
             "leave out" their pictures, counted in the notes.
+        domains: shifted domain → its own classes or templates, where these are not those of `train`.
         corruptions: which tests of corrupted pictures to add, "none", "mixture" or "all"; see
             `tether.data.corrupted_tests`.
 
     Raises:
-        TetherError: shares that leave nothing to train on, or a shifted domain with the in-distribution name.
+        TetherError: shares that leave nothing to train on, a shifted domain with the in-distribution name, or
+            classes or templates of a domain that is not there.
     """
 
     train: str
@@ -57,6 +60,7 @@ class FolderConfig(DataConfig):
     seed: int = 0
     corruptions: CorruptedTests = "none"
     extra_classes: ExtraClasses = field(default="refuse", metadata={"added": True})
+    domains: Mapping[str, DomainConfig] = field(default_factory=dict, metadata={"added": True})
 
     def load(self) -> Benchmark:
         return load(self)
@@ -69,6 +73,7 @@ class FolderConfig(DataConfig):
         templates(self.templates)
         check_choice(self.corruptions)
         check_extra_classes(self.extra_classes)
+        check_domains(self.domains, tuple(self.shifted), self.domain)
 
 
 def check_extra_classes(choice: str) -> None:
@@ -107,13 +112,19 @@ def load(config: FolderConfig) -> Benchmark:
     notes = []
     for domain, root in config.shifted.items():
         role = f"shifted {domain}" if domain in ("train", "validation") else domain
-        examples, extra = _examples(root, label_of, role, config.extra_classes)
-        tests[domain] = Split(f"test {domain}", domain, examples)
+        rules = config.domains.get(domain, DomainConfig())
+        if rules.classes == "own":
+            other = class_folders(root)
+            examples, extra = _examples(root, {folder: label for label, folder in enumerate(other)}, role)
+            tests[domain] = rules.split(domain, examples, _class_names(rules.class_names, other))
+        else:
+            examples, extra = _examples(root, label_of, role, config.extra_classes)
+            tests[domain] = rules.split(domain, examples)
         if extra:
             notes.append(extra_classes_note(domain, sum(extra.values()), sorted(extra)))
     return Benchmark(
         name=Path(config.train).resolve().name,
-        class_names=distinct(_class_names(config, folders)),
+        class_names=distinct(_class_names(config.class_names, folders)),
         templates=templates(config.templates),
         train=Split("train", config.domain, train),
         validation=Split("validation", config.domain, validation or cut_validation),
@@ -204,13 +215,13 @@ def _examples(
     return tuple(examples), extra
 
 
-def _class_names(config: FolderConfig, folders: Sequence[str]) -> tuple[str, ...]:
-    if config.class_names is None:
+def _class_names(file: str | None, folders: Sequence[str]) -> tuple[str, ...]:
+    if file is None:
         return tuple(" ".join(folder.replace("_", " ").split()) for folder in folders)
-    names = read_class_names(Path(config.class_names))
+    names = read_class_names(Path(file))
     if missing := [folder for folder in folders if folder not in names]:
         raise TetherError(
-            f"{config.class_names} lacks names for {len(missing)} of {len(folders)} folders, first "
+            f"{file} lacks names for {len(missing)} of {len(folders)} folders, first "
             f"{missing[0]!r}{near_misses(missing[0], tuple(names))}"
         )
     return tuple(names[folder] for folder in folders)

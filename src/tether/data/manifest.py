@@ -2,12 +2,13 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tether.config import method
 from tether.data.corrupted_tests import CorruptedTests, check_choice
+from tether.data.domains import DomainConfig, check_domains
 from tether.data.folder import (
     ExtraClasses,
     check_extra_classes,
@@ -52,6 +53,7 @@ class ManifestConfig(DataConfig):
             `tether.data.corrupted_tests`.
         extra_classes: what to do with classes of shifted domains that the in-distribution domain does not have:
             "refuse" them, or "leave out" their pictures, counted in the notes.
+        domains: shifted domain → its own classes or templates, where these are not those that are trained on.
 
     Raises:
         TetherError: a table of another kind, or a column that is none of ours.
@@ -72,6 +74,7 @@ class ManifestConfig(DataConfig):
     """Decides how the table is cut, where it has no `split` column."""
     corruptions: CorruptedTests = "none"
     extra_classes: ExtraClasses = field(default="refuse", metadata={"added": True})
+    domains: Mapping[str, DomainConfig] = field(default_factory=dict, metadata={"added": True})
 
     def load(self) -> Benchmark:
         return load(self)
@@ -101,12 +104,13 @@ def load(config: ManifestConfig) -> Benchmark:
         TetherError: wrong columns, incomplete rows, pictures that are missing or outside the root, labels
             without a name, or splits that overlap by identity.
     """
-    class_names, rows = _read(config)
+    class_names, other_names, rows = _read(config)
     has_split = any(row.split for row in rows)
     home = _in_distribution(config, rows, has_split)
+    check_domains(config.domains, sorted({row.domain for row in rows} - {home}), home)
     notes: list[str] = []
     if config.extra_classes == "leave out":
-        class_names, rows, notes = _without_extra_classes(class_names, rows, home)
+        class_names, rows, notes = _without_extra_classes(class_names, rows, home, other_names)
     home_rows = [row for row in rows if row.domain == home]
     if has_split:
         if foreign := {row.domain for row in rows if row.split in ("train", "validation")} - {home}:
@@ -151,7 +155,10 @@ def load(config: ManifestConfig) -> Benchmark:
     for row in tested:
         by_domain[row.domain].append(row.example)
     tests = {
-        domain: Split(f"test {domain}", domain, tuple(by_domain[domain])) for domain in sorted(by_domain)
+        domain: config.domains.get(domain, DomainConfig()).split(
+            domain, by_domain[domain], other_names.get(domain)
+        )
+        for domain in sorted(by_domain)
     }
     return Benchmark(
         name=Path(config.path).stem,
@@ -179,15 +186,21 @@ def _cut(examples: Sequence[Example], shares: Sequence[float], seed: int) -> tup
 
 
 def _without_extra_classes(
-    class_names: Sequence[str], rows: Sequence[_Row], home: str
+    class_names: Sequence[str], rows: Sequence[_Row], home: str, other_classes: Collection[str]
 ) -> tuple[tuple[str, ...], list[_Row], list[str]]:
-    """Classes, rows and notes when the classes that have no in-distribution picture are left out."""
+    """Classes, rows and notes when the classes that have no in-distribution picture are left out.
+
+    Args:
+        other_classes: domains that have classes of their own.
+    """
     labels = sorted({row.example.label for row in rows if row.domain == home})
     number = {label: position for position, label in enumerate(labels)}
     left_out: dict[str, list[str]] = defaultdict(list)
     kept = []
     for row in rows:
-        if row.example.label in number:
+        if row.domain in other_classes:
+            kept.append(row)
+        elif row.example.label in number:
             kept.append(replace(row, example=replace(row.example, label=number[row.example.label])))
         else:
             left_out[row.domain].append(class_names[row.example.label])
@@ -195,7 +208,8 @@ def _without_extra_classes(
     return tuple(class_names[label] for label in labels), kept, notes
 
 
-def _read(config: ManifestConfig) -> tuple[tuple[str, ...], list[_Row]]:
+def _read(config: ManifestConfig) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]], list[_Row]]:
+    """Names of the classes, those of each domain that has classes of its own, and the rows."""
     path = Path(config.path)
     found, records = read_table(path)
     column = resolve_columns(path, found, COLUMNS, config.columns, needed={"path", "label"})
@@ -209,37 +223,53 @@ def _read(config: ManifestConfig) -> tuple[tuple[str, ...], list[_Row]]:
         )
         if not name or not label:
             raise TetherError(f"{path}, row {line}: the {'label' if name else 'path'} is empty.")
-        cells.append((line, name, label, values))
+        domain = str(values.get("domain") or "").strip() or "in-distribution"
+        cells.append((line, name, label, domain, values))
     if not cells:
         raise TetherError(f"{path} has no rows.")
 
-    names = read_class_names(Path(config.class_names)) if config.class_names else None
-    keys = list(names) if names else sorted({label for _, _, label, _ in cells})
-    if names is None and all(key.lstrip("-").isdigit() for key in keys):
-        raise TetherError(
-            f"The labels of {path} are numbers, which say nothing in a prompt; give `class_names`, a file of "
-            "lines 'number<TAB>name'."
-        )
-    label_of = {key: label for label, key in enumerate(keys)}
+    others = [domain for domain, rules in config.domains.items() if rules.classes == "own"]
+    shared = {label for _, _, label, domain, _ in cells if domain not in others}
+    label_of, class_names = _classes(path, config.class_names, shared)
+    other_labels, other_names = {}, {}
+    for other in others:
+        labels = {label for _, _, label, domain, _ in cells if domain == other}
+        names = config.domains[other].class_names
+        other_labels[other], other_names[other] = _classes(path, names, labels, f"domains.{other}.")
+
     rows = []
-    for line, name, label, values in cells:
-        if label not in label_of:
+    for line, name, label, domain, values in cells:
+        labels = other_labels.get(domain, label_of)
+        if label not in labels:
             raise TetherError(
-                f"{path}, row {line}: the label {label!r} has no name{near_misses(label, tuple(keys))}"
+                f"{path}, row {line}: the label {label!r} has no name{near_misses(label, tuple(labels))}"
             )
         split = split_of(values["split"], f"{path}, row {line}") if "split" in column else ""
         example = Example(
             image=image_inside(root, name, f"{path}, row {line}"),
-            label=label_of[label],
+            label=labels[label],
             captions=texts_of(values.get("caption"), config.caption_separator),
             identity=str(values.get("identity") or "").strip(),
         )
-        rows.append(_Row(example, str(values.get("domain") or "").strip() or "in-distribution", split))
+        rows.append(_Row(example, domain, split))
     require_there(root, [row.example.image for row in rows])
-    class_names = (
-        tuple(names.values()) if names else tuple(" ".join(key.replace("_", " ").split()) for key in keys)
-    )
-    return class_names, rows
+    return class_names, other_names, rows
+
+
+def _classes(
+    path: Path, file: str | None, labels: Iterable[str], option: str = ""
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Number of each class by its label, and names of the classes: a file's, or the labels with spaces."""
+    if file:
+        names = read_class_names(Path(file))
+    else:
+        names = {label: " ".join(label.replace("_", " ").split()) for label in sorted(labels)}
+        if names and all(label.lstrip("-").isdigit() for label in names):
+            raise TetherError(
+                f"The labels of {path} are numbers, which say nothing in a prompt; give `{option}class_names`, a file "
+                "of lines 'number<TAB>name'."
+            )
+    return {label: number for number, label in enumerate(names)}, tuple(names.values())
 
 
 def _in_distribution(config: ManifestConfig, rows: Sequence[_Row], has_split: bool) -> str:

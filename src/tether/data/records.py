@@ -64,7 +64,7 @@ class Example:
     """One labelled picture.
 
     Attributes:
-        label: index into the benchmark's class names.
+        label: index into the class names of its split, which are the benchmark's unless the split has its own.
         captions: any number of texts that describe this picture.
         identity: what it is a picture of. Two pictures of one identity never lie on both sides of a
             train-test border. The picture's own name where nothing better is known.
@@ -119,6 +119,11 @@ class PictureSplit:
         """Whether the pictures are corrupted: a test of its own, neither a natural shift nor a means to choose by."""
         return self.alteration.startswith("corruption:")
 
+    @property
+    def has_other_classes(self) -> bool:
+        """Whether the classes are others than those of the benchmark: not a shift of what is trained on."""
+        return False
+
 
 class PictureBenchmark:
     """Pictures to train on, to choose by, and to test on in one or more domains.
@@ -144,14 +149,18 @@ class Split(PictureSplit):
 
     Attributes:
         domain: the look these pictures share ("photo", "sketch", a vendor's name).
-        class_mask: the classes that compete in this split, ascending; None means all of the benchmark's.
+        class_mask: the classes that compete in this split, ascending; None means all.
         groups: classes that count as one here: an answer anywhere in the label's group is right.
         convention: how the split is scored, in words, for the report.
         alteration: what is done to each picture after reading (see `tether.data.alterations`); "" means
             nothing.
+        class_names: of the classes that labels and mask count, where the split has others than its benchmark;
+            None means the benchmark's.
+        templates: of the prompts for this split; None means the benchmark's.
 
     Raises:
-        TetherError: a picture occurs twice, a label is outside the mask, or groups overlap.
+        TetherError: a picture occurs twice, a label is outside the mask or has no class name, groups overlap, or a
+            template is not of the form that prompts have.
     """
 
     name: str
@@ -161,6 +170,8 @@ class Split(PictureSplit):
     convention: str = "scored over all classes"
     groups: tuple[tuple[int, ...], ...] = ()
     alteration: str = ""
+    class_names: tuple[str, ...] | None = None
+    templates: tuple[str, ...] | None = None
 
     def __post_init__(self):
         counts = Counter(example.image for example in self.examples)
@@ -181,6 +192,19 @@ class Split(PictureSplit):
             raise TetherError(
                 f"The groups of split {self.name!r} overlap; a class belongs to one group at most."
             )
+        if self.class_names is not None:
+            check_class_names(f"Split {self.name!r}", self.class_names, self.highest_class)
+        if self.templates is not None:
+            check_templates(self.templates)
+
+    @property
+    def highest_class(self) -> int:
+        """The highest number among labels and mask; -1 where there is none."""
+        return max(self.labels.union(self.class_mask or ()), default=-1)
+
+    @property
+    def has_other_classes(self) -> bool:
+        return self.class_names is not None
 
     @property
     def labels(self) -> set[int]:
@@ -200,13 +224,15 @@ class Split(PictureSplit):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names, labels, captions and identities in order, the domain, the scoring and the
-        alteration.
+        """SHA-256 over names, labels, captions and identities in order, the domain, the scoring, the alteration, and
+        the split's own class names and templates.
 
         Equal on every machine that holds the same split; the pixels themselves are not read.
         """
         digest = hashlib.sha256()
-        head = (self.domain, self.class_mask, self.groups, self.alteration)
+        head: tuple[Any, ...] = (self.domain, self.class_mask, self.groups, self.alteration)
+        if self.class_names is not None or self.templates is not None:  # others have the hash of before
+            head += (self.class_names, self.templates)
         rows = ((e.image.name, e.label, e.captions, e.identity) for e in self.examples)
         for row in (head, *rows):
             digest.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
@@ -240,26 +266,32 @@ class Benchmark(PictureBenchmark):
 
     def __post_init__(self):
         check_templates(self.templates)
-        self._check_class_names()
+        check_class_names(f"Benchmark {self.name!r}", self.class_names)
         if self.in_distribution not in self.tests:
             raise TetherError(
                 f"Benchmark {self.name!r} has no test split {self.in_distribution!r}"
                 f"{near_misses(self.in_distribution, tuple(self.tests))}"
             )
         for split in (self.train, self.validation, *self.tests.values()):
-            used = split.labels.union(split.class_mask or ())
-            if used and max(used) >= len(self.class_names):
+            check_class_names(f"Split {split.name!r}", self.class_names_of(split), split.highest_class)
+        for split in (self.train, self.validation, self.tests[self.in_distribution]):
+            if split.class_names is not None or split.templates is not None:
                 raise TetherError(
-                    f"Split {split.name!r} uses class {max(used)}, but there are {len(self.class_names)}."
+                    f"Split {split.name!r} has class names or templates of its own; only shifted tests may. Give "
+                    f"them to the benchmark, by which training, validation and the in-distribution test go."
                 )
         if empty := [name for name, split in self.tests.items() if not len(split)]:
             raise TetherError(f"Test splits without a single picture: {_some(empty)}.")
         if len(self.train):
             self._check_training()
 
-    def _check_class_names(self):
-        if blank := [label for label, name in enumerate(self.class_names) if not name.strip()]:
-            raise TetherError(f"Benchmark {self.name!r} has classes without a name: {_some(blank)}.")
+    def class_names_of(self, split: Split) -> tuple[str, ...]:
+        """The classes among which pictures of a split are told apart: its own, or the benchmark's."""
+        return self.class_names if split.class_names is None else split.class_names
+
+    def templates_of(self, split: Split) -> tuple[str, ...]:
+        """The templates of a split's prompts: its own, or the benchmark's."""
+        return self.templates if split.templates is None else split.templates
 
     def _check_training(self):
         trained = set(
@@ -288,6 +320,22 @@ class Benchmark(PictureBenchmark):
                         f"{_some(sorted(map(str, shared)))}. Numbers from such a test would be worth "
                         "nothing; put each identity on one side."
                     )
+
+
+def check_class_names(owner: str, names: Sequence[str], highest: int = -1) -> None:
+    """Refuse classes without a name.
+
+    Args:
+        owner: whose classes they are, for the message.
+        highest: number of a class that has to be among them.
+
+    Raises:
+        TetherError: a name is blank, or there are too few.
+    """
+    if blank := [label for label, name in enumerate(names) if not name.strip()]:
+        raise TetherError(f"{owner} has classes without a name: {_some(blank)}.")
+    if highest >= len(names):
+        raise TetherError(f"{owner} uses class {highest}, but there are {len(names)}.")
 
 
 def distinct(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -118,13 +118,13 @@ class Accumulation:
                 )
         saved: Mapping[str, Tensor] = state["average"]
         wrong = [name for name in saved if name not in self._average]
-        for name, own in self._average.items():
-            if name not in saved or saved[name].shape != own.shape:
+        for name, average in self._average.items():
+            if name not in saved or saved[name].shape != average.shape:
                 wrong.append(name)
         if wrong:
             raise TetherError(f"The saved average is of other tensors; it differs in {', '.join(wrong[:6])}.")
-        for name, own in self._average.items():
-            own.copy_(saved[name])
+        for name, average in self._average.items():
+            average.copy_(saved[name])
         self.updates = int(state["updates"])
 
     def _current(self) -> dict[str, Tensor]:

@@ -76,9 +76,9 @@ class Mixed(Ensemble):
 
 def mixed_logits(mix: Mix, views: Views, split: Split) -> Tensor:
     """Logits over all classes of what a mix says where the classes of a split compete."""
-    kept = competing(split, views.tuned.shape[1])
+    candidates = competing(split, views.tuned.shape[1])
     wide = Views(views.zero_shot.double(), views.tuned.double(), views.features)
-    return as_logits(mix(wide, kept), kept, views.tuned.shape[1])
+    return as_logits(mix(wide, candidates), candidates, views.tuned.shape[1])
 
 
 def choose(
@@ -100,7 +100,7 @@ def choose(
         scores = pair.answer(respond, {"validation": validation, **shifts})
     else:
         shifted = pair.answer(respond, shifts) if shifts else [{} for _ in weights]
-        scores = [{"validation": own, **rest} for own, rest in zip(at_home, shifted, strict=True)]
+        scores = [{"validation": known, **rest} for known, rest in zip(at_home, shifted, strict=True)]
     return choose_alpha(Sweep(tuple(weights), tuple(scores)), "validation", list(shifts), rule=rule)
 
 

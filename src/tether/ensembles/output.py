@@ -99,7 +99,9 @@ class OutputEnsemble:
     temperatures: tuple[float, float] = (1.0, 1.0)
     space: str = "probabilities"
 
-    def __call__(self, views: Views, classes: Sequence[int] | None = None) -> Float[Tensor, "batch kept"]:
+    def __call__(
+        self, views: Views, classes: Sequence[int] | None = None
+    ) -> Float[Tensor, "batch candidates"]:
         """Probabilities over `classes` (numbers of logits, for a data set with fewer), or over all."""
         alone = self.weight in (0, 1)
         return output_ensemble(
@@ -155,7 +157,7 @@ def calibrate(
 
 def restrict(
     logits: Float[Tensor, "batch classes"], classes: Sequence[int] | None
-) -> Float[Tensor, "batch kept"]:
+) -> Float[Tensor, "batch candidates"]:
     """Logits of the classes that a data set has, in its order; all of them where `classes` is None.
 
     Raises:
@@ -203,9 +205,9 @@ def fit_output(config: OutputConfig, pair: Pair, validation: Split) -> Ensemble:
 
 def fit_temperatures(views: Views, validation: Split) -> tuple[float, float]:
     """At which each model's mean confidence on validation pictures is its accuracy: (zero-shot, tuned)."""
-    kept = competing(validation, views.tuned.shape[1])
-    labels = labels_among(validation, kept, views.tuned.device)
+    candidates = competing(validation, views.tuned.shape[1])
+    labels = labels_among(validation, candidates, views.tuned.device)
     zero_shot, tuned = (
-        calibrate(restrict(own, kept), labels).temperature for own in (views.zero_shot, views.tuned)
+        calibrate(restrict(z, candidates), labels).temperature for z in (views.zero_shot, views.tuned)
     )
     return zero_shot, tuned

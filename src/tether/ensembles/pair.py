@@ -151,7 +151,7 @@ class Pair:
             for pixels, index in self.batches(split):
                 views = self(pixels)
                 forget_useless()
-                parts = (_distributed.gather(own) for own in _columns(views))
+                parts = (_distributed.gather(column) for column in _columns(views))
                 index = _distributed.gather(index)
                 yield Views(*parts), index
                 done += len(index)
@@ -161,7 +161,7 @@ class Pair:
         """What both models say of every picture of a split, in its order."""
         views, indices = zip(*self.views(split), strict=True)
         index = torch.cat(indices)
-        columns = [torch.cat(column) for column in zip(*(_columns(own) for own in views), strict=True)]
+        columns = [torch.cat(column) for column in zip(*map(_columns, views), strict=True)]
         return Views(*once_by_index(index.to(columns[0].device), len(split), *columns))
 
     def answer(self, respond: Respond, splits: Mapping[str, Split]) -> list[dict[str, SplitScores]]:
@@ -175,7 +175,7 @@ class Pair:
         with self.ready() as forget_useless:
             return answer(
                 splits,
-                lambda split, _: ClassScorer(split, self.classes),
+                lambda split, _: self.classifiers[0].scorer(split),
                 self.batches,
                 respond,
                 self.progress,
@@ -200,9 +200,9 @@ def tuned_copy(model: Model, path: Path) -> Model:
         return replace(model, module=shared_copy(model.module, changes))
     with restoring(path):
         path.set(1.0)
-        own = copy.deepcopy(model.module)
-    own.__dict__.pop(MARK, None)
-    return replace(model, module=own)
+        module = copy.deepcopy(model.module)
+    module.__dict__.pop(MARK, None)
+    return replace(model, module=module)
 
 
 def score(split: Split, logits: Float[Tensor, "n classes"]) -> SplitScores:
@@ -216,17 +216,18 @@ def competing(split: Split, classes: int) -> list[int]:
     return [label for label, counts_as in enumerate(split.canonical_classes(classes)) if counts_as >= 0]
 
 
-def labels_among(split: Split, kept: Sequence[int], device: torch.device) -> Int[Tensor, " n"]:
+def labels_among(split: Split, candidates: Sequence[int], device: torch.device) -> Int[Tensor, " n"]:
     """Place of each picture's class among some classes."""
-    return torch.tensor([kept.index(example.label) for example in split.examples], device=device)
+    place_of = {label: place for place, label in enumerate(candidates)}
+    return torch.tensor([place_of[example.label] for example in split.examples], device=device)
 
 
 def as_logits(
-    probabilities: Float[Tensor, "batch kept"], kept: Sequence[int], classes: int
+    probabilities: Float[Tensor, "batch candidates"], candidates: Sequence[int], classes: int
 ) -> Float[Tensor, "batch classes"]:
     """Logits over all classes whose softmax is these probabilities of some, and 0 for the rest."""
     full = probabilities.new_full((len(probabilities), classes), -math.inf)
-    full[:, list(kept)] = probabilities.log()
+    full[:, list(candidates)] = probabilities.log()
     return full
 
 

@@ -4,7 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 from tether.evaluation.alpha import AlphaChoice, choose_alpha
 from tether.evaluation.classification import evaluate
-from tether.evaluation.classifier import Classifier, class_embeddings, zero_shot_classifier
+from tether.evaluation.classifier import (
+    Classifier,
+    class_embeddings,
+    zero_shot_classifier,
+    zero_shot_reader,
+)
 from tether.evaluation.results import Results, results_schema
 from tether.evaluation.scores import SplitScores, Sweep
 from tether.evaluation.summary import changed_answers, describe_domains, differences, summarise
@@ -33,6 +38,7 @@ __all__ = [
     "to_terminal",
     "write_report",
     "zero_shot_classifier",
+    "zero_shot_reader",
 ]
 
 

@@ -6,6 +6,7 @@ from html import escape
 from tether.evaluation._report_text import definitions, percent, points
 from tether.evaluation.results import ChangedPicture, Changes, Domain, Found, Method, Results
 from tether.evaluation.significance import Estimate, standard_deviation
+from tether.evaluation.summary import MEAN_OF_SHIFTED
 from tether.evaluation.tables import (
     bytes_text,
     chosen_text,
@@ -29,6 +30,8 @@ def summary(results: Results) -> str:
         return text + '<p class="lead">No method was evaluated yet, so there is nothing to compare.</p>'
     pictures = f"{sum(domain.n for domain in results.domains):,} test pictures"
     shifts = f" and {len(shifted)} that look different" if shifted else ""
+    if others := results.of_kind("other classes"):
+        shifts += f" and {len(others)} of other classes"
     text += (
         f"<p>{count(len(results.methods), 'method')} compared on {count(len(inner), 'test set')} that "
         f"{'looks' if len(inner) == 1 else 'look'} like the training pictures{shifts}, {pictures} in all.</p>"
@@ -61,12 +64,10 @@ def main_table(results: Results) -> str:
     """Every method on every domain; the best of each column is bold."""
     if not results.methods:
         return ""
-    shown = [*results.of_kind("in-distribution"), *results.of_kind("shifted")]
     columns: list[tuple[str, list[tuple[float, str] | None]]] = []
-    for domain in shown:
-        note = "in-distribution" if domain.kind == "in-distribution" else "shifted"
+    for domain in results.shown:
         cells = [_measure_cell(method, domain.name) for method in results.methods]
-        columns.append((f"{escape(domain.name)}<br><small>{note}</small>", cells))
+        columns.append((f"{escape(domain.name)}<br><small>{domain.kind}</small>", cells))
     if results.of_kind("shifted"):
         cells = [_mean_cell(results, method, method.shifted_mean) for method in results.methods]
         columns.append(("mean<br><small>shifted</small>", cells))
@@ -172,14 +173,15 @@ def differences_table(results: Results) -> str:
         return ""
     rows = []
     for difference in results.differences:
-        own = difference.estimate
+        estimate = difference.estimate
         sure = difference.adjusted_p_value < 0.05
-        kind = ("good" if own.value > 0 else "bad") if sure else "soft"
-        verdict = ("better" if own.value > 0 else "worse") if sure else "not distinguishable"
+        kind = ("good" if estimate.value > 0 else "bad") if sure else "soft"
+        verdict = ("better" if estimate.value > 0 else "worse") if sure else "not distinguishable"
         cells = (difference.method, difference.reference, difference.where)
         rows.append(
-            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}<td>{points(own.value)}</td>"
-            f"<td>{points(own.low)} to {points(own.high)}</td><td>{escape(p_text(difference.adjusted_p_value))}</td>"
+            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}<td>{points(estimate.value)}</td>"
+            f"<td>{points(estimate.low)} to {points(estimate.high)}</td>"
+            f"<td>{escape(p_text(difference.adjusted_p_value))}</td>"
             f'<td class="{kind}">{verdict}</td></tr>'
         )
     head = "".join(
@@ -297,16 +299,17 @@ def _finding(results: Results, method: Method) -> str:
     means = {
         one.reference: one.estimate
         for one in results.differences
-        if one.method == method.name and one.where.startswith("mean")
+        if one.method == method.name and one.where == MEAN_OF_SHIFTED
     }
     if method.shifted_mean and zero_shot.shifted_mean:
         change = method.shifted_mean.value - zero_shot.shifted_mean.value
         text += f" and by {points(change)} points on average over shifted domains"
-        if own := means.pop(results.zero_shot, None):
-            text += f" ({_interval(own)})"
+        if estimate := means.pop(results.zero_shot, None):
+            text += f" ({_interval(estimate)})"
     text += "."
-    for reference, own in means.items():
-        text += f" Against {escape(reference)} it is {points(own.value)} points on shifted domains ({_interval(own)})."
+    for reference, estimate in means.items():
+        against = f" Against {escape(reference)} it is {points(estimate.value)} points on shifted domains"
+        text += f"{against} ({_interval(estimate)})."
     return text
 
 

@@ -149,6 +149,11 @@ def terms(results: Results) -> str:
         "95 % interval": "A range that contains the true value for 95 % of test sets of this size and kind.",
         results.metrics[0].title: _MEANINGS.get(results.metrics[0].name, "The first metric of the task."),
     }
+    if results.of_kind("other classes"):
+        entries["other classes"] = (
+            "Test pictures of classes that nothing was trained on, told apart by their names; not part of the mean "
+            "over shifted domains."
+        )
     if results.of_kind("corruption"):
         entries["corruption"] = (
             "In-distribution test pictures with noise, blur, weather or digital damage; not part of the mean "

@@ -129,12 +129,12 @@ def choose_alpha(
     validation = [scores[in_distribution] for scores in sweep.scores]
     best = min(range(len(validation)), key=lambda i: (-validation[i].value, _size(sweep.alphas[i])))
     curve = []
-    for alpha, scores, own in zip(sweep.alphas, sweep.scores, validation, strict=True):
+    for alpha, scores, home in zip(sweep.alphas, sweep.scores, validation, strict=True):
         shifted = {name: scores[name].value for name in simulated}
-        sums, loss, error = _paired_difference(validation[best], own)
+        sums, loss, error = _paired_difference(validation[best], home)
         allowed = rule != "bounded loss" or loss <= tolerance + 1e-12 or sign_flip_test(sums) > LEVEL
         mean = math.fsum(shifted.values()) / len(shifted) if shifted else None
-        curve.append(AlphaPoint(alpha, own.value, shifted, mean, loss, error, allowed))
+        curve.append(AlphaPoint(alpha, home.value, shifted, mean, loss, error, allowed))
 
     def goodness(point: AlphaPoint) -> float:
         if rule == "in distribution":

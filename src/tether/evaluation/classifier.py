@@ -1,36 +1,92 @@
-"""The classifier: class names turned into text features, or any linear head on normalised features."""
+"""Classifiers: class names turned into text features, or any linear head on normalised features."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tether.data.prompts import fill, warn_of_same_prompts
-from tether.data.records import Split
+from tether.data.records import Benchmark, Split
 from tether.errors import TetherError
-from tether.evaluation.scores import ClassScorer
+from tether.evaluation.scores import ClassScorer, SplitScores
 from tether.evaluation.scoring import Progress
 from tether.models.model import Model
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classifier:
-    """Logits = scale · features · weightᵀ + bias, for features of length 1."""
+    """Logits = scale · features · weightᵀ + bias, for features of length 1.
+
+    Attributes:
+        class_names: of its classes, where they are known: splits with classes of their own are answered by these alone.
+    """
 
     weight: Float[Tensor, "classes dim"]
     bias: Float[Tensor, " classes"] | None = None
     scale: float = 1.0
+    class_names: tuple[str, ...] | None = None
 
     def __call__(self, features: Float[Tensor, "b dim"]) -> Float[Tensor, "b classes"]:
         logits = self.scale * (features.float() @ self.weight.to(features.device).float().T)
         return logits if self.bias is None else logits + self.bias.to(features.device).float()
 
     def scorer(self, split: Split) -> ClassScorer:
-        """The rules of a split: its class mask and its groups."""
+        """The rules of a split: its class mask and its groups.
+
+        Raises:
+            TetherError: the split has classes of its own, and they are not this classifier's; or as `ClassScorer`.
+        """
+        if split.class_names is not None and split.class_names != self.class_names:
+            raise TetherError(
+                f"Split {split.name!r} has {len(split.class_names)} classes of its own, and the classifier is not one "
+                "of these. Make one of the split's class_names, or use zero_shot_reader."
+            )
         return ClassScorer(split, len(self.weight))
+
+
+Prompts = tuple[tuple[str, ...] | None, tuple[str, ...] | None]
+"""Class names and templates that a split has of its own; None for those of its benchmark."""
+
+
+def prompts_of(split: Split) -> Prompts:
+    """What is told apart in a split, and by which sentences."""
+    return split.class_names, split.templates
+
+
+@dataclass(frozen=True, eq=False)
+class ClassReader:
+    """Pictures' features as they are, to be classified among the classes of their split.
+
+    Args:
+        classifiers: by what splits have of their own.
+    """
+
+    classifiers: Mapping[Prompts, Classifier]
+
+    def __call__(self, features: Float[Tensor, "b dim"]) -> Float[Tensor, "b dim"]:
+        return features
+
+    def scorer(self, split: Split) -> "FeatureScorer":
+        """The split's classifier with the rules of the split."""
+        classifier = self.classifiers[prompts_of(split)]
+        return FeatureScorer(classifier, classifier.scorer(split))
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureScorer:
+    """Features classified, and scored by the rules of one split."""
+
+    classifier: Classifier
+    rules: ClassScorer
+
+    def rows(self, features: Float[Tensor, "b dim"], index: Int[Tensor, " b"]) -> Float[Tensor, "b 3"]:
+        return self.rules.rows(self.classifier(features), index)
+
+    def scores(self, rows: Float[Tensor, "n 3"]) -> SplitScores:
+        return self.rules.scores(rows)
 
 
 def class_embeddings(
@@ -89,7 +145,23 @@ def zero_shot_classifier(
 ) -> Classifier:
     """The classifier made of the model's own text features and logit scale; see `class_embeddings`."""
     weight = class_embeddings(model, class_names, templates, progress=progress)
-    return Classifier(weight=weight, scale=model.logit_scale)
+    return Classifier(weight=weight, scale=model.logit_scale, class_names=tuple(class_names))
+
+
+def zero_shot_reader(
+    model: Model, benchmark: Benchmark, splits: Iterable[Split], *, progress: Progress | None = None
+) -> ClassReader:
+    """A zero-shot classifier for each of some splits of a benchmark, of the split's own classes and templates where it
+    has them; those of the same prompts share one.
+
+        evaluate(model, benchmark.tests, zero_shot_reader(model, benchmark, benchmark.tests.values()))
+    """
+    classifiers: dict[Prompts, Classifier] = {}
+    for split in splits:
+        if (prompts := prompts_of(split)) not in classifiers:
+            names, templates = benchmark.class_names_of(split), benchmark.templates_of(split)
+            classifiers[prompts] = zero_shot_classifier(model, names, templates, progress=progress)
+    return ClassReader(classifiers)
 
 
 @contextmanager

@@ -45,8 +45,7 @@ def fit_baseline(in_distribution: Sequence[float], shifted: Sequence[float]) -> 
     """The line through ordinary models' accuracies (fractions strictly between 0 and 1).
 
     Raises:
-        TetherError: fewer than three models, lengths that differ, an accuracy of 0 or 1, or equal in-
-        distribution
+        TetherError: fewer than three models, lengths that differ, an accuracy of 0 or 1, or equal in-distribution
             accuracies, through which no line can be told.
     """
     if len(in_distribution) != len(shifted) or len(shifted) < 3:

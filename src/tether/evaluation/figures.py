@@ -189,7 +189,7 @@ def alpha_figure(choice: AlphaChoice, method: Method | None) -> str | None:
 
 def domains_figure(results: Results, shown: Sequence[str]) -> str | None:
     """Accuracy of a few methods on every domain that is not a corruption, with 95 % intervals."""
-    domains = [*results.of_kind("in-distribution"), *results.of_kind("shifted")]
+    domains = results.shown
     methods = [method for method in results.methods if method.name in shown]
     if not domains or not any(method.measures for method in methods):
         return None

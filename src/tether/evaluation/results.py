@@ -26,7 +26,7 @@ class Domain:
     """A test split: what it is and how it was scored."""
 
     name: str
-    kind: Literal["in-distribution", "shifted", "corruption"]
+    kind: Literal["in-distribution", "shifted", "other classes", "corruption"]
     n: int
     classes: int
     convention: str
@@ -39,7 +39,7 @@ class Measure:
 
     Attributes:
         values: by the name of the metric, the first one first; empty where there is nothing to measure, as of top-5
-            accuracy where five or fewer classes compete.
+            accuracy where five or fewer classes compete, or not in every seed.
         interval: 95 % interval of the first metric's mean over draws of pictures.
     """
 
@@ -279,6 +279,15 @@ class Results:
     def of_kind(self, kind: str) -> tuple[Domain, ...]:
         """The domains of one kind, in order."""
         return tuple(domain for domain in self.domains if domain.kind == kind)
+
+    @property
+    def shown(self) -> tuple[Domain, ...]:
+        """The domains that have a column or bars of their own: all but corruptions, of which there may be 75."""
+        return tuple(
+            domain
+            for kind in ("in-distribution", "shifted", "other classes")
+            for domain in self.of_kind(kind)
+        )
 
     def method(self, name: str) -> Method | None:
         """A method by name; None for an unknown or empty one."""

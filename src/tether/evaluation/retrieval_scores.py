@@ -1,5 +1,6 @@
 """What a model's retrieval on one split is worth: ranks both ways, and where pictures and texts lie."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,7 +32,8 @@ class RetrievalScores(Scores):
         image_ranks: place of each picture's best caption, from 1.
         text_ranks: place of each caption's picture.
         nearest: numbers of the pictures that come first for each caption.
-        space: alignment of the right pairs, and uniformity of pictures, of texts and across the two.
+        space: alignment of the right pairs, and uniformity of pictures, of texts and across the two; NaN of one
+            picture alone.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -60,11 +62,11 @@ class RetrievalScores(Scores):
     space: Float[Tensor, "4"]
 
     def __post_init__(self) -> None:
-        found = (len(self.image_ranks), len(self.text_ranks))
-        if found != (len(self.split), len(self.split.captions)):
+        ranks = (len(self.image_ranks), len(self.text_ranks))
+        if ranks != (len(self.split), len(self.split.captions)):
             raise TetherError(
                 f"Split {self.split.name!r} has {len(self.split)} pictures and {len(self.split.captions)} captions, "
-                f"but ranks of {found[0]} and {found[1]}."
+                f"but ranks of {ranks[0]} and {ranks[1]}."
             )
 
     @cached_property
@@ -73,10 +75,11 @@ class RetrievalScores(Scores):
 
         Captions count alike, however many a picture has: the mean over pictures is the mean of both recalls.
         """
-        own = hits(self.image_ranks)[:, 0]
-        found = hits(self.text_ranks)[:, 0] * len(self.split) / len(self.text_ranks)
-        of_captions = torch.zeros_like(own).index_add_(0, torch.from_numpy(self.split.pictures), found)
-        return (own + of_captions) / 2
+        by_picture = hits(self.image_ranks)[:, 0]
+        by_caption = hits(self.text_ranks)[:, 0] * len(self.split) / len(self.text_ranks)
+        captions = torch.zeros_like(by_picture)
+        captions.index_add_(0, torch.from_numpy(self.split.pictures), by_caption)
+        return (by_picture + captions) / 2
 
     @cached_property
     def interval(self) -> Interval:
@@ -93,7 +96,7 @@ class RetrievalScores(Scores):
             split=replace(self.split, examples=examples),
             image_ranks=self.image_ranks[list(places)],
             text_ranks=self.text_ranks[rows],
-            nearest=number[self.nearest[rows]],
+            nearest=torch.where(self.nearest < 0, -1, number[self.nearest])[rows],
         )
 
     @classmethod
@@ -107,13 +110,14 @@ class RetrievalScores(Scores):
             ]
             for part, start in zip(parts, starts, strict=True)
         ]
-        weights = torch.tensor([len(part.split) for part in parts], dtype=torch.float64)
+        space = torch.stack([part.space for part in parts])
+        weights = torch.tensor([[len(part.split)] for part in parts], dtype=torch.float64) * ~space.isnan()
         return cls(
             split=replace(parts[0].split, examples=examples),
             image_ranks=torch.cat([part.image_ranks for part in parts]),
             text_ranks=torch.cat([part.text_ranks for part in parts]),
             nearest=torch.cat(nearest),
-            space=(torch.stack([part.space for part in parts]) * weights[:, None]).sum(0) / weights.sum(),
+            space=(space.nan_to_num() * weights).sum(0) / weights.sum(0),
         )
 
     def queries(self, domain: str, limit: int = 6) -> tuple[Query, ...]:
@@ -135,12 +139,14 @@ class RetrievalScores(Scores):
         )
 
     def values(self) -> dict[str, float | None]:
-        found: dict[str, float | None] = {"recall": self.value}
+        values: dict[str, float | None] = {"recall": self.value}
         for (way, _), ranks in zip(_WAYS, (self.text_ranks, self.image_ranks), strict=True):
-            own = recall(ranks)
-            found |= {f"{way}_recall_at_{k}": share for k, share in own.at.items()}
-            found[f"{way}_median_rank"] = own.median_rank
-        return found | dict(zip(_SPACE, self.space.tolist(), strict=True))
+            of_way = recall(ranks)
+            values |= {f"{way}_recall_at_{k}": share for k, share in of_way.at.items()}
+            values[f"{way}_median_rank"] = of_way.median_rank
+        for name, number in zip(_SPACE, self.space.tolist(), strict=True):
+            values[name] = None if math.isnan(number) else number
+        return values
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in ("image_ranks", "text_ranks", "nearest", "space")}
@@ -182,13 +188,14 @@ class RetrievalScorer:
             )
         pictures = torch.from_numpy(self._split.pictures)
         pairs = pairs_of_groups(torch.arange(len(rows)), pictures)
-        space = feature_space(rows, texts, pairs) if len(rows) > 1 else None
+        space = [math.nan] * len(_SPACE)  # one picture has no distance to others
+        if len(rows) > 1:
+            measured = feature_space(rows, texts, pairs)
+            space = [getattr(measured, name) for name in _SPACE]
         return RetrievalScores(
             split=self._split,
             image_ranks=best_ranks(rows, texts, pairs),
             text_ranks=best_ranks(texts, rows, pairs.flip(1)),
             nearest=top_k(texts, rows, min(SHOWN, len(rows)))[1],
-            space=torch.tensor(
-                [getattr(space, name) if space else 0.0 for name in _SPACE], dtype=torch.float64
-            ),
+            space=torch.tensor(space, dtype=torch.float64),
         )

@@ -128,7 +128,12 @@ class SplitScores(Scores):
         return {"predictions": self.predictions, "confidences": self.confidences, "ranks": self.ranks}
 
     def numbers(self) -> dict[str, object]:
-        return {**super().numbers(), "classes": self.competing}
+        numbers = {**super().numbers(), "classes": self.competing}
+        if self.split.class_names is not None:
+            numbers["class_names"] = list(self.split.class_names)
+        if self.split.templates is not None:
+            numbers["templates"] = list(self.split.templates)
+        return numbers
 
     @cached_property
     def competing(self) -> int:
@@ -145,12 +150,9 @@ class ClassScorer:
     """Prediction, rank of the label and confidence of each row of logits, by the rules of one split."""
 
     def __init__(self, split: Split, classes: int):
-        if not len(split):
-            raise TetherError(f"Split {split.name!r} has no examples; there is nothing to evaluate.")
-        highest = max(split.labels.union(split.class_mask or ()))
-        if highest >= classes:
+        if split.highest_class >= classes:
             raise TetherError(
-                f"Split {split.name!r} has class {highest}, but the classifier knows only classes 0 to "
+                f"Split {split.name!r} has class {split.highest_class}, but the classifier knows only classes 0 to "
                 f"{classes - 1}. Use the class names of the split's own benchmark."
             )
         self.split, self.classes = split, classes

@@ -3,8 +3,10 @@
     features ─▶ Reader ─▶ output ─▶ Scorer.rows ─▶ a row of numbers per example ─▶ Scorer.scores ─▶ Scores
 
 A reader says what is made of a picture's features at one alpha: a classifier's logits, or the features themselves
-where they are ranked among others later. Rows can be gathered from processes, and each example counts once. Scores
-know their metrics; the first one is what tuning, alpha and significance go by.
+where they are ranked among others later, or classified among the classes of their split. Rows can be gathered from
+processes, and each example counts once. Scores know their metrics; the first one is what tuning, alpha and significance
+go by. Most are means over pictures; for functions of sums over pictures, such as mean IoU, see
+`tether.evaluation.sum_scores`.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +23,7 @@ from tether import _distributed
 from tether.data.records import PictureSplit
 from tether.errors import TetherError
 from tether.evaluation.metrics import once_by_index
-from tether.evaluation.significance import Interval, bootstrap_mean
+from tether.evaluation.significance import Interval, Mean, Statistic, bootstrap
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many pictures or prompts are done, and how many there are."""
@@ -49,16 +51,31 @@ class Scores(ABC):
 
     Attributes:
         split: the pictures, in order.
-        metrics: what is measured; by the first one settings and alpha are chosen and methods are told apart.
+        metrics: what is measured; by the first one, a share of which more is better, settings and alpha are chosen
+            and methods are told apart.
         primary: for every picture a number whose mean over the split is the first metric.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
     split: PictureSplit
 
+    def __init_subclass__(cls, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        metrics = vars(cls).get("metrics")
+        if metrics and not (metrics[0].higher_is_better and metrics[0].share):
+            raise TetherError(
+                f"The first metric of {cls.__name__} is {metrics[0].title!r}, by which methods are chosen and told "
+                "apart: that takes a share, and higher is better. Put such a metric first."
+            )
+
     @property
     @abstractmethod
     def primary(self) -> Float[Tensor, " n"]: ...
+
+    @property
+    def statistic(self) -> Statistic:
+        """The first metric as a function of sums over pictures, which a bootstrap computes again."""
+        return Mean(self.primary)
 
     @property
     @abstractmethod
@@ -89,14 +106,14 @@ class Scores(ABC):
 
     @staticmethod
     def interval_of(values: Sequence[float], runs: Sequence[Any]) -> Interval:
-        """95 % interval over draws of pictures of the first metric's mean over runs on one split.
+        """95 % interval over draws of pictures, and of runs, of the first metric's mean over runs on one split.
 
         Args:
             values: the metric in each run.
             runs: the scores of each.
         """
-        stacked = torch.stack([one.primary for one in runs])
-        estimate = bootstrap_mean({"": stacked}, {"": runs[0].identities}, draws=2_000)
+        statistics = {"": [one.statistic for one in runs]}
+        estimate = bootstrap(statistics, {"": runs[0].identities}, draws=2_000)
         return Interval(estimate.low, estimate.high)
 
     def queries(self, domain: str) -> tuple[Any, ...]:
@@ -197,8 +214,8 @@ def answer(
             if progress:
                 progress(f"evaluating {name}", min(done, total), total)
         index = _distributed.gather(torch.cat(seen))
-        (found,) = once_by_index(index, len(split), _distributed.gather(torch.cat(rows).cpu()))
+        (by_picture,) = once_by_index(index, len(split), _distributed.gather(torch.cat(rows).cpu()))
         results = results or [{} for _ in scorers]
         for number, result in enumerate(results):
-            result[name] = scorers[number].scores(found[:, number])
+            result[name] = scorers[number].scores(by_picture[:, number])
     return results

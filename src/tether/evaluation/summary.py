@@ -4,15 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from tether.errors import TetherError
 from tether.evaluation.results import ChangedPicture, Changes, Difference, Domain, Measure, Method
 from tether.evaluation.scores import SplitScores
 from tether.evaluation.scoring import Scores
-from tether.evaluation.significance import bootstrap_mean, holm
+from tether.evaluation.significance import Statistic, bootstrap, holm
 
 Runs = Mapping[int, Mapping[str, Scores]]
 """Scores by seed and by domain. A method without chance in it, such as zero-shot, has one seed."""
@@ -23,25 +21,28 @@ MEAN_OF_SHIFTED = "mean of shifted domains"
 def describe_domains(
     scores: Mapping[str, Scores], in_distribution: str, corruptions: Sequence[str] = ()
 ) -> tuple[Domain, ...]:
-    """The test splits, the in-distribution one first; whatever is neither that nor a corruption is a shift."""
+    """The test splits, the in-distribution one first; what is neither that, a corruption nor of other classes is a
+    shift."""
     if in_distribution not in scores:
         raise TetherError(f"There are no scores of the in-distribution split {in_distribution!r}.")
 
     def kind(name: str) -> str:
         if name == in_distribution:
             return "in-distribution"
-        return "corruption" if name in corruptions else "shifted"
+        if name in corruptions:
+            return "corruption"
+        return "other classes" if scores[name].split.has_other_classes else "shifted"
 
     return tuple(
         Domain(
             name=name,
             kind=kind(name),
-            n=own.n,
-            classes=own.competing,
-            convention=own.split.convention,
-            digest=own.split.digest,
+            n=of_domain.n,
+            classes=of_domain.competing,
+            convention=of_domain.split.convention,
+            digest=of_domain.split.digest,
         )
-        for name, own in sorted(scores.items(), key=lambda item: item[0] != in_distribution)
+        for name, of_domain in sorted(scores.items(), key=lambda item: item[0] != in_distribution)
     )
 
 
@@ -55,23 +56,19 @@ def summarise(name: str, runs: Runs, shifted: Sequence[str], **rest: Any) -> Met
     Raises:
         TetherError: no seed, or seeds that were evaluated on different splits.
     """
-    domains = _same_splits(runs)
     measures = {}
-    for domain in domains:
-        own = [scores[domain] for scores in runs.values()]
-        by_metric = [score.values() for score in own]
-        values = {
-            metric.name: tuple(one[metric.name] for one in by_metric if one[metric.name] is not None)
-            for metric in own[0].metrics
-        }
+    for domain in _same_splits(runs):
+        by_seed = [scores[domain] for scores in runs.values()]
+        values = [scores.values() for scores in by_seed]
+        columns = {metric.name: tuple(one[metric.name] for one in values) for metric in by_seed[0].metrics}
         measures[domain] = Measure(
-            values=values,
-            interval=own[0].interval_of([score.value for score in own], own),
+            values={name: () if None in column else column for name, column in columns.items()},
+            interval=by_seed[0].interval_of([scores.value for scores in by_seed], by_seed),
         )
     mean = None
     if shifted:
-        values = {domain: _correct(runs, domain) for domain in shifted}
-        mean = bootstrap_mean(values, _identities(runs, shifted))
+        statistics = {domain: [scores[domain].statistic for scores in runs.values()] for domain in shifted}
+        mean = bootstrap(statistics, _identities(runs, shifted))
     return Method(name=name, seeds=tuple(runs), measures=measures, shifted_mean=mean, **rest)
 
 
@@ -86,11 +83,11 @@ def differences(
     """Every method against one of them, by a paired bootstrap on each domain and on the mean of the shifted
     ones.
 
-    Runs are paired by seed where both methods have the same seeds. Otherwise (a method without chance in it)
-    each run is compared with the reference's average over its seeds.
+    Runs are paired by seed where both methods have the same seeds. Otherwise a single run (of a method without chance
+    in it) is compared with every one of the reference's, and each of several runs with the reference's average.
 
     Args:
-        draws: of the bootstrap; no p-value is below 2 / draws.
+        draws: of the bootstrap; no p-value is below 2 / (draws + 1).
 
     Raises:
         TetherError: the reference is not among the methods, or methods were evaluated on different splits.
@@ -101,17 +98,17 @@ def differences(
     wheres = {domain: [domain] for domain in domains}
     if shifted:
         wheres[MEAN_OF_SHIFTED] = list(shifted)
-    found = []
+    results = []
     for where, members in wheres.items():
         estimates = {}
         for name, runs in methods.items():
             if name == reference:
                 continue
             _same_splits({0: next(iter(base.values())), 1: next(iter(runs.values()))})
-            values = {domain: _paired(runs, base, domain) for domain in members}
-            estimates[name] = bootstrap_mean(values, _identities(base, members), draws=draws)
+            statistics = {domain: _paired(runs, base, domain) for domain in members}
+            estimates[name] = bootstrap(statistics, _identities(base, members), draws=draws)
         adjusted = holm({name: estimate.p_value for name, estimate in estimates.items()})
-        found += [
+        results += [
             Difference(
                 method=name,
                 reference=reference,
@@ -121,7 +118,7 @@ def differences(
             )
             for name, estimate in estimates.items()
         ]
-    return tuple(found)
+    return tuple(results)
 
 
 def changed_answers(
@@ -130,10 +127,11 @@ def changed_answers(
     """How many pictures of a split turned right or wrong, and which, those of most confident answers first.
 
     Args:
-        limit: pictures kept per direction; no more than a quarter of them show the same class as long as
-        there
-            are others.
+        class_names: of the benchmark; the split's own are taken where it has some.
+        limit: pictures kept per direction; no more than a quarter of them show the same class as long as there are
+            others.
     """
+    class_names = before.split.class_names or class_names
     _same_splits({0: {"": before}, 1: {"": after}})
 
     def pictures(index: Tensor) -> tuple[ChangedPicture, ...]:
@@ -171,16 +169,16 @@ def changed_answers(
     )
 
 
-def _correct(runs: Runs, domain: str) -> Float[Tensor, "seeds n"]:
-    return torch.stack([scores[domain].primary for scores in runs.values()])
-
-
-def _paired(runs: Runs, base: Runs, domain: str) -> Float[Tensor, "seeds n"]:
-    if set(runs) == set(base):
-        return torch.stack([runs[seed][domain].primary - base[seed][domain].primary for seed in runs])
-    if len(runs) == 1:
-        return _correct(runs, domain) - _correct(base, domain)
-    return _correct(runs, domain) - _correct(base, domain).mean(0)
+def _paired(runs: Runs, base: Runs, domain: str) -> list[Statistic]:
+    """The differences of runs to those that they are paired with, see `differences`."""
+    by_seed = {seed: scores[domain].statistic for seed, scores in runs.items()}
+    references = {seed: scores[domain].statistic for seed, scores in base.items()}
+    if by_seed.keys() == references.keys():
+        return [statistic.minus([references[seed]]) for seed, statistic in by_seed.items()]
+    if len(by_seed) == 1:
+        (statistic,) = by_seed.values()
+        return [statistic.minus([reference]) for reference in references.values()]
+    return [statistic.minus(list(references.values())) for statistic in by_seed.values()]
 
 
 def _identities(runs: Runs, domains: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -32,7 +32,7 @@ def to_markdown(results: Results) -> str:
     blocks = [_markdown(*_cells(results)), about, *map(_markdown_text, notes)]
     if results.differences:
         reference = results.differences[0].reference
-        title = f"Points of accuracy more (+) or less (−) than {_markdown_text(reference)}"
+        title = f"Points of {results.metrics[0].title} more (+) or less (−) than {_markdown_text(reference)}"
         blocks += [f"{title}, {EXPLAIN_DIFFERENCES}", _markdown(*_difference_cells(results))]
     return "\n\n".join(blocks) + "\n"
 
@@ -104,7 +104,12 @@ def differences_csv(results: Results) -> str:
 
 
 def predictions_csv(scores: SplitScores, class_names: Sequence[str]) -> str:
-    """One line per picture of a split: what it shows, its class, the answer, and how sure it is."""
+    """One line per picture of a split: what it shows, its class, the answer, and how sure it is.
+
+    Args:
+        class_names: of the benchmark; the split's own are taken where it has some.
+    """
+    class_names = scores.split.class_names or class_names
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("picture", "identity", "truth", "answer", "right", "confidence", "rank"))
@@ -138,7 +143,8 @@ def explain_cells(results: Results) -> str:
     """A sentence on what the numbers of the table are."""
     seeds = max((len(method.seeds) for method in results.methods), default=1)
     spread = f"; ± is the standard deviation over {seeds} seeds" if seeds > 1 else ""
-    return f"Top-1 accuracy in percent{spread}."
+    title = results.metrics[0].title
+    return f"{title[0].upper()}{title[1:]} in percent{spread}."
 
 
 def chosen_text(method: Method) -> str:
@@ -215,7 +221,7 @@ def percent(values: tuple[float, ...]) -> str:
 
 def _cells(results: Results) -> Iterator[list[str]]:
     """The header and one row per method; corruptions, of which there may be 75, only as their mean."""
-    shown = [*results.of_kind("in-distribution"), *results.of_kind("shifted")]
+    shown = results.shown
     shifted = bool(results.of_kind("shifted"))
     corrupted = bool(results.of_kind("corruption"))
     line = results.baseline_line()
@@ -245,17 +251,18 @@ def _difference_cells(results: Results) -> Iterator[list[str]]:
     """Every method against the reference: in-distribution, on the mean of the shifts, and corrupted."""
     shifted = {domain.name for domain in results.of_kind("shifted")}
     wheres = list(dict.fromkeys(one.where for one in results.differences if one.where not in shifted))
-    found = {(one.method, one.where): one for one in results.differences}
+    by_place = {(one.method, one.where): one for one in results.differences}
     yield ["method", *(title for where in wheres for title in (where, "p"))]
     for name in dict.fromkeys(one.method for one in results.differences):
         row = [name]
         for where in wheres:
-            one = found.get((name, where))
+            one = by_place.get((name, where))
             if one is None:
                 row += ["–", "–"]
             else:
-                own = one.estimate
-                row += [_range_text(own.value, own.low, own.high), p_text(one.adjusted_p_value)]
+                estimate = one.estimate
+                text = _range_text(estimate.value, estimate.low, estimate.high)
+                row += [text, p_text(one.adjusted_p_value)]
         yield row
 
 

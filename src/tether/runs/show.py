@@ -52,7 +52,7 @@ def _width(table: Table, console: Console) -> int:
 def _wide_table(results: Results) -> Table:
     rows: list[tuple[str, list[str]]] = []
     ends = []
-    for kind in ("in-distribution", "shifted", "corruption"):
+    for kind in ("in-distribution", "shifted", "other classes", "corruption"):
         for domain in results.of_kind(kind):
             measures = [method.measures.get(domain.name) for method in results.methods]
             rows.append(

@@ -177,8 +177,8 @@ def _information(
 ) -> dict[str, Tensor]:
     data = ImageDataset(pictures, test_transform(model.image))
     chance = torch.Generator().manual_seed(derived_seed(seed, "labels"))
-    own = dict(model.module.named_parameters())
-    parameters = {name: own[name] for name in names}
+    every = dict(model.module.named_parameters())
+    parameters = {name: every[name] for name in names}
 
     def batches() -> Iterator[list]:
         for start in range(0, len(data), BATCH):

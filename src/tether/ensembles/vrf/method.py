@@ -121,7 +121,9 @@ class VRF(nn.Module):
         distance = neighbour_distance(features, self.failures, self.neighbours, self.config.squared)
         return tuned_weight(distance, self.a, self.b)
 
-    def forward(self, views: Views, classes: Sequence[int] | None = None) -> Float[Tensor, "batch kept"]:
+    def forward(
+        self, views: Views, classes: Sequence[int] | None = None
+    ) -> Float[Tensor, "batch candidates"]:
         """Mixed probabilities over `classes` (numbers of logits, for a data set with fewer), or over all."""
         return output_ensemble(
             restrict(views.zero_shot, classes),
@@ -210,11 +212,11 @@ def fit_vrf(config: VRFConfig, pair: Pair, train: Split, validation: Split) -> E
         return vrf((config.a, config.b), None)
 
     def logits(views: Views, split: Split) -> list[Tensor]:
-        kept = competing(split, pair.classes)
-        one, other = (restrict(own.double(), kept) for own in (views.zero_shot, views.tuned))
+        candidates = competing(split, pair.classes)
+        zero_shot, tuned = (restrict(z.double(), candidates) for z in (views.zero_shot, views.tuned))
         weights = (tuned_weight(distance_of(views), *shape) for shape in shapes.values())
-        mixed = (output_ensemble(one, other, weight, temperatures=temperatures) for weight in weights)
-        return [as_logits(own, kept, pair.classes) for own in mixed]
+        mixed = (output_ensemble(zero_shot, tuned, weight, temperatures=temperatures) for weight in weights)
+        return [as_logits(probabilities, candidates, pair.classes) for probabilities in mixed]
 
     choice = choose(
         config.rule,
@@ -222,16 +224,18 @@ def fit_vrf(config: VRFConfig, pair: Pair, train: Split, validation: Split) -> E
         validation,
         list(shapes),
         lambda pixels, split: logits(pair(pixels), split),
-        [score(validation, own) for own in logits(at_home, validation)],
+        [score(validation, mixed) for mixed in logits(at_home, validation)],
     )
     shape = shapes[choice.alpha]
     if config.rule == "in distribution":
-        kept = competing(validation, pair.classes)
-        one, other = (
-            (restrict(own, kept) / temperature).softmax(-1)
-            for own, temperature in zip((at_home.zero_shot, at_home.tuned), temperatures, strict=True)
+        candidates = competing(validation, pair.classes)
+        zero_shot, tuned = (
+            (restrict(z, candidates) / temperature).softmax(-1)
+            for z, temperature in zip((at_home.zero_shot, at_home.tuned), temperatures, strict=True)
         )
-        shape = choose_shape(distance, one, other, labels_among(validation, kept, distance.device))
+        shape = choose_shape(
+            distance, zero_shot, tuned, labels_among(validation, candidates, distance.device)
+        )
     return vrf(shape, _described(choice, shape, shapes, place(distance, shape)))
 
 
