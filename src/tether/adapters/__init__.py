@@ -12,8 +12,9 @@ from tether.adapters.norm_only import NormOnlyAttached, NormOnlyConfig
 from tether.adapters.r_adapter.arithmetic import add, average, combine
 from tether.adapters.r_adapter.method import RAdapterConfig, RAttached
 from tether.adapters.r_adapter.module import RAdapter
-from tether.adapters.r_adapter.rank import Factored, RankResult, at_rank, size_in_bytes, smallest_within
+from tether.adapters.r_adapter.rank import Factored, at_rank
 from tether.adapters.r_adapter.states import full_rank, matrices
+from tether.adapters.ranks import RankResult, size_in_bytes, smallest_within
 
 __all__ = [
     "Adapter",

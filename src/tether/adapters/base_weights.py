@@ -4,7 +4,7 @@ Nothing is added to the model. What is trained is named as in the base, the base
 and an adapter file holds the tuned values.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,11 +12,27 @@ from torch import Tensor, nn
 
 from tether._alpha import tower_of
 from tether.adapters._tensors import base_tensors, check_state
+from tether.adapters.files import Adapter
 from tether.adapters.mergeable import Mergeable
+from tether.ensembles.model_average import average
 from tether.errors import TetherError
+from tether.families import AdapterConfig
 
 LOGIT = ("logit_scale", "logit_bias")
 """Never trained by default: the published recipes keep CLIP's temperature."""
+
+
+class BaseWeightsConfig(AdapterConfig):
+    """Which of the model's own weights are trained."""
+
+    def mean(self, adapters: Sequence[Adapter]) -> tuple["BaseWeightsConfig", dict[str, Tensor]]:
+        """Of the tuned values, tensor by tensor."""
+        for adapter in adapters:
+            if adapter.config != self:
+                raise TetherError(
+                    f"Only adapters alike can be averaged; their config is {self} and {adapter.config}."
+                )
+        return self, average([adapter.state for adapter in adapters])
 
 
 class BaseWeightsAttached(Mergeable):
@@ -82,9 +98,9 @@ class BaseWeightsAttached(Mergeable):
         return result
 
     def complete(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        own = self.state_dict()
-        state = {name: own[name] for name in self._trained_buffers} | dict(state)
-        check_state(state, own)
+        current = self.state_dict()
+        state = {name: current[name] for name in self._trained_buffers} | dict(state)
+        check_state(state, current)
         return state
 
     def tower_of(self, name: str) -> str:
