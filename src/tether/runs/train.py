@@ -24,7 +24,7 @@ from tether.data.records import PictureBenchmark
 from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
 from tether.evaluation.scoring import Progress
-from tether.heads.linear import HEAD_FILE, save_head
+from tether.heads.linear import HEAD_FILE, Head, save_head
 from tether.heads.probe import probed_head
 from tether.models import Model, load
 from tether.models.last_block import fast_last_block
@@ -200,13 +200,13 @@ def _run(
     }
 
     def keep() -> None:
-        if task.head_ends is not None:
-            save_head(kept.path / HEAD_FILE, *task.head_ends)
+        head = None if task.head_ends is None else Head(*task.head_ends)
+        if head and not attached:
+            save_head(kept.path / HEAD_FILE, head)
         if attached:
             shutil.rmtree(kept.path / ADAPTER, ignore_errors=True)  # of a part that was killed while it saved
             use_at = 1.0 if judged.ensemble else judged.alpha  # an ensemble combines the two ends itself
-            extra = {"head": task.head_ends is not None}
-            save_adapter(kept.path / ADAPTER, attached, state=state, alpha=use_at, extra=extra)
+            save_adapter(kept.path / ADAPTER, attached, state=state, alpha=use_at, head=head)
         paths = [kept.path / HEAD_FILE, kept.path / ADAPTER]
         if judged.ensemble:
             with attached.ordinary() if attached else nullcontext():
