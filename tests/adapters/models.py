@@ -137,7 +137,7 @@ def tokens(count: int = TEXTS) -> torch.Tensor:
 
 def features(model: nn.Module) -> list[torch.Tensor]:
     """Outputs of every tower on a fixed batch."""
-    if isinstance(model, CLIPModel):
+    if hasattr(model, "text_model"):  # CLIP and SigLIP of transformers
         output = model(input_ids=tokens(), pixel_values=pixels())
         return [output.image_embeds, output.text_embeds]
     if hasattr(model, "encode_text"):
