@@ -21,9 +21,9 @@ from tether.adapters import (
     save_adapter,
 )
 from tether.adapters.files import _entry, check_head
+from tether.adapters.head import Head
 from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
-from tether.heads.linear import Head
 from tether.models.site import Select
 
 from .earlier import as_written_before

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tether.adapters import BiasOnlyConfig, FullConfig, RAdapterConfig, attach
+from tether.adapters import BiasOnlyConfig, FrozenConfig, FullConfig, RAdapterConfig, attach, combine
 from tether.adapters.files import Adapter, apply, load_adapter, save_adapter
+from tether.adapters.head import Head, save_head
 from tether.errors import TetherError
-from tether.heads.linear import Head, save_head
 from tether.models import load
 from tether.runs.average import average_adapters, average_folders, average_models
 
@@ -59,6 +59,12 @@ def test_adapters_that_are_not_alike_are_refused(tiny_model):
     assert average_adapters([one, replace(one, alpha=1.0)], alpha=0.25).alpha == 0.25
 
 
+def test_a_method_that_has_no_mean_is_refused():
+    adapters = [Adapter(FrozenConfig(), {}, "f")] * 2
+    with pytest.raises(TetherError, match="method frozen does not say what the mean of its adapters is"):
+        average_adapters(adapters)
+
+
 @pytest.fixture
 def headed(tiny_model, tmp_path):
     """Folders of two runs with heads: a function that makes one."""
@@ -80,6 +86,20 @@ def test_heads_are_averaged_with_their_adapters(headed, tmp_path):
     torch.testing.assert_close(mean.head.weight, (heads[0] + heads[1]) / 2)
     assert torch.equal(mean.head.zero_shot, start)
     assert mean.extra == {"combined": 2}
+
+
+def test_heads_are_combined_with_their_adapters(tiny_model):
+    """What training added to the shared classifier is added, as what it added to the weights."""
+    adapter, _ = trained(tiny_model, RAdapterConfig(rank=2), 0)
+    start, steps = torch.randn(3, 16), torch.randn(2, 3, 16)
+    one, other = (replace(adapter, head=Head(start + step, start)) for step in steps)
+    head = combine([one, other], [1.0, -0.5]).head
+    torch.testing.assert_close(head.weight, start + steps[0] - 0.5 * steps[1])
+    assert torch.equal(head.zero_shot, start)
+    with pytest.raises(
+        TetherError, match="Adapter 1 was trained with a linear head and adapter 2 without one"
+    ):
+        combine([one, adapter], [1.0, 1.0])
 
 
 def test_heads_that_have_no_mean_are_refused(headed, tmp_path):

@@ -8,8 +8,8 @@ import torch
 from tether._alpha import tower_of
 from tether.adapters import FullConfig, RAdapterConfig, attach
 from tether.adapters.files import load_adapter, save_adapter
+from tether.adapters.head import Head, save_head
 from tether.errors import TetherError
-from tether.heads.linear import Head, save_head
 from tether.models import load
 from tether.runs.export import base_of, export
 

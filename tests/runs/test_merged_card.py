@@ -11,9 +11,9 @@ from PIL import Image
 from tether._files import save_tensors
 from tether.adapters import RAdapterConfig, attach
 from tether.adapters.files import save_adapter
+from tether.adapters.head import Head
 from tether.cli import main
 from tether.data.transforms import test_transform as plain_transform
-from tether.heads.linear import Head
 from tether.models import load
 from tether.runs.export import export
 

@@ -11,11 +11,11 @@ import tether.data.dataset
 from tether import recipe as recipes
 from tether._files import read_json, read_tensors
 from tether.adapters.files import apply, load_adapter
+from tether.adapters.head import HEAD_FILE, read_head
 from tether.data import load_benchmark
 from tether.errors import TetherError
 from tether.evaluation import Classifier, class_embeddings, evaluate, zero_shot_classifier
 from tether.evaluation.reading import read_ahead
-from tether.heads.linear import HEAD_FILE, read_head
 from tether.models import load
 from tether.runs import train as fine_tuning
 from tether.runs.outcome import load_sweep

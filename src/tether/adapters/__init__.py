@@ -6,6 +6,7 @@ from tether.adapters.bias_only import BiasOnlyAttached, BiasOnlyConfig
 from tether.adapters.files import Adapter, apply, load_adapter, save_adapter
 from tether.adapters.frozen import FrozenConfig
 from tether.adapters.full import FullAttached, FullConfig
+from tether.adapters.head import Head
 from tether.adapters.last_blocks import LastBlocksAttached, LastBlocksConfig
 from tether.adapters.mergeable import Mergeable, MergeReport
 from tether.adapters.norm_only import NormOnlyAttached, NormOnlyConfig
@@ -25,6 +26,7 @@ __all__ = [
     "FrozenConfig",
     "FullAttached",
     "FullConfig",
+    "Head",
     "LastBlocksAttached",
     "LastBlocksConfig",
     "MergeReport",

@@ -23,10 +23,10 @@ from tether._files import read_json, write_json
 from tether._sealed import read_part, write_part
 from tether.adapters.attach import attach
 from tether.adapters.attached import Attached
+from tether.adapters.head import HEAD_FILE, Head, earlier_head, head_of, read_head
 from tether.config import build, method_of, methods_of, plain
 from tether.errors import TetherError, near_misses
 from tether.families import AdapterConfig
-from tether.heads.linear import HEAD_FILE, Head, earlier_head, head_of, read_head
 from tether.models.fingerprint import fingerprint_of
 from tether.models.load import absolute
 from tether.models.weight_path import MARK

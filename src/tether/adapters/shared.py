@@ -6,8 +6,8 @@ from torch import Tensor
 
 from tether._alpha import Alpha
 from tether.adapters.files import Adapter
+from tether.adapters.head import Head
 from tether.errors import TetherError
-from tether.heads.linear import Head
 
 
 def check_base(adapters: Sequence[Adapter]) -> None:

@@ -192,8 +192,8 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
 
 def merge(options: argparse.Namespace) -> int:
     from tether.adapters.files import load_adapter
+    from tether.adapters.head import HEAD_FILE
     from tether.evaluation.scores import alpha_text
-    from tether.heads.linear import HEAD_FILE
     from tether.runs.export import export
     from tether.runs.merged_card import CARD
     from tether.runs.outcome import ADAPTER

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tether._alpha import Alpha
+from tether._averaging import check_compatible
 from tether._files import new_folder, refuse_existing
 from tether.adapters.files import Adapter, check_head, load_adapter, save_adapter
+from tether.adapters.head import HEAD_FILE, mean_head
 from tether.adapters.shared import check_base, heads_of, shared_alpha, shared_unfrozen
-from tether.ensembles.model_average import check_compatible
 from tether.errors import TetherError
-from tether.heads.linear import HEAD_FILE, mean_head
 from tether.models import load
 
 

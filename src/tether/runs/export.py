@@ -11,9 +11,9 @@ from tether._alpha import Alpha, alpha_of
 from tether._files import new_folder, read_json, refuse_existing, save_tensors
 from tether.adapters import MergeReport
 from tether.adapters.files import Adapter, apply, load_adapter
+from tether.adapters.head import HEAD_FILE, read_head
 from tether.config import method_of
 from tether.errors import TetherError
-from tether.heads.linear import HEAD_FILE, read_head
 from tether.models import Model, load
 from tether.models.load import is_here
 from tether.runs.merged_card import write_card

@@ -5,9 +5,9 @@ from pathlib import Path
 from tether._files import read_json
 from tether.adapters import MergeReport
 from tether.adapters.files import Adapter
+from tether.adapters.head import HEAD_FILE
 from tether.config import method_of
 from tether.evaluation.scores import alpha_text
-from tether.heads.linear import HEAD_FILE
 from tether.models import Model
 from tether.models.builtin import ARCHITECTURE
 

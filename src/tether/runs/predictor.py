@@ -23,6 +23,7 @@ from tether.adapters import FullConfig, attach
 from tether.adapters._tensors import base_tensors
 from tether.adapters.base_weights import LOGIT
 from tether.adapters.files import Adapter, apply, save_adapter
+from tether.adapters.head import Head
 from tether.data.reading import as_rgb
 from tether.data.transforms import test_transform
 from tether.ensembles.ensemble import Ensemble, Mix
@@ -32,7 +33,6 @@ from tether.ensembles.vrf.files import load_vrf, save_vrf
 from tether.ensembles.vrf.method import VRF
 from tether.errors import TetherError
 from tether.evaluation.classifier import Classifier
-from tether.heads.linear import Head
 from tether.models import load
 from tether.models.load import absolute, is_here
 from tether.models.model import Model

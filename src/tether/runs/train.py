@@ -18,13 +18,13 @@ from tether._files import read_json, sha256_file, write_json
 from tether._text import quoted
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
+from tether.adapters.head import HEAD_FILE, Head, save_head
 from tether.config import plain
 from tether.data import load_benchmark, require_readable, test_transform, train_transform
 from tether.data.records import PictureBenchmark
 from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
 from tether.evaluation.scoring import Progress
-from tether.heads.linear import HEAD_FILE, Head, save_head
 from tether.heads.probe import probed_head
 from tether.models import Model, load
 from tether.models.last_block import fast_last_block

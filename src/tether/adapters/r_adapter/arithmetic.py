@@ -13,11 +13,11 @@ from torch import Tensor
 
 from tether._alpha import Alpha
 from tether.adapters.files import Adapter
+from tether.adapters.head import combined_head
 from tether.adapters.r_adapter.module import product
 from tether.adapters.r_adapter.states import PART, by_path, factors_of
 from tether.adapters.shared import check_base, heads_of, shared_alpha, shared_unfrozen
 from tether.errors import TetherError
-from tether.heads.linear import combined_head
 
 
 def average(adapters: Sequence[Adapter], alpha: Alpha | None = None) -> Adapter:
