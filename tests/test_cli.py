@@ -20,6 +20,8 @@ from tether.models import load
 from tether.training import RunDirectory, read_metrics
 from tether.training.checkpoint import latest_checkpoint, load_checkpoint
 
+from .adapters.earlier import as_written_before
+
 
 @pytest.fixture(autouse=True)
 def apart(tmp_path, monkeypatch):
@@ -183,17 +185,25 @@ def test_merge_at_alpha_0_is_the_base(trained, tiny_recipe):
     assert all(torch.equal(base[name], merged[name]) for name in base)
 
 
-def test_merge_says_that_there_is_a_head_and_keeps_it(recipe, tmp_path, capsys):
+def test_merge_keeps_the_head_also_of_runs_made_before(recipe, tmp_path, capsys):
+    """A run is made once; then its folder is as earlier versions left it, and then without the run."""
     words = ["objective={method: cross_entropy}", "training.epochs=1"]
     assert main(["train", recipe, *words]) == 0
     run = tmp_path / "runs" / "tiny-001"
-    assert main(["merge", str(run / "adapter"), "without"]) == 0
-    assert "--head" in capsys.readouterr().out
-    assert main(["merge", str(run / "adapter"), "with", "--head", str(run / "head.safetensors")]) == 0
-    assert "--head" not in capsys.readouterr().out
-    head = load_file(run / "head.safetensors")
+    assert not (run / "head.safetensors").exists()
+    head = load_file(run / "adapter" / "head.safetensors")
     expected = head["zero_shot"] + 0.5 * (head["weight"] - head["zero_shot"])
-    torch.testing.assert_close(load_file(tmp_path / "with" / "head.safetensors")["weight"], expected)
+    assert main(["merge", str(run / "adapter"), "now"]) == 0
+    as_written_before(run / "adapter")
+    assert main(["merge", str(run), "before"]) == 0
+    assert "--head" not in capsys.readouterr().out
+    shutil.copytree(run / "adapter", "alone")
+    assert main(["merge", "alone", "without"]) == 0
+    assert "--head RUN/head.safetensors" in capsys.readouterr().out
+    assert main(["merge", "alone", "given", "--head", str(run / "head.safetensors")]) == 0
+    for name in ("now", "before", "given"):
+        torch.testing.assert_close(load_file(tmp_path / name / "head.safetensors")["weight"], expected)
+    assert not (tmp_path / "without" / "head.safetensors").exists()
 
 
 def test_merge_says_that_an_ensemble_stays_behind(recipe, tmp_path, capsys):
@@ -209,7 +219,7 @@ def test_merge_says_that_an_ensemble_stays_behind(recipe, tmp_path, capsys):
     assert main(["merge", f"{run}/fisher", "fisher-merged"]) == 0
     assert load_adapter(run / "fisher").source == load_adapter(run / "adapter").source
     shown = capsys.readouterr().out
-    assert "ensemble is" not in shown and f"--head {run}/fisher/classifier.safetensors" in shown
+    assert "ensemble is" not in shown and "Its linear head: fisher-merged/head.safetensors" in shown
 
 
 def test_rank_saves_the_smallest_that_will_do(trained, capsys):
@@ -233,7 +243,7 @@ def test_rank_of_an_adapter_with_a_head_measures_what_the_run_measured(recipe, t
     whole = next(line for line in capsys.readouterr().out.splitlines() if "(whole)" in line)
     (measured,) = read_json(run / "result.json")["validation"]
     assert f"{measured['in_distribution']:.1%}" in whole
-    assert main(["merge", "small", "merged", "--head", "small/head.safetensors"]) == 0
+    assert load_adapter("small").head is not None
 
 
 def test_rank_outside_of_a_run_asks_for_pictures(trained, tiny_recipe, fails, tmp_path):
@@ -493,15 +503,10 @@ def test_a_damaged_adapter(run, fails, tmp_path, damage):
             save_file({**tensors, "extra": torch.zeros(1)}, file)
         case "changed":
             save_file({**tensors, name: tensors[name] + 1}, file)
-    told = {
-        "truncated": "cut short",
-        "missing": "Missing: ",
-        "extra": "unexpected: extra",
-        "changed": "was changed",
-    }
+    told = f"{file} is damaged: it was cut short or changed"
     for command in (["merge", run / "adapter", "out"], ["rank", run / "adapter", "--out", "out"]):
-        assert told[damage] in fails(*command)
-    assert told[damage] in fails("average", run / "adapter", run / "adapter", "--out", "out")
+        assert told in fails(*command)
+    assert told in fails("average", run / "adapter", run / "adapter", "--out", "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -516,7 +521,7 @@ def test_nothing_is_overwritten(trained, fails, tmp_path):
     assert "no adapter folder" in fails("merge", tmp_path / "there", "out")
     for alpha in ("half", "1.5", "-0.1", "nan", ".nan", ".inf", "true", "{image: 2, text: 0}", "{image: 1}"):
         assert "expected a number from 0 to 1" in fails("merge", adapter, "out", f"--alpha={alpha}")
-    assert "no head.safetensors of a run" in fails(
+    assert "is no head.safetensors: expected weight and zero_shot" in fails(
         "merge", adapter, "out", "--head", adapter / "adapter.safetensors"
     )
     assert "holds no ensemble of outputs" in fails("export", trained, "out")

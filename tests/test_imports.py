@@ -8,7 +8,7 @@ from scripts import imports as tool
 
 FLOORS = (
     ("errors",),
-    ("_files", "_distributed", "_alpha", "_text", "config"),
+    ("_files", "_sealed", "_averaging", "_distributed", "_alpha", "_text", "config"),
     ("_choosing", "families"),
     ("models",),
     ("data",),

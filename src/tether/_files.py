@@ -39,11 +39,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _flush(path.parent)
     except OSError as error:
         raise TetherError(
             f"Could not write {path}: {error.strerror or error}. What was there before is untouched; free some "
@@ -68,6 +64,8 @@ def refuse_existing(out: Path) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """Gives a folder to fill, which becomes `out` at the end; if anything fails, nothing is left behind.
 
+    What is written with the functions of this module is on the disk before the folder has its name.
+
     Raises:
         TetherError: the disk is full or the folder cannot be written.
     """
@@ -76,11 +74,21 @@ def new_folder(out: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         temporary.rename(out)
+        _flush(out.parent)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise TetherError(f"Could not write {out}: {reason}. Nothing was left behind.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """See that the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

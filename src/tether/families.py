@@ -12,7 +12,7 @@ alone, so whoever adds an answer adds one file: in the folder, or anywhere, if t
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -47,6 +47,28 @@ class AdapterConfig(Family, folder="tether.adapters"):
         raise TetherError(
             f"An adapter of the method {method_of(type(self))} has the tensors that its model gives it: no ranks can "
             f"be changed, and it cannot be combined with others."
+        )
+
+    def factored(self, state: Mapping[str, Tensor]) -> Any:
+        """A state factored once, from which those of every rank follow; gives a `tether.adapters.ranks.Ranked`.
+
+        Raises:
+            TetherError: the method's tensors have no rank to choose.
+        """
+        raise TetherError(
+            f"An adapter of the method {method_of(type(self))} has the tensors that its model gives it, without "
+            f"a rank to choose."
+        )
+
+    def mean(self, adapters: Sequence[Any]) -> tuple["AdapterConfig", dict[str, Tensor]]:
+        """Config and state of the adapter whose merge is the mean of the merges of `adapters`, all of this method.
+
+        Raises:
+            TetherError: the method has no such mean, or these adapters have none.
+        """
+        raise TetherError(
+            f"The method {method_of(type(self))} does not say what the mean of its adapters is; average merged models "
+            f"instead."
         )
 
 

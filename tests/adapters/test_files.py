@@ -1,6 +1,8 @@
 """Adapter folders: round trips, and every way in which a file can be wrong."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,11 +20,13 @@ from tether.adapters import (
     load_adapter,
     save_adapter,
 )
-from tether.adapters.files import _entry
+from tether.adapters.files import _entry, check_head
+from tether.adapters.head import Head
 from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
 from tether.models.site import Select
 
+from .earlier import as_written_before
 from .models import features, open_clip_model, pixels, timm_model
 from .r_adapter.test_method import assert_same, disturb, snapshot
 from .test_attached import CONFIGS, EVERY_METHOD, HEADED, train, train_with_head, with_head
@@ -214,11 +218,10 @@ def changed(tensors):
 @pytest.mark.parametrize(
     ("change", "describe", "message"),
     [
-        (without_first, False, "Missing: transformer"),
-        (with_another, False, "unexpected: more"),
-        (with_nan, False, "NaN or infinity"),
-        (with_nan, True, "NaN or infinity"),
-        (changed, False, "the file was changed"),
+        (without_first, False, "adapter.safetensors is damaged: it was cut short or changed"),
+        (with_another, False, "adapter.safetensors is damaged: it was cut short or changed"),
+        (changed, False, "adapter.safetensors is damaged: it was cut short or changed"),
+        (with_nan, True, "holds NaN or infinity, so the adapter cannot be used"),
     ],
 )
 def test_wrong_tensors(tmp_path, change, describe, message):
@@ -257,8 +260,79 @@ def test_a_flipped_bit_is_found(tmp_path):
     data = bytearray(file.read_bytes())
     data[-2] ^= 1
     file.write_bytes(data)
-    with pytest.raises(TetherError, match="the file was changed"):
+    with pytest.raises(TetherError, match="cut short or changed"):
         load_adapter(tmp_path / "a")
+
+
+@pytest.mark.parametrize("entries", [{}, {"more": {}}])
+def test_a_description_of_other_tensors_is_refused(tmp_path, entries):
+    saved(tmp_path / "a")
+    listed = json.loads((tmp_path / "a" / "adapter.json").read_text())["adapter"]
+    first = min(listed["tensors"])
+    others = {name: entry for name, entry in listed["tensors"].items() if entries or name != first}
+    change_json(tmp_path / "a", adapter=listed | {"tensors": others | entries})
+    with pytest.raises(
+        TetherError, match=rf"{'more' if entries else first} in .* is not what adapter.json lists"
+    ):
+        load_adapter(tmp_path / "a")
+
+
+def head():
+    return Head(torch.randn(3, 12), torch.randn(3, 12))
+
+
+def test_a_head_is_in_the_folder_and_comes_back(tmp_path):
+    given = head()
+    saved(tmp_path / "a", head=given)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy" / "a")  # the folder is all that there is to copy
+    adapter = load_adapter(tmp_path / "copy" / "a")
+    assert_same(adapter.head.tensors(), given.tensors())
+    assert torch.equal(adapter.head.at(0.0), given.zero_shot)
+    torch.testing.assert_close(adapter.head.at(1.0), given.weight)
+    save_adapter(tmp_path / "b", adapter)
+    assert_same(load_adapter(tmp_path / "b").head.tensors(), given.tensors())
+    save_adapter(tmp_path / "without", replace(adapter, head=None))
+    assert load_adapter(tmp_path / "without").head is None
+
+
+def test_a_head_is_sealed_as_the_rest(tmp_path):
+    saved(tmp_path / "a", head=head())
+    save_file(head().tensors(), tmp_path / "a" / "head.safetensors")
+    with pytest.raises(TetherError, match=r"head\.safetensors is damaged: it was cut short or changed"):
+        load_adapter(tmp_path / "a")
+    (tmp_path / "a" / "head.safetensors").unlink()
+    with pytest.raises(TetherError, match=r"head\.safetensors is damaged: it is missing"):
+        load_adapter(tmp_path / "a")
+    with pytest.raises(TetherError, match="weight holds NaN"):
+        saved(tmp_path / "b", head=replace(head(), weight=torch.full((3, 12), torch.nan)))
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["as of a mean", "as of a run"])
+def test_a_head_is_found_where_earlier_versions_put_it(tmp_path, inside):
+    given = head()
+    saved(tmp_path / "run" / "adapter", head=given)
+    folder = as_written_before(tmp_path / "run" / "adapter", inside=inside)
+    adapter = load_adapter(folder)
+    check_head(adapter, folder)
+    assert_same(adapter.head.tensors(), given.tensors())
+    shutil.copytree(folder, tmp_path / "alone")
+    adapter = load_adapter(tmp_path / "alone")
+    assert (adapter.head is None) == (not inside)
+    if not inside:
+        with pytest.raises(TetherError, match=r"no head\.safetensors in it or beside it"):
+            check_head(adapter, tmp_path / "alone")
+
+
+def test_the_classifier_of_a_fisher_weighted_run_is_found_where_earlier_versions_put_it(tmp_path):
+    given = head()
+    for name, others in (("headed", True), ("contrastive", False)):
+        folder = tmp_path / name / "fisher"
+        saved(folder, extra={"ensemble": "fisher", "alpha": 0.5})
+        save_file(given.tensors(), folder / "classifier.safetensors")
+        if others:
+            save_file(head().tensors(), folder.with_name("head.safetensors"))
+    assert_same(load_adapter(tmp_path / "headed" / "fisher").head.tensors(), given.tensors())
+    assert load_adapter(tmp_path / "contrastive" / "fisher").head is None
 
 
 @pytest.mark.parametrize(

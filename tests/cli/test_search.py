@@ -67,7 +67,6 @@ def test_with_an_adapter(tiny_model, folder, adapter, capsys, words, alpha):
     ("words", "message"),
     [
         (["--alpha", "0.3"], "--alpha belongs to an adapter; name it: --adapter FOLDER."),
-        (["-k", "0"], "at least 1; found 0"),
         (["--adapter", "nowhere"], "nowhere is no adapter folder"),
     ],
 )
@@ -77,7 +76,16 @@ def test_what_does_not_fit_is_said_in_a_line(tiny_model, folder, capsys, words, 
     assert line.startswith("tether: ") and message in line
 
 
-def test_an_alpha_that_is_none(tiny_model, folder, adapter, capsys):
-    words = ["search", str(tiny_model), str(folder), "a tree", "--adapter", str(adapter), "--alpha", "half"]
-    assert main(words) == 2
-    assert "--alpha" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--alpha", "half"], "--alpha: expected a number from 0 to 1"),
+        (["--alpha", "1.5"], "--alpha: expected a number from 0 to 1"),
+        (["-k", "0"], "-k: expected a whole number from 1"),
+    ],
+)
+def test_numbers_out_of_range(tiny_model, folder, adapter, capsys, words, message):
+    with pytest.raises(SystemExit) as stop:
+        main(["search", str(tiny_model), str(folder), "a tree", "--adapter", str(adapter), *words])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err

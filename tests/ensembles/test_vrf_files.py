@@ -78,7 +78,7 @@ def _change(**changes):
     ("harm", "complaint"),
     [
         (_cut, "damaged"),
-        (lambda folder: next(folder.glob("*.safetensors")).unlink(), "not there"),
+        (lambda folder: next(folder.glob("*.safetensors")).unlink(), "damaged: it is missing"),
         (lambda folder: (folder / "vrf.json").unlink(), "no file"),
         (lambda folder: (folder / "vrf.json").write_text("{"), "cut short"),
         (lambda folder: (folder / "vrf.json").write_text("[]"), "not a VRF"),

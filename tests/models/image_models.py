@@ -1,11 +1,18 @@
-"""Small random image models of every family whose sites are known."""
+"""Small random image models of every family whose sites are known, and folders of some."""
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import pytest
 import timm
+import torch
 import torchvision
+from timm.models._hub import save_for_hf
 from torch import nn
+from torchvision.models import Weights, WeightsEnum
+from torchvision.transforms._presets import ImageClassification
 
 
 def hybrid() -> nn.Module:
@@ -139,3 +146,36 @@ IMAGE_MODELS: dict[
     "transformers ConvNeXt 2": (lambda: of_transformers("ConvNextV2", **CONVNEXT_OF_TRANSFORMERS), 5, 1),
     "torchvision ConvNeXt": (convnext_of_torchvision, 3, 1),
 }
+
+
+def save_timm(folder: Path) -> Path:
+    """A random Swin in the folder layout of timm's hub, written by timm itself."""
+    torch.manual_seed(0)
+    module = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **TIMM_SWIN)
+    module.pretrained_cfg = module.pretrained_cfg | {"input_size": (3, 32, 32), "crop_pct": 0.9}
+    save_for_hf(module, folder, model_args=TIMM_SWIN, safe_serialization=True)
+    return folder
+
+
+def save_torchvision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A random ViT as a folder of ours; torchvision knows its architecture, `vit_tiny`, until the patch is undone."""
+    from tether.models import load
+
+    class Tiny(WeightsEnum):
+        DEFAULT = Weights(
+            "", partial(ImageClassification, crop_size=32, resize_size=36), {"categories": ["a", "b"]}
+        )
+
+    def vit_tiny(*, weights: Tiny | None = None, num_classes: int = 5, image_size: int = 224) -> nn.Module:
+        return torchvision.models.VisionTransformer(image_size, 8, 2, 4, 32, 64, num_classes=num_classes)
+
+    vit_tiny.__module__ = "torchvision.models.tiny"
+    vit_tiny.__annotations__["weights"] = Tiny | None
+    known = dict(torchvision.models._api.BUILTIN_MODELS)
+    monkeypatch.setattr(torchvision.models._api, "BUILTIN_MODELS", known | {"vit_tiny": vit_tiny})
+    torch.manual_seed(0)
+    model = load("torchvision:vit_tiny", pretrained=False)
+    for parameter in model.module.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save(folder)
+    return folder

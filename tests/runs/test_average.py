@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tether.adapters import BiasOnlyConfig, FullConfig, RAdapterConfig, attach
+from tether.adapters import BiasOnlyConfig, FrozenConfig, FullConfig, RAdapterConfig, attach, combine
 from tether.adapters.files import Adapter, apply, load_adapter, save_adapter
+from tether.adapters.head import Head, save_head
 from tether.errors import TetherError
-from tether.heads.linear import read_head, save_head
 from tether.models import load
 from tether.runs.average import average_adapters, average_folders, average_models
+
+from ..adapters.earlier import as_written_before
 
 
 def trained(source, config, seed):
@@ -57,6 +59,12 @@ def test_adapters_that_are_not_alike_are_refused(tiny_model):
     assert average_adapters([one, replace(one, alpha=1.0)], alpha=0.25).alpha == 0.25
 
 
+def test_a_method_that_has_no_mean_is_refused():
+    adapters = [Adapter(FrozenConfig(), {}, "f")] * 2
+    with pytest.raises(TetherError, match="method frozen does not say what the mean of its adapters is"):
+        average_adapters(adapters)
+
+
 @pytest.fixture
 def headed(tiny_model, tmp_path):
     """Folders of two runs with heads: a function that makes one."""
@@ -64,10 +72,8 @@ def headed(tiny_model, tmp_path):
 
     def make(name, head=None, zero_shot=start):
         adapter, _ = trained(tiny_model, FullConfig(), len(name))
-        save_adapter(tmp_path / name / "adapter", adapter, extra={"head": head is not None})
-        if head is not None:
-            save_head(tmp_path / name / "head.safetensors", head, zero_shot)
-        return tmp_path / name / "adapter"
+        trained_head = None if head is None else Head(head, zero_shot)
+        return save_adapter(tmp_path / name / "adapter", adapter, head=trained_head)
 
     return make, start
 
@@ -76,22 +82,33 @@ def test_heads_are_averaged_with_their_adapters(headed, tmp_path):
     make, start = headed
     heads = [torch.randn(3, 16) for _ in range(2)]
     average_folders([make("a", heads[0]), make("bb", heads[1])], tmp_path / "mean")
-    mean, begun = read_head(tmp_path / "mean" / "head.safetensors")
-    torch.testing.assert_close(mean, (heads[0] + heads[1]) / 2)
-    assert torch.equal(begun, start)
-    assert load_adapter(tmp_path / "mean").extra == {"combined": 2, "head": True}
-    again = tmp_path / "again"
-    average_folders([tmp_path / "mean", tmp_path / "mean"], again)  # whose heads lie in the folders
-    torch.testing.assert_close(read_head(again / "head.safetensors")[0], mean)
+    mean = load_adapter(tmp_path / "mean")
+    torch.testing.assert_close(mean.head.weight, (heads[0] + heads[1]) / 2)
+    assert torch.equal(mean.head.zero_shot, start)
+    assert mean.extra == {"combined": 2}
+
+
+def test_heads_are_combined_with_their_adapters(tiny_model):
+    """What training added to the shared classifier is added, as what it added to the weights."""
+    adapter, _ = trained(tiny_model, RAdapterConfig(rank=2), 0)
+    start, steps = torch.randn(3, 16), torch.randn(2, 3, 16)
+    one, other = (replace(adapter, head=Head(start + step, start)) for step in steps)
+    head = combine([one, other], [1.0, -0.5]).head
+    torch.testing.assert_close(head.weight, start + steps[0] - 0.5 * steps[1])
+    assert torch.equal(head.zero_shot, start)
+    with pytest.raises(
+        TetherError, match="Adapter 1 was trained with a linear head and adapter 2 without one"
+    ):
+        combine([one, adapter], [1.0, 1.0])
 
 
 def test_heads_that_have_no_mean_are_refused(headed, tmp_path):
     make, start = headed
     one = make("a", torch.randn(3, 16))
-    missing = make("lost", torch.randn(3, 16))
+    missing = as_written_before(make("lost", torch.randn(3, 16)))
     missing.with_name("head.safetensors").unlink()
     for other, told in (
-        (make("none"), "and .*none.* without one"),
+        (make("none"), "Adapter 1 was trained with a linear head and adapter 2 without one"),
         (make("others", torch.randn(3, 16), start.flip(0)), "different zero-shot classifiers"),
         (make("more", torch.randn(4, 16), torch.randn(4, 16)), "different zero-shot classifiers"),
         (missing, "no head.safetensors in it or beside it"),
@@ -103,7 +120,7 @@ def test_heads_that_have_no_mean_are_refused(headed, tmp_path):
 
 def test_merged_models_with_heads_are_not_averaged_without_them(make_tiny_model, tmp_path):
     load(make_tiny_model(0)).save(tmp_path / "one")
-    save_head(tmp_path / "one" / "head.safetensors", torch.randn(3, 16), torch.randn(3, 16))
+    save_head(tmp_path / "one" / "head.safetensors", Head(torch.randn(3, 16), torch.randn(3, 16)))
     with pytest.raises(TetherError, match="Average the adapters"):
         average_models([str(make_tiny_model(1)), str(tmp_path / "one")], tmp_path / "mean")
 

@@ -8,8 +8,8 @@ import torch
 from tether._alpha import tower_of
 from tether.adapters import FullConfig, RAdapterConfig, attach
 from tether.adapters.files import load_adapter, save_adapter
+from tether.adapters.head import Head, save_head
 from tether.errors import TetherError
-from tether.heads.linear import save_head
 from tether.models import load
 from tether.runs.export import base_of, export
 
@@ -98,7 +98,7 @@ def test_a_model_that_is_not_where_it_was_is_asked_for(tiny_model, tmp_path, mon
 def test_what_is_no_head_is_told(tiny_model, tmp_path):
     save_adapter(tmp_path / "adapter", attach(load(tiny_model), RAdapterConfig()))
     wrong = tmp_path / "adapter" / "adapter.safetensors"
-    with pytest.raises(TetherError, match=r"no head\.safetensors of a run: expected weight and zero_shot"):
+    with pytest.raises(TetherError, match=r"no head\.safetensors: expected weight and zero_shot"):
         export(None, tmp_path / "adapter", tmp_path / "out", head=wrong)
     assert not (tmp_path / "out").exists()
 
@@ -127,7 +127,7 @@ def test_a_tower_that_would_answer_no_numbers_is_not_saved(tiny_model, tmp_path,
 def test_a_head_that_is_no_number_is_not_saved(tiny_model, tmp_path):
     save_adapter(tmp_path / "adapter", attach(load(tiny_model), RAdapterConfig()))
     head = torch.full((3, 8), torch.nan)
-    save_head(tmp_path / "head.safetensors", head, torch.zeros(3, 8))
+    save_head(tmp_path / "head.safetensors", Head(head, torch.zeros(3, 8)))
     with pytest.raises(TetherError, match=r"The head in .* holds NaN or infinity, so it is not saved"):
         export(None, tmp_path / "adapter", tmp_path / "out", head=tmp_path / "head.safetensors")
     assert not (tmp_path / "out").exists()

@@ -6,22 +6,27 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from tether._files import save_tensors
 from tether.adapters import RAdapterConfig, attach
 from tether.adapters.files import save_adapter
+from tether.adapters.head import Head
 from tether.cli import main
+from tether.data.transforms import test_transform as plain_transform
 from tether.models import load
 from tether.runs.export import export
 
+from ..models.image_models import save_timm, save_torchvision
 
-def merged(source, folder, *, alpha=0.5):
+
+def merged(source, folder, *, alpha=0.5, head=None):
     """A merged model in `folder/merged`, and its report."""
     attached = attach(load(source), RAdapterConfig(rank=1, drop=0.0))
     with torch.no_grad():
         for parameter in attached.named_parameters().values():
-            parameter.add_(0.1)
-    save_adapter(folder / "adapter", attached, alpha=alpha)
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    save_adapter(folder / "adapter", attached, alpha=alpha, head=head)
     return export(None, folder / "adapter", folder / "merged")
 
 
@@ -75,6 +80,38 @@ def test_a_model_of_open_clip_needs_nothing_of_tether(tiny_model, tmp_path, monk
     with torch.no_grad():
         found = names["model"].eval().encode_image(pixels, normalize=True)
         torch.testing.assert_close(found, load("merged").encode_image(pixels))
+
+
+@pytest.fixture(params=["timm", "torchvision"])
+def image_model(request, tmp_path, monkeypatch):
+    """The folder of a model without texts."""
+    if request.param == "timm":
+        return save_timm(tmp_path / "base")
+    return save_torchvision(tmp_path / "base", monkeypatch)
+
+
+def test_a_model_without_texts_is_merged_and_its_library_loads_it_as_its_card_says(
+    image_model, tmp_path, monkeypatch
+):
+    base = load(image_model)
+    head = Head(torch.randn(3, base.dim), torch.randn(3, base.dim))
+    report = merged(image_model, tmp_path, head=head)
+    card = (tmp_path / "merged" / "CARD.md").read_text()
+    assert (
+        f"an ordinary {base.family} model" in card and "two texts" not in card and "tether" not in code(card)
+    )
+    assert f"times {base.dim**0.5:.6g} (√dim)" in card
+    assert report.max_error < 1e-5
+    model = load(tmp_path / "merged")
+    pixels = torch.randn(2, 3, 32, 32)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code(card), names)
+    with torch.no_grad():
+        torch.testing.assert_close(names["model"](pixels), model.features(pixels))
+        assert not torch.allclose(model.features(pixels), base.features(pixels), atol=1e-5)
+    picture = Image.effect_noise((50, 40), 60).convert("RGB")
+    torch.testing.assert_close(names["preprocess"](picture), plain_transform(model.image)(picture))
 
 
 def test_the_card_tells_of_a_head(tiny_model, tmp_path):

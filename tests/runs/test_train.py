@@ -11,11 +11,11 @@ import tether.data.dataset
 from tether import recipe as recipes
 from tether._files import read_json, read_tensors
 from tether.adapters.files import apply, load_adapter
+from tether.adapters.head import HEAD_FILE, read_head
 from tether.data import load_benchmark
 from tether.errors import TetherError
 from tether.evaluation import Classifier, class_embeddings, evaluate, zero_shot_classifier
 from tether.evaluation.reading import read_ahead
-from tether.heads.linear import HEAD_FILE, head_at
 from tether.models import load
 from tether.runs import train as fine_tuning
 from tether.runs.outcome import load_sweep
@@ -107,7 +107,13 @@ def test_an_ensemble_stands_between_the_two_models_and_is_kept_with_the_run(name
     assert {0.0, outcome.alpha, 1.0} <= set(outcome.test.alphas)
     assert answers(outcome.test.at(0.0)) == answers(zero_shot_scores(options))
     assert "validation" in outcome.alpha_reason
-    assert list(outcome.run.glob("*/classifier.safetensors" if name == "fisher" else "*.json"))
+    if name == "fisher":
+        head = load_adapter(outcome.run / "fisher").head
+        assert torch.equal(head.at(0.3), head.weight) and len(head.weight) == len(
+            outcome.benchmark.class_names
+        )
+    else:
+        assert (outcome.run / "ensemble.json").is_file()
 
 
 def test_a_probe_gives_the_head_that_fine_tuning_begins_with(tiny_recipe, tmp_path):
@@ -116,7 +122,7 @@ def test_a_probe_gives_the_head_that_fine_tuning_begins_with(tiny_recipe, tmp_pa
     options = changed(options, training={"epochs": 1}, accumulation=None, probe={"epochs": 3, "lr": 0.1})
     outcome = quiet(options, tmp_path)
     probe = read_tensors(outcome.run / "probe.safetensors")["weight"]
-    head = read_tensors(outcome.run / HEAD_FILE)
+    head = read_tensors(outcome.run / "adapter" / HEAD_FILE)
     torch.testing.assert_close(head["weight"], probe, atol=1e-6, rtol=0)
     assert (head["weight"] - head["zero_shot"]).abs().max() > 0.01
 
@@ -156,9 +162,10 @@ def test_what_was_saved_gives_the_reported_answers(name, tiny_recipe, tmp_path, 
     if adapter["method"] != "frozen":
         apply(fresh, outcome.run / "adapter").merge(outcome.alpha)
     if objective["method"] == "cross_entropy":
-        head = read_tensors(outcome.run / HEAD_FILE)
-        torch.testing.assert_close(head["zero_shot"], zero_shot)
-        weight = head_at(head["weight"], head["zero_shot"], outcome.alpha)
+        alone = adapter["method"] == "frozen"
+        head = read_head(outcome.run / HEAD_FILE) if alone else load_adapter(outcome.run / "adapter").head
+        torch.testing.assert_close(head.zero_shot, zero_shot)
+        weight = head.at(outcome.alpha)
     else:
         weight = embed()
     found = evaluate(fresh, benchmark.tests, Classifier(weight=weight, scale=fresh.logit_scale))

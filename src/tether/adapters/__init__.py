@@ -6,14 +6,16 @@ from tether.adapters.bias_only import BiasOnlyAttached, BiasOnlyConfig
 from tether.adapters.files import Adapter, apply, load_adapter, save_adapter
 from tether.adapters.frozen import FrozenConfig
 from tether.adapters.full import FullAttached, FullConfig
+from tether.adapters.head import Head
 from tether.adapters.last_blocks import LastBlocksAttached, LastBlocksConfig
 from tether.adapters.mergeable import Mergeable, MergeReport
 from tether.adapters.norm_only import NormOnlyAttached, NormOnlyConfig
 from tether.adapters.r_adapter.arithmetic import add, average, combine
 from tether.adapters.r_adapter.method import RAdapterConfig, RAttached
 from tether.adapters.r_adapter.module import RAdapter
-from tether.adapters.r_adapter.rank import Factored, RankResult, at_rank, size_in_bytes, smallest_within
+from tether.adapters.r_adapter.rank import Factored, at_rank
 from tether.adapters.r_adapter.states import full_rank, matrices
+from tether.adapters.ranks import RankResult, size_in_bytes, smallest_within
 
 __all__ = [
     "Adapter",
@@ -24,6 +26,7 @@ __all__ = [
     "FrozenConfig",
     "FullAttached",
     "FullConfig",
+    "Head",
     "LastBlocksAttached",
     "LastBlocksConfig",
     "MergeReport",

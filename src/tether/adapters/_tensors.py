@@ -66,15 +66,15 @@ def all_finite(tensors: list[Tensor]) -> bool:
 
 def base_tensors(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """The module's own parameters and buffers of these names."""
-    found = dict(module.named_parameters(remove_duplicate=False)) | dict(
+    tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(
         module.named_buffers(remove_duplicate=False)
     )
-    return {name: found[name] for name in names}
+    return {name: tensors[name] for name in names}
 
 
-def difference(found: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
+def difference(merged: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
     """Largest absolute difference, and the same divided by the largest absolute value expected."""
-    error = float(torch.stack([(a - b).abs().max() for a, b in zip(found, expected, strict=True)]).max())
+    error = float(torch.stack([(a - b).abs().max() for a, b in zip(merged, expected, strict=True)]).max())
     largest = float(torch.stack([b.abs().max() for b in expected]).max())
     return error, error / largest if largest else error
 

@@ -221,9 +221,9 @@ class Attached(ABC):
         Raises:
             TetherError: a tensor is missing, unexpected or of another shape; nothing is changed then.
         """
-        own = self.state_dict()
-        check_state(state, own)
-        for name, tensor in own.items():
+        current = self.state_dict()
+        check_state(state, current)
+        for name, tensor in current.items():
             tensor.copy_(state[name])
 
     @torch.no_grad()
@@ -285,9 +285,9 @@ class Attached(ABC):
 
     def _others(self) -> dict[str, nn.Parameter]:
         """The module's parameters that are not the method's."""
-        own = {id(parameter) for parameter in self.named_parameters().values()}
+        trained = {id(parameter) for parameter in self.named_parameters().values()}
         named = self.module.named_parameters(remove_duplicate=False)
-        return {name: parameter for name, parameter in named if id(parameter) not in own}
+        return {name: parameter for name, parameter in named if id(parameter) not in trained}
 
     def _check_precision(self) -> None:
         half = [

@@ -4,19 +4,35 @@ Nothing is added to the model. What is trained is named as in the base, the base
 and an adapter file holds the tuned values.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tether._alpha import tower_of
+from tether._averaging import average
 from tether.adapters._tensors import base_tensors, check_state
+from tether.adapters.files import Adapter
 from tether.adapters.mergeable import Mergeable
 from tether.errors import TetherError
+from tether.families import AdapterConfig
 
 LOGIT = ("logit_scale", "logit_bias")
 """Never trained by default: the published recipes keep CLIP's temperature."""
+
+
+class BaseWeightsConfig(AdapterConfig):
+    """Which of the model's own weights are trained."""
+
+    def mean(self, adapters: Sequence[Adapter]) -> tuple["BaseWeightsConfig", dict[str, Tensor]]:
+        """Of the tuned values, tensor by tensor."""
+        for adapter in adapters:
+            if adapter.config != self:
+                raise TetherError(
+                    f"Only adapters alike can be averaged; their config is {self} and {adapter.config}."
+                )
+        return self, average([adapter.state for adapter in adapters])
 
 
 class BaseWeightsAttached(Mergeable):
@@ -47,7 +63,7 @@ class BaseWeightsAttached(Mergeable):
         tensors = base_tensors(self.module, names + buffers)
         self._parameters: dict[str, nn.Parameter] = {name: tensors[name] for name in names}
         self._trained_buffers = {name: tensors[name] for name in buffers}
-        self._kept = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self._set_aside = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         """The base's values while the tuned ones are in the module, and the other way round."""
         self._start()
 
@@ -68,11 +84,11 @@ class BaseWeightsAttached(Mergeable):
         return dict(self._parameters)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self._values() if self._tuned_is_in_place else dict(self._kept)
+        return self._values() if self._tuned_is_in_place else dict(self._set_aside)
 
     def delta(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         tuned = self.state_dict() if state is None else self.complete(state)
-        base = self._kept if self._tuned_is_in_place else self._originals or self._values()
+        base = self._set_aside if self._tuned_is_in_place else self._originals or self._values()
         result = {}
         for name, tensor in tuned.items():
             if not tensor.is_floating_point():
@@ -82,9 +98,9 @@ class BaseWeightsAttached(Mergeable):
         return result
 
     def complete(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        own = self.state_dict()
-        state = {name: own[name] for name in self._trained_buffers} | dict(state)
-        check_state(state, own)
+        current = self.state_dict()
+        state = {name: current[name] for name in self._trained_buffers} | dict(state)
+        check_state(state, current)
         return state
 
     def tower_of(self, name: str) -> str:
@@ -103,8 +119,8 @@ class BaseWeightsAttached(Mergeable):
         """Swap the values in the module with those kept aside."""
         for name, tensor in self._values().items():
             inside = tensor.to("cpu", copy=True)
-            tensor.copy_(self._kept[name])
-            self._kept[name] = inside
+            tensor.copy_(self._set_aside[name])
+            self._set_aside[name] = inside
 
     def _values(self) -> dict[str, Tensor]:
         """The tensors in the module, whatever they are at present."""

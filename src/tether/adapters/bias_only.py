@@ -4,14 +4,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tether.adapters.base_weights import LOGIT, BaseWeightsAttached
+from tether.adapters.base_weights import LOGIT, BaseWeightsAttached, BaseWeightsConfig
 from tether.config import method
-from tether.families import AdapterConfig
 
 
 @method("bias_only")
 @dataclass(frozen=True, kw_only=True)
-class BiasOnlyConfig(AdapterConfig):
+class BiasOnlyConfig(BaseWeightsConfig):
     """Only biases are trained (BitFit; Ben Zaken, Ravfogel and Goldberg, ACL 2022)."""
 
     def attach(self, model: Any, *, seed: int = 0) -> "BiasOnlyAttached":

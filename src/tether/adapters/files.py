@@ -3,8 +3,8 @@ fit.
 
 The JSON is written last, so a folder without it is not an adapter. It holds the method, its config, versions,
 the fingerprint of the base, the alpha to use, and every tensor's shape, precision and SHA-256. Nothing is
-unpickled. What was unfrozen and trained beside the method, such as a new head, is a file of its own, which the
-fingerprint leaves out.
+unpickled. What was trained beside the method is a file of its own: parameters of the module that were unfrozen, which
+the fingerprint leaves out, and the linear head on the features. So the folder is all that there is to copy.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tether._alpha import Alpha, plain_alpha
-from tether._files import read_json, sha256_file, write_json, write_tensors
+from tether._files import read_json, write_json
+from tether._sealed import read_part, write_part
 from tether.adapters.attach import attach
 from tether.adapters.attached import Attached
+from tether.adapters.head import HEAD_FILE, Head, earlier_head, head_of, read_head
 from tether.config import build, method_of, methods_of, plain
 from tether.errors import TetherError, near_misses
 from tether.families import AdapterConfig
@@ -34,7 +34,7 @@ from tether.models.weight_path import MARK
 FORMAT = "tether-adapter"
 FORMAT_VERSION = 1
 STORAGE = {"float32": torch.float32, "float16": torch.float16}
-NAME, RAW, UNFROZEN = "adapter", "raw", "unfrozen"
+NAME, RAW, UNFROZEN, HEAD = "adapter", "raw", "unfrozen", "head"
 ENTRIES = {"method": str, "config": dict, "base": dict, "alpha": float | dict[str, float], "extra": dict}
 """What every description holds, besides what only says how it was made."""
 
@@ -53,6 +53,8 @@ class Adapter:
         source: where the base was loaded from, as `tether.load` takes it, with absolute paths; None if unknown.
         unfrozen: parameters of the module itself that were trained beside the method, such as a new head's, by
             name; they are the same at every alpha, and the fingerprint leaves them out.
+        head: the linear head that was trained on the model's features, if there is one; `head.at(alpha)` is its
+            weight.
 
     Raises:
         TetherError: alpha is no finite number, nor one per tower.
@@ -66,6 +68,7 @@ class Adapter:
     raw: Mapping[str, Tensor] | None = None
     source: str | None = None
     unfrozen: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+    head: Head | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", plain_alpha(self.alpha))
@@ -78,6 +81,7 @@ def save_adapter(
     state: Mapping[str, Tensor] | None = None,
     alpha: Alpha | None = None,
     extra: Mapping[str, Any] | None = None,
+    head: Head | None = None,
     keep_raw: bool = False,
     precision: Literal["float32", "float16"] = "float32",
 ) -> Path:
@@ -89,6 +93,8 @@ def save_adapter(
         state: of a handle: the state to store, such as the averaged one; None is the current one.
         alpha: the ensemble weight to store; None is 1 for a handle and its own for an `Adapter`.
         extra: what to store besides.
+        head: the linear head that was trained on the model's features; None is none for a handle and its own for
+            an `Adapter`.
         keep_raw: of a handle: also store the current state.
         precision: "float32", or "float16" for half the size; the JSON then states the rounding error.
 
@@ -109,14 +115,14 @@ def save_adapter(
     if isinstance(attached, Attached):
         state = attached.state_dict() if state is None else attached.complete(state)
         attached.check(state)
-        own = attached.state_dict()
-        config = attached.config if own.keys() == state.keys() else attached.config.fitting(state)
+        current = attached.state_dict()
+        config = attached.config if current.keys() == state.keys() else attached.config.fitting(state)
         source = attached.source and absolute(attached.source)
         adapter = Adapter(
             config,
             state,
             attached.fingerprint(),
-            raw=own if keep_raw else None,
+            raw=current if keep_raw else None,
             source=source,
             unfrozen=attached.unfrozen(),
         )
@@ -124,6 +130,8 @@ def save_adapter(
         adapter = attached
     if alpha is not None:
         adapter = replace(adapter, alpha=alpha)
+    if head is not None:
+        adapter = replace(adapter, head=head)
     method = method_of(type(adapter.config))
     if not isinstance(adapter.config, AdapterConfig) or method is None:
         raise TetherError(
@@ -133,6 +141,7 @@ def save_adapter(
     parts = {NAME: adapter.state}
     parts |= {} if adapter.raw is None else {RAW: adapter.raw}
     parts |= {UNFROZEN: adapter.unfrozen} if adapter.unfrozen else {}
+    parts |= {HEAD: adapter.head.tensors()} if adapter.head else {}
     description: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -151,10 +160,8 @@ def save_adapter(
     for name, stored in stored_parts.items():
         if precision != "float32":
             description[f"{name}_rounding_error"] = _rounding(parts[name], stored)
-        file = folder / f"{name}.safetensors"
-        write_tensors(file, stored)
         description[name] = {
-            "sha256": sha256_file(file),
+            "sha256": write_part(folder / f"{name}.safetensors", stored),
             "tensors": {key: _entry(tensor) for key, tensor in sorted(stored.items())},
         }
     write_json(folder / f"{NAME}.json", description)
@@ -172,8 +179,8 @@ def load_adapter(path: str | Path) -> Adapter:
 
     Raises:
         TetherError: it is no adapter folder, it is of a newer format or an unknown method, its config has
-            unknown options, an entry is missing or of another type, the tensors are not exactly those listed
-            (cut short, missing, unexpected, changed), or not finite.
+            unknown options, an entry is missing or of another type, a file is damaged (missing, cut short, changed),
+            or its tensors are not exactly those listed, or not finite.
     """
     folder = Path(path)
     file = folder / f"{NAME}.json"
@@ -212,6 +219,7 @@ def load_adapter(path: str | Path) -> Adapter:
             raw,
             base.get("source"),
             unfrozen,
+            _head(folder, description),
         )
     except KeyError as error:
         raise TetherError(f"{file} lacks {error}; it is incomplete. Copy it again.") from error
@@ -232,13 +240,13 @@ def apply(model: Any, path: str | Path | Adapter, *, seed: int = 0) -> Attached:
     adapter = path if isinstance(path, Adapter) else load_adapter(path)
     module = model if isinstance(model, nn.Module) else model.module
     if not hasattr(module, MARK):  # with something attached already, `attach` says so
-        found = fingerprint_of(model, without=adapter.unfrozen.keys())
-        if found != adapter.fingerprint:
+        fingerprint = fingerprint_of(model, without=adapter.unfrozen.keys())
+        if fingerprint != adapter.fingerprint:
             wanted = f" ({adapter.source})" if adapter.source else ""
             given = "this module" if model is module else f"the model {model.source}"
             raise TetherError(
                 f"This adapter belongs to a base with fingerprint {adapter.fingerprint[:12]}…{wanted}, but {given} "
-                f"has {found[:12]}…: other weights, another activation or another image size. Load the model "
+                f"has {fingerprint[:12]}…: other weights, another activation or another image size. Load the model "
                 f"it was trained on (on the command line: --model)."
             )
     attached = attach(model, adapter.config, seed=seed)
@@ -250,6 +258,22 @@ def apply(model: Any, path: str | Path | Adapter, *, seed: int = 0) -> Attached:
         raise
     attached.eval_mode()
     return attached
+
+
+def check_head(adapter: Adapter, folder: Path) -> None:
+    """See that an adapter has the linear head that it was trained with.
+
+    Args:
+        folder: where it was read from.
+
+    Raises:
+        TetherError: an earlier version put that beside the folder, and it was not copied.
+    """
+    if adapter.extra.get("head") and adapter.head is None:
+        raise TetherError(
+            f"{folder} was trained with a linear head, but there is no {HEAD_FILE} in it or beside it. Copy the whole "
+            f"run, or put that file into {folder}."
+        )
 
 
 def _config(name: str, options: Mapping[str, Any]) -> Any:
@@ -300,30 +324,20 @@ def _read(folder: Path, name: str, listed: Any) -> dict[str, Tensor]:
     build(dict, listed, f"{folder / NAME}.json: {name}")
     build(dict, listed["tensors"], f"{folder / NAME}.json: {name}.tensors")
     file = folder / f"{name}.safetensors"
-    if not file.is_file():
-        raise TetherError(f"{file} is missing. Copy the whole adapter folder.")
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, ValueError) as error:
-        raise TetherError(
-            f"{file} is no whole safetensors file ({error}); it may be cut short. Copy it again."
-        ) from error
-    missing = [key for key in listed["tensors"] if key not in tensors]
-    unexpected = [key for key in tensors if key not in listed["tensors"]]
-    if missing or unexpected:
-        raise TetherError(
-            f"{file} does not hold the tensors that {NAME}.json lists. Missing: "
-            f"{', '.join(missing[:6]) or 'none'}; unexpected: {', '.join(unexpected[:6]) or 'none'}."
-        )
-    for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise TetherError(f"{key} in {file} holds NaN or infinity, so the adapter cannot be used.")
-        if _entry(tensor) != listed["tensors"][key]:
+    tensors = read_part(file, listed["sha256"])
+    for key in sorted(tensors.keys() | listed["tensors"].keys()):
+        if key not in tensors or _entry(tensors[key]) != listed["tensors"].get(key):
             raise TetherError(
-                f"{key} in {file} is not what {NAME}.json describes: the file was changed. Copy it again."
+                f"{key} in {file} is not what {NAME}.json lists: that was changed. Copy the whole folder again."
             )
-    if sha256_file(file) != listed["sha256"]:
-        raise TetherError(
-            f"{file} is not the file that {NAME}.json describes. Copy the whole adapter folder again."
-        )
+        if tensors[key].is_floating_point() and not bool(tensors[key].isfinite().all()):
+            raise TetherError(f"{key} in {file} holds NaN or infinity, so the adapter cannot be used.")
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+
+
+def _head(folder: Path, description: Mapping[str, Any]) -> Head | None:
+    """The linear head in the folder, or where earlier versions put it."""
+    if HEAD in description:
+        return head_of(_read(folder, HEAD, description[HEAD]), folder / HEAD_FILE)
+    file = earlier_head(folder, description["extra"])
+    return read_head(file) if file else None

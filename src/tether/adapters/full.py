@@ -4,15 +4,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tether.adapters.base_weights import LOGIT, BaseWeightsAttached
+from tether.adapters.base_weights import LOGIT, BaseWeightsAttached, BaseWeightsConfig
 from tether.config import method
 from tether.errors import TetherError, near_misses
-from tether.families import AdapterConfig
 
 
 @method("full")
 @dataclass(frozen=True, kw_only=True)
-class FullConfig(AdapterConfig):
+class FullConfig(BaseWeightsConfig):
     """Full fine-tuning: every parameter is trained.
 
     Args:

@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tether.adapters.base_weights import BaseWeightsAttached
+from tether.adapters.base_weights import BaseWeightsAttached, BaseWeightsConfig
 from tether.config import method
 from tether.errors import TetherError
-from tether.families import AdapterConfig
 from tether.models.site import Select
 from tether.models.sites import sites as find_sites
 
 
 @method("last_blocks")
 @dataclass(frozen=True, kw_only=True)
-class LastBlocksConfig(AdapterConfig):
+class LastBlocksConfig(BaseWeightsConfig):
     """Only the last blocks of each tower are trained.
 
     Args:

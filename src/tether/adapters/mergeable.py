@@ -124,8 +124,8 @@ class Mergeable(Attached):
             raise TetherError(f"NaN or infinity would be merged into {names}; nothing was merged. {_LOST}")
         if probe is None:
             return MergeReport(alpha, tuple(delta))
-        found = self._run(probe)
-        if not all_finite(found):
+        outputs = self._run(probe)
+        if not all_finite(outputs):
             self.unmerge()
             raise TetherError(
                 f"The merged model answers NaN or infinity on the probe; nothing was merged. The largest change is "
@@ -133,7 +133,7 @@ class Mergeable(Attached):
             )
         if expected is None:
             return MergeReport(alpha, tuple(delta))
-        error, relative = difference(found, expected)
+        error, relative = difference(outputs, expected)
         if bound is None:
             bound = max(ERROR_BOUNDS.get(tensor.dtype, 5e-2) for tensor in originals.values())
         if not relative <= bound:

@@ -3,15 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tether.adapters.base_weights import BaseWeightsAttached
+from tether.adapters.base_weights import BaseWeightsAttached, BaseWeightsConfig
 from tether.config import method
-from tether.families import AdapterConfig
 from tether.models.site import NORMS
 
 
 @method("norm_only")
 @dataclass(frozen=True, kw_only=True)
-class NormOnlyConfig(AdapterConfig):
+class NormOnlyConfig(BaseWeightsConfig):
     """Only the weights and biases of normalisation layers are trained."""
 
     def attach(self, model: Any, *, seed: int = 0) -> "NormOnlyAttached":

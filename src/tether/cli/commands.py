@@ -153,7 +153,7 @@ def compare(options: argparse.Namespace, device: Any) -> int:
     tests = comparison.pooled_tests(chosen[0], options.folds, tuned_on=tuned_on)
     from_main(lambda: reporting.write_comparison(results, options.out, tests))
     show_comparison(results)
-    say(f"Table and report: {options.out / 'report.html'}")
+    say(f"Table and report: {options.out / reporting.REPORT}")
     return 0
 
 
@@ -175,14 +175,14 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
     table.title = cell(f"{options.model} on {benchmark.name}")
     home = benchmark.in_distribution
     for name in sorted(scores, key=lambda name: name != home):
-        own = scores[name]
-        top5 = "" if own.top5 is None else f"{own.top5:.1%}"
+        domain_scores = scores[name]
+        top5 = "" if domain_scores.top5 is None else f"{domain_scores.top5:.1%}"
         shown = marked(name, "in-distribution" if name == home else "")
         table.add_row(
             cell(shown),
-            str(own.n),
-            f"{own.top1:.1%}",
-            f"{own.interval.low:.1%} – {own.interval.high:.1%}",
+            str(domain_scores.n),
+            f"{domain_scores.top1:.1%}",
+            f"{domain_scores.interval.low:.1%} – {domain_scores.interval.high:.1%}",
             top5,
         )
     show_table(table, Console())
@@ -191,11 +191,12 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
 
 def merge(options: argparse.Namespace) -> int:
     from tether.adapters.files import load_adapter
+    from tether.adapters.head import HEAD_FILE
     from tether.evaluation.scores import alpha_text
-    from tether.heads.linear import HEAD_FILE
     from tether.runs.export import export
     from tether.runs.merged_card import CARD
     from tether.runs.outcome import ADAPTER
+    from tether.runs.predictor import DESCRIPTION, MERGED
 
     inside = options.adapter / ADAPTER
     if not (options.adapter / "adapter.json").is_file() and (inside / "adapter.json").is_file():
@@ -207,21 +208,20 @@ def merge(options: argparse.Namespace) -> int:
     say(f"Merged at alpha {alpha_text(report.alpha)} into {len(report.changed)} tensors{error}.")
     say(f"Model: {options.out}; {options.out / CARD} says how to load it.")
     run = options.adapter.absolute().parent
-    head = None
-    if load_adapter(options.adapter).extra.get("head"):
-        inside = options.adapter / HEAD_FILE  # of a mean, or of a smaller rank
-        head = quoted(inside) if inside.is_file() else "RUN/head.safetensors"
-    elif (options.adapter / "classifier.safetensors").is_file() and (run / HEAD_FILE).is_file():
-        head = quoted(options.adapter / "classifier.safetensors")  # of a Fisher-weighted average
-    if head and not options.head:
-        say(f"This adapter was trained with a linear head. To keep that too, add --head {head}.")
-    if (run / "ensemble.json").is_file():
+    if (options.out / HEAD_FILE).is_file():
+        say(f"Its linear head: {options.out / HEAD_FILE}")
+    elif load_adapter(options.adapter).extra.get("head"):  # an earlier version put it beside the adapter
+        say(
+            f"This adapter was trained with a linear head, which lies in its run. To keep that too, add --head "
+            f"RUN/{HEAD_FILE}."
+        )
+    if (run / DESCRIPTION).is_file():
         say(
             f"The run's ensemble mixes the outputs of two models; the merged model is its tuned one alone. To keep "
             f"the ensemble: tether export {quoted(options.adapter.parent)} OUT"
         )
-    elif (run / "fisher").is_dir() and run / "fisher" != options.adapter.absolute():
-        say(f"The run's ensemble is {options.adapter.parent / 'fisher'}; merge that to keep it.")
+    elif (run / MERGED).is_dir() and run / MERGED != options.adapter.absolute():
+        say(f"The run's ensemble is {options.adapter.parent / MERGED}; merge that to keep it.")
     return 0
 
 
@@ -230,7 +230,6 @@ def rank(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from tether.adapters.files import load_adapter
-    from tether.heads.linear import head_of
     from tether.models import load
     from tether.runs.export import base_of, run_config
     from tether.runs.rank import shrink
@@ -244,7 +243,6 @@ def rank(options: argparse.Namespace) -> int:
             f"data.train=PICTURES, or data.method=emoji_shift for the built-in ones."
         )
     benchmark = _benchmark(data, options.overrides)
-    head = head_of(options.adapter) if saved.extra.get("head") else None
     with _progress() as progress:
         results = shrink(
             load(options.model or base_of(saved, options.adapter)),
@@ -253,7 +251,6 @@ def rank(options: argparse.Namespace) -> int:
             options.out,
             ranks=options.ranks,
             tolerance=options.tolerance,
-            head=head,
             progress=progress,
         )
     best = results[-1].score - options.tolerance
@@ -269,14 +266,11 @@ def rank(options: argparse.Namespace) -> int:
 
 
 def average(options: argparse.Namespace) -> int:
-    from tether.heads.linear import HEAD_FILE
     from tether.runs.average import average_folders, average_models
 
     if all((folder / "adapter.json").is_file() for folder in options.folders):
         average_folders(options.folders, options.out, options.alpha)
         say(f"Mean of {len(options.folders)} adapters: {options.out}")
-        if (options.out / HEAD_FILE).is_file():
-            say(f"Mean of their linear heads: {options.out / HEAD_FILE}")
         return 0
     if options.alpha is not None:
         raise TetherError("--alpha belongs to adapters; a mean of whole models has none.")
@@ -290,6 +284,28 @@ def export(options: argparse.Namespace) -> int:
 
     export_predictor(options.run, options.out)
     say(f"Predictor: {options.out} (tether.runs.predictor.load_predictor reads it)")
+    return 0
+
+
+def search(options: argparse.Namespace) -> int:
+    import torch
+
+    from tether.adapters.files import apply, load_adapter
+    from tether.evaluation.picture_index import search
+    from tether.models import load
+
+    if options.alpha is not None and not options.adapter:
+        raise TetherError("--alpha belongs to an adapter; name it: --adapter FOLDER.")
+    model = load(options.model, device="cuda" if torch.cuda.is_available() else "cpu")
+    if options.adapter:
+        adapter = load_adapter(options.adapter)
+        apply(model, adapter).merge(adapter.alpha if options.alpha is None else options.alpha)
+    with _progress() as progress:
+        matches = search(
+            model, options.folder, options.text, options.k, cache=options.cache, progress=progress
+        )
+    for match in matches:
+        say(f"{match.score:.3f}  {match.image}")
     return 0
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tether.cli import commands, search
+from tether.cli import commands
 from tether.errors import TetherError, near_misses
 
 EXAMPLES = """\
@@ -183,13 +183,16 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         help="ensemble weight from 0 to 1 (default: the one the adapter was saved with)",
     )
     merge.add_argument(
-        "--head", type=Path, metavar="FILE", help="a run's head.safetensors, to go with the model"
+        "--head",
+        type=Path,
+        metavar="FILE",
+        help="a head.safetensors to go with the model, in place of the adapter's",
     )
 
     rank = add(
         "rank",
         commands.rank,
-        "save a trained R-Adapter at the smallest rank that is as good on validation pictures",
+        "save a trained adapter at the smallest rank that is as good on validation pictures (R-Adapter)",
     )
     rank.add_argument("adapter", type=Path, help="folder of the adapter, best in its run")
     rank.add_argument(
@@ -226,7 +229,22 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     export.add_argument("run", type=Path, help="a finished run whose recipe has such an ensemble")
     export.add_argument("out", type=Path, help="new folder")
 
-    search.add_command(add)
+    search = add("search", commands.search, "find pictures in a folder by a text, with any model or adapter")
+    search.add_argument("model", help="anything tether.load takes: builtin, a folder, hf:org/name …")
+    search.add_argument("folder", type=Path, help="pictures, at any depth")
+    search.add_argument("text", help='what to look for, such as "a red apple"')
+    search.add_argument("-k", type=_count, default=5, help="pictures to find (%(default)s)")
+    search.add_argument("--adapter", type=Path, help="folder of an adapter of this model")
+    search.add_argument(
+        "--alpha",
+        type=_alpha,
+        help="its ensemble weight, from 0 to 1, or {image: a, text: b} (default: the one it was saved with)",
+    )
+    search.add_argument(
+        "--cache",
+        type=Path,
+        help="folder for the features of the pictures (default: tether/pictures in ~/.cache)",
+    )
 
     demo = add("demo", commands.demo, "the main job on the built-in model and data, in minutes", joins=True)
     demo.add_argument(

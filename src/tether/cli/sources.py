@@ -30,6 +30,7 @@ class Sources:
 
     def __init__(self, imports: Sequence[str] = ()) -> None:
         self._modules: dict[Path, Module] = {}
+        self._methods: dict[str, dict[str, Config]] = {}
         self._imported = [_imported(name) for name in imports]
 
     @property
@@ -44,14 +45,16 @@ class Sources:
 
     def methods_of(self, family: "Config") -> dict[str, "Config"]:
         """The configs of a family by name: those in its folder, and those of files that a recipe imports."""
-        folder = _PACKAGE.joinpath(*family.folder.split(".")[1:])
-        found = {}
-        for path in (*sorted(folder.rglob("*.py")), *self._imported):
-            if "@method(" in path.read_text(encoding="utf-8"):
-                for config in self.read(path).configs():
-                    if config.method and any(base.name == family.name for base in config.bases()):
-                        found[config.method] = config
-        return dict(sorted(found.items()))
+        if family.name not in self._methods:
+            folder = _PACKAGE.joinpath(*family.folder.split(".")[1:])
+            configs = {}
+            for path in (*sorted(folder.rglob("*.py")), *self._imported):
+                if "@method(" in path.read_text(encoding="utf-8"):
+                    for config in self.read(path).configs():
+                        if config.method and any(base.name == family.name for base in config.bases()):
+                            configs[config.method] = config
+            self._methods[family.name] = dict(sorted(configs.items()))
+        return self._methods[family.name]
 
 
 class Module:
@@ -83,8 +86,8 @@ class Module:
 
     def config(self, name: str) -> "Config | None":
         """The class of a name; None for anything else."""
-        found = self.find(name)
-        return Config(*found) if found and isinstance(found[1], ast.ClassDef) else None
+        definition = self.find(name)
+        return Config(*definition) if definition and isinstance(definition[1], ast.ClassDef) else None
 
     def configs(self) -> list["Config"]:
         """The classes that are defined here."""
@@ -126,13 +129,13 @@ class Config:
 
     def options(self) -> dict[str, "Option"]:
         """Its options by name, those of its bases first, in the order of a dataclass."""
-        found: dict[str, Option] = {}
+        options: dict[str, Option] = {}
         meanings: dict[str, str] = {}
         for config in (*reversed(list(self.bases())), self):
             meanings |= config._meanings()
             if any("dataclass" in ast.unparse(decorator) for decorator in config._node.decorator_list):
-                found |= {option.name: option for option in config._own_options()}
-        return {name: option.with_meaning(meanings.get(name, "")) for name, option in found.items()}
+                options |= {option.name: option for option in config._own_options()}
+        return {name: option.with_meaning(meanings.get(name, "")) for name, option in options.items()}
 
     def complete(self, given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         """All options as plain data, from those that are given and the defaults.
@@ -143,15 +146,15 @@ class Config:
         options, method = self.options(), self.method
         for name in given:
             if name not in options and (name != "method" or method is None):
-                place = f"{where}.{name}" if where else name
-                raise TetherError(f"There is no option {place!r}{near_misses(str(name), list(options))}")
+                path = f"{where}.{name}" if where else name
+                raise TetherError(f"There is no option {path!r}{near_misses(str(name), list(options))}")
         result = {} if method is None else {"method": method}
         for name, option in options.items():
             value = option.default
             if name in given:
-                own = given[name]
-                both = isinstance(value, Mapping) and isinstance(own, Mapping)
-                value = merged(value, own) if both and option.config(value) else own
+                value_given = given[name]
+                both = isinstance(value, Mapping) and isinstance(value_given, Mapping)
+                value = merged(value, value_given) if both and option.config(value) else value_given
             if value is REQUIRED:
                 raise TetherError(f"{where or self.name} lacks {name}.")
             result[name] = option.complete(value, f"{where}.{name}" if where else name)
@@ -164,7 +167,7 @@ class Config:
 
     def _meanings(self) -> dict[str, str]:
         """What the docstring and the texts after fields say, by option."""
-        found = _sections(ast.get_docstring(self._node) or "")
+        meanings = _sections(ast.get_docstring(self._node) or "")
         for node, after in zip(self._node.body, self._node.body[1:], strict=False):
             text = (
                 after.value.value
@@ -172,8 +175,8 @@ class Config:
                 else None
             )
             if isinstance(node, ast.AnnAssign) and isinstance(text, str):
-                found[node.target.id] = _line(text)
-        return found
+                meanings[node.target.id] = _line(text)
+        return meanings
 
 
 @dataclass(frozen=True)
@@ -242,9 +245,9 @@ class Option:
         """A type and all that it is made of, with the names of types replaced by what they stand for."""
         yield node, module
         if isinstance(node, ast.Name):
-            found = module.find(node.id)
-            if found and not isinstance(found[1], ast.ClassDef):
-                yield from self._parts(found[1], found[0])
+            definition = module.find(node.id)
+            if definition and not isinstance(definition[1], ast.ClassDef):
+                yield from self._parts(definition[1], definition[0])
         for child in ast.iter_child_nodes(node):
             yield from self._parts(child, module)
 
@@ -282,10 +285,10 @@ def _evaluate(node: ast.expr, module: Module) -> Any:
         return _evaluate(node.body, module)
     if isinstance(node, ast.Subscript):
         return _evaluate(node.value, module)[ast.literal_eval(node.slice)]
-    if isinstance(node, ast.Name) and (found := module.find(node.id)):
-        if isinstance(found[1], ast.ClassDef):  # a default factory
-            return Config(*found).complete({})
-        return _evaluate(found[1], found[0])
+    if isinstance(node, ast.Name) and (definition := module.find(node.id)):
+        if isinstance(definition[1], ast.ClassDef):  # a default factory
+            return Config(*definition).complete({})
+        return _evaluate(definition[1], definition[0])
     if isinstance(node, ast.Name) and node.id in ("dict", "tuple", "list"):
         return {} if node.id == "dict" else []
     if isinstance(node, ast.Call):
@@ -306,11 +309,11 @@ def _evaluate(node: ast.expr, module: Module) -> Any:
 
 def _sections(docstring: str) -> dict[str, str]:
     """What the sections `Args:` and `Attributes:` say, by name; an entry may name several."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for section in re.findall(r"^(?:Args|Attributes):\n((?:[ ]+.*\n?|\n)+)", docstring, re.MULTILINE):
         for names, text in re.findall(r"^([\w, ]+): (.*(?:\n +.*)*)", textwrap.dedent(section), re.MULTILINE):
-            found |= {name.strip(): _line(text) for name in names.split(",")}
-    return found
+            meanings |= {name.strip(): _line(text) for name in names.split(",")}
+    return meanings
 
 
 def _line(text: str) -> str:

@@ -191,5 +191,5 @@ def _encoded(model: Model, split: Split, workers: int, progress: Progress | None
             done += len(index) * _distributed.world_size()
             if progress:
                 progress("features for the probe", min(done, len(split)), len(split))
-    index, features = (_distributed.gather(torch.cat(own)) for own in (seen, parts))
+    index, features = (_distributed.gather(torch.cat(parts_of_process)) for parts_of_process in (seen, parts))
     return _Features(*once_by_index(index, len(split), features), split)

@@ -120,11 +120,12 @@ def _published(entry: Any, source: str) -> dict[str, Tensor]:
 
 
 def _take_head_off(module: nn.Module) -> None:
-    path, _, name = _head_of(module).rpartition(".")
+    path, _, name = classifier_of(module).rpartition(".")
     setattr(module.get_submodule(path), name, nn.Identity())
 
 
-def _head_of(module: nn.Module) -> str:
+def classifier_of(module: nn.Module) -> str:
+    """Path of the classifier, which is an identity in what is loaded."""
     return next(path for kind, path in HEADS.items() if isinstance(module, kind))
 
 

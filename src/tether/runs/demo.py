@@ -42,5 +42,5 @@ def demo(
     newest = max((root / "demo").glob("r-adapter-*/adapter"), key=lambda path: path.stat().st_mtime)
     size = sum(file.stat().st_size for file in newest.iterdir())
     show_line(f"Adapter: {newest} ({bytes_text(size)})", console)
-    show_line(f"Report:  {out / 'report.html'}", console)
-    return out / "report.html"
+    show_line(f"Report:  {out / reporting.REPORT}", console)
+    return out / reporting.REPORT

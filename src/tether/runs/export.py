@@ -1,18 +1,20 @@
 """An adapter merged into its base and saved as an ordinary model folder."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tether._alpha import Alpha, alpha_of
 from tether._files import new_folder, read_json, refuse_existing, save_tensors
 from tether.adapters import MergeReport
 from tether.adapters.files import Adapter, apply, load_adapter
+from tether.adapters.head import HEAD_FILE, read_head
 from tether.config import method_of
 from tether.errors import TetherError
-from tether.heads.linear import HEAD_FILE, head_at, read_head
-from tether.models import load
+from tether.models import Model, load
 from tether.models.load import is_here
 from tether.runs.merged_card import write_card
 
@@ -22,14 +24,15 @@ def export(
 ) -> MergeReport:
     """Merge an adapter into its base and save the result in the format of the base's library.
 
-    Both towers are run before and after: what does not answer alike, or no number at all, is not saved.
+    Every tower is run before and after: what does not answer alike, or no number at all, is not saved.
 
     Args:
         source: the base, as `tether.load` takes it; None for where the adapter says that it is.
         adapter: folder written by `save_adapter`.
         out: new folder; nothing is overwritten.
         alpha: ensemble weight; by default the one saved with the adapter.
-        head: a run's linear head, to be saved with the model as it is at this alpha (the text tower's).
+        head: file of a linear head, in place of the adapter's own; with the model it is saved as it is at this alpha
+            (the text tower's).
 
     Raises:
         TetherError: `out` exists, the adapter belongs to another base or that is not where it was, `head` is no
@@ -38,31 +41,37 @@ def export(
     """
     refuse_existing(out)
     saved = load_adapter(adapter)
-    ends = read_head(head) if head else None
+    trained = read_head(head) if head else saved.head
     model = load(source or base_of(saved, adapter))
     attached = apply(model, saved)
     alpha = saved.alpha if alpha is None else alpha
-    weight = head_at(*ends, alpha_of(alpha, "text")) if ends else None
+    weight = trained.at(alpha_of(alpha, "text")) if trained else None
     if weight is not None and not bool(weight.isfinite().all()):
         raise TetherError(
-            f"The head in {head} holds NaN or infinity, so it is not saved. Take an earlier one."
+            f"The head in {head or adapter} holds NaN or infinity, so it is not saved. Take an earlier one."
         )
-    pixels = torch.randn(
-        2, 3, model.image.height, model.image.width, generator=torch.Generator().manual_seed(0)
-    )
-    tokens = model.tokenize(["a photo of a cat", "a drawing of two houses"])
     if not attached.mergeable:
         raise TetherError(
             f"{adapter} is of the method {method_of(type(saved.config))}, which is not linear in the weights and "
             f"cannot be merged. Use it as it is: tether.load_adapter and tether.adapters.apply."
         )
-    report = attached.merge(alpha, probe=lambda: [model.encode_image(pixels), model.encode_text(tokens)])
+    report = attached.merge(alpha, probe=_probe(model))
     with new_folder(out) as folder:
         model.save_into(folder)
         if weight is not None:
             save_tensors(folder / HEAD_FILE, {"weight": weight})
-        write_card(folder, out.absolute().name, model, saved, adapter, report, head=ends is not None)
+        write_card(folder, out.absolute().name, model, saved, adapter, report, head=weight is not None)
     return report
+
+
+def _probe(model: Model) -> Callable[[], list[Tensor]]:
+    """Runs every tower: random pictures, and two texts where there is a tower for them."""
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 3, model.image.height, model.image.width, generator=random)
+    if not model.has_text:
+        return lambda: [model.encode_image(pixels)]
+    tokens = model.tokenize(["a photo of a cat", "a drawing of two houses"])
+    return lambda: [model.encode_image(pixels), model.encode_text(tokens)]
 
 
 def base_of(adapter: Adapter, folder: Path) -> str:

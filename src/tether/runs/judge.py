@@ -94,4 +94,4 @@ def _simplest(alpha: Alpha) -> Alpha:
 
 
 def _distinct(alphas: list[Alpha]) -> list[Alpha]:
-    return [alpha for place, alpha in enumerate(alphas) if alpha not in alphas[:place]]
+    return [alpha for index, alpha in enumerate(alphas) if alpha not in alphas[:index]]

@@ -5,6 +5,7 @@ from pathlib import Path
 from tether._files import read_json
 from tether.adapters import MergeReport
 from tether.adapters.files import Adapter
+from tether.adapters.head import HEAD_FILE
 from tether.config import method_of
 from tether.evaluation.scores import alpha_text
 from tether.models import Model
@@ -33,9 +34,11 @@ def write_card(
     error = "not measured"
     if report.max_error is not None:
         error = f"{report.max_error:.2e}, {report.relative_error:.2e} of the largest output"
+    probe = "random pictures and two texts" if model.has_text else "random pictures"
+    scale = "the logit scale" if model.has_text else f"{model.head_scale:.6g} (√dim)"
     head_text = (
-        "\n`head.safetensors` holds the linear head, `weight` [classes, dim]: logits are features of length 1 times "
-        "its transpose, times the logit scale.\n"
+        f"\n`{HEAD_FILE}` holds the linear head, `weight` [classes, dim]: logits are features of length 1 times its "
+        f"transpose, times {scale}.\n"
         if head
         else ""
     )
@@ -50,7 +53,7 @@ the adapter, as fast and as large as its base.{base_card}
 | adapter | `{where}`, method `{method_of(type(adapter.config))}` |
 | alpha | {alpha_text(report.alpha)} (0 is the base, 1 the tuned model) |
 | tensors changed | {len(report.changed)} |
-| largest difference of outputs to base and adapter apart, on random pictures and two texts | {error} |
+| largest difference of outputs to base and adapter apart, on {probe} | {error} |
 {head_text}
 ## Loading it
 
@@ -64,12 +67,53 @@ So does `tether.load("{name}")`. What the base's licence asks for holds for this
 
 def _loading(folder: Path, name: str, model: Model) -> str:
     """Code that loads the folder without tether, as far as that is possible."""
-    if model.family == "transformers":
-        return f"""from transformers import AutoModel, AutoProcessor
+    return _LOADING[model.family](folder, name, model)
+
+
+def _transformers(folder: Path, name: str, model: Model) -> str:
+    processor = "AutoProcessor" if model.has_text else "AutoImageProcessor"
+    return f"""from transformers import AutoModel, {processor}
 
 model = AutoModel.from_pretrained("{name}")
-processor = AutoProcessor.from_pretrained("{name}")
+processor = {processor}.from_pretrained("{name}")
 """
+
+
+def _timm(folder: Path, name: str, model: Model) -> str:
+    return f"""import timm
+from timm.data import create_transform, resolve_model_data_config
+
+model = timm.create_model("local-dir:{name}", pretrained=True).eval()
+preprocess = create_transform(**resolve_model_data_config(model))
+"""
+
+
+def _torchvision(folder: Path, name: str, model: Model) -> str:
+    from tether.models.load_torchvision import KEY, classifier_of
+
+    architecture = read_json(folder / "config.json")[KEY]["architecture"]
+    size = f", image_size={model.image.height}" if architecture.startswith("vit") else ""
+    image = model.image
+    return f"""import torch
+from safetensors.torch import load_file
+from torchvision.models import get_model
+from torchvision.transforms import v2
+
+model = get_model("{architecture}", weights=None{size})
+model.set_submodule("{classifier_of(model.module)}", torch.nn.Identity())
+model.load_state_dict(load_file("{name}/model.safetensors"))
+model.eval()
+preprocess = v2.Compose([
+    v2.Resize({image.before_crop}, v2.InterpolationMode("{image.interpolation}")),
+    v2.CenterCrop({image.size}),
+    v2.PILToTensor(),
+    v2.ToDtype(torch.float32, scale=True),
+    v2.Normalize({image.mean}, {image.std}),
+])
+"""
+
+
+def _open_clip(folder: Path, name: str, model: Model) -> str:
     vision = read_json(folder / "open_clip_config.json")["model_cfg"]["vision_cfg"]
     register = ""
     if vision.get("timm_model_name") == ARCHITECTURE:
@@ -81,3 +125,12 @@ builtin.register()  # makes the image tower, {ARCHITECTURE}, known to timm"""
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{name}")
 tokenizer = open_clip.get_tokenizer("local-dir:{name}")
 """
+
+
+_LOADING = {
+    "open_clip": _open_clip,
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "transformers": _transformers,
+}
+"""By the library that a model is of."""

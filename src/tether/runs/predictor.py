@@ -14,21 +14,16 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tether._alpha import tower_of
-from tether._files import (
-    new_folder,
-    read_json,
-    refuse_existing,
-    sha256_file,
-    write_json,
-    write_tensors,
-)
+from tether._files import new_folder, read_json, refuse_existing, sha256_file, write_json
+from tether._sealed import check_part, part_of, read_part, write_part
 from tether.adapters import FullConfig, attach
+from tether.adapters._tensors import base_tensors
 from tether.adapters.base_weights import LOGIT
 from tether.adapters.files import Adapter, apply, save_adapter
+from tether.adapters.head import Head
 from tether.data.reading import as_rgb
 from tether.data.transforms import test_transform
 from tether.ensembles.ensemble import Ensemble, Mix
@@ -105,8 +100,7 @@ def save_ensemble(
     """Write what answers like a fitted ensemble elsewhere, in place of what an earlier call wrote.
 
     One of two models becomes a predictor (`save_predictor`). One merged into a single model becomes an adapter of
-    full fine-tuning, `fisher/`, for use at alpha 1; beside it lies its classifier, as a head for
-    `tether merge --head`.
+    full fine-tuning, `fisher/`, for use at alpha 1, with its classifier as the head.
 
     Args:
         folder: of the run, or a new one.
@@ -126,11 +120,9 @@ def save_ensemble(
     weights, classifier = merged
     shutil.rmtree(folder / MERGED, ignore_errors=True)
     extra = {"ensemble": MERGED, "alpha": ensemble.alpha}
-    save_adapter(
-        folder / MERGED, _as_full(ensemble.pair.zero_shot, ensemble.pair.delta, weights), extra=extra
-    )
-    ends = {"weight": classifier.weight, "zero_shot": classifier.weight.clone()}
-    write_tensors(folder / MERGED / "classifier.safetensors", ends)
+    merged = _as_full(ensemble.pair.zero_shot, ensemble.pair.delta, weights)
+    head = Head(classifier.weight, classifier.weight)  # the same at every alpha
+    save_adapter(folder / MERGED, merged, extra=extra, head=head)
     return [folder / MERGED]
 
 
@@ -155,29 +147,28 @@ def save_predictor(folder: Path, predictor: Predictor, *, adapter: str | None = 
     pair.check_ordinary()
     base = {"source": absolute(pair.zero_shot.source), "fingerprint": pair.zero_shot.fingerprint()}
     if adapter:
-        tuned = {"adapter": adapter, "sha256": _digest(folder / adapter / "adapter.safetensors")}
+        file = folder / adapter / "adapter.safetensors"
+        if not file.is_file():
+            raise TetherError(f"{file} is missing; save the adapter first.")
+        tuned = {"adapter": adapter, "sha256": sha256_file(file)}
     elif pair.delta is None:
         tuned = {"source": absolute(pair.tuned.source), "fingerprint": pair.tuned.fingerprint()}
     else:
-        values = dict(pair.tuned.module.named_parameters()) | dict(pair.tuned.module.named_buffers())
-        write_tensors(
-            folder / TUNED, {name: values[name] for name in pair.delta if tower_of(name) == "image"}
-        )
-        tuned = {"file": TUNED, "sha256": _digest(folder / TUNED)}
-    names = ("zero_shot", "tuned")
+        names = [name for name in pair.delta if tower_of(name) == "image"]
+        values = base_tensors(pair.tuned.module, names)
+        tuned = {"file": TUNED, "sha256": write_part(folder / TUNED, values)}
     tensors = {}
-    for name, classifier in zip(names, pair.classifiers, strict=True):
+    for name, classifier in zip(("zero_shot", "tuned"), pair.classifiers, strict=True):
         tensors[f"{name}.weight"] = classifier.weight
         if classifier.bias is not None:
             tensors[f"{name}.bias"] = classifier.bias
-    write_tensors(folder / CLASSIFIERS, tensors)
     description: dict[str, Any] = {
         "format": FORMAT,
         "base": base,
         "tuned": tuned,
         "class_names": list(predictor.class_names),
         "classifiers": {
-            "sha256": _digest(folder / CLASSIFIERS),
+            "sha256": write_part(folder / CLASSIFIERS, tensors),
             "scales": [classifier.scale for classifier in pair.classifiers],
         },
     }
@@ -212,32 +203,31 @@ def load_predictor(
     description = _description(folder)
     try:
         base, tuned = description["base"], description["tuned"]
-        source = source or _found(
+        source = source or _at_hand(
             str(base["source"]), "Say where it is now: load_predictor(folder, source=…)."
         )
         model = _same(load(source, device=device), base["fingerprint"])
         delta = None
         if "source" in tuned:
-            place = _found(str(tuned["source"]), "Put it back, or save the ensemble anew.")
-            other = _same(load(place, device=device), tuned["fingerprint"])
+            other_source = _at_hand(str(tuned["source"]), "Put it back, or save the ensemble anew.")
+            other = _same(load(other_source, device=device), tuned["fingerprint"])
         elif "adapter" in tuned:
-            _check(_inside(folder, tuned["adapter"]) / "adapter.safetensors", tuned["sha256"])
+            check_part(part_of(folder, tuned["adapter"]) / "adapter.safetensors", tuned["sha256"])
             attached = apply(model, folder / tuned["adapter"])
             with attached.path() as path:
                 other, image = tuned_copy(model, path), path.changes("image")
                 if attached.mergeable:  # so that what both have in common is computed once
-                    delta = {name: own for name, own in path.delta.items() if name in image}
+                    delta = {name: change for name, change in path.delta.items() if name in image}
             attached.detach()
         else:
-            values = _tensors(_inside(folder, tuned["file"]), tuned["sha256"])
+            values = read_part(part_of(folder, tuned["file"]), tuned["sha256"])
             delta = {name: torch.zeros_like(value) for name, value in values.items()}
             other = replace(model, module=shared_copy(model.module, delta)) if delta else model
             with torch.no_grad():
-                own = dict(other.module.named_parameters()) | dict(other.module.named_buffers())
-                for name, value in values.items():
-                    own[name].copy_(value)
+                for name, tensor in base_tensors(other.module, values).items():
+                    tensor.copy_(values[name])
         stored = description["classifiers"]
-        tensors = _tensors(folder / CLASSIFIERS, stored["sha256"])
+        tensors = read_part(folder / CLASSIFIERS, stored["sha256"])
         classifiers = [
             Classifier(
                 weight=tensors[f"{name}.weight"].to(device),
@@ -268,7 +258,7 @@ def export_predictor(run: Path, out: Path) -> None:
     parts = _parts(run, _description(run))
     with new_folder(out) as folder:
         for part in parts:
-            path = _inside(run, part)
+            path = part_of(run, part)
             (shutil.copytree if path.is_dir() else shutil.copy2)(path, folder / part)
 
 
@@ -293,7 +283,7 @@ def _parts(folder: Path, description: dict[str, Any]) -> list[str]:
     return parts
 
 
-def _found(source: str, advice: str) -> str:
+def _at_hand(source: str, advice: str) -> str:
     if not is_here(source):
         raise TetherError(f"There is no folder {source!r}, a model of this ensemble. {advice}")
     return source
@@ -312,11 +302,11 @@ def _description(folder: Path) -> dict[str, Any]:
 
 
 def _same(model: Model, fingerprint: str) -> Model:
-    found = model.fingerprint()
-    if found != fingerprint:
+    current = model.fingerprint()
+    if current != fingerprint:
         raise TetherError(
             f"The ensemble belongs to a model with fingerprint {fingerprint[:12]}…, but {model.source} has "
-            f"{found[:12]}…. Load the model it was made with."
+            f"{current[:12]}…. Load the model it was made with."
         )
     return model
 
@@ -324,29 +314,3 @@ def _same(model: Model, fingerprint: str) -> Model:
 def _identity(base: dict[str, Any], tuned: dict[str, Any]) -> str:
     """What the features of the failure set depend on; by files, as computed weights may differ in the last bit."""
     return f"{base['fingerprint']}+{tuned.get('sha256', tuned.get('fingerprint'))}"
-
-
-def _inside(folder: Path, name: str) -> Path:
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise TetherError(
-            f"{folder / DESCRIPTION} names a file outside its folder ({name!r}); it is not to be trusted."
-        )
-    return folder / name
-
-
-def _digest(path: Path) -> str:
-    if not path.is_file():
-        raise TetherError(f"{path} is missing; save the adapter first, or copy the whole folder.")
-    return sha256_file(path)
-
-
-def _check(path: Path, digest: str) -> None:
-    if _digest(path) != digest:
-        raise TetherError(
-            f"{path} is not the file that {DESCRIPTION} describes. Copy the whole folder again."
-        )
-
-
-def _tensors(path: Path, digest: str) -> dict[str, Tensor]:
-    _check(path, digest)
-    return load_file(path)

@@ -20,6 +20,7 @@ from tether.evaluation.tables import (
     seconds_text,
 )
 from tether.runs.outcome import Outcome
+from tether.runs.report import REPORT
 
 
 def show_comparison(results: Results, console: Console | None = None) -> None:
@@ -64,7 +65,7 @@ def _wide_table(results: Results) -> Table:
     columns = map(
         _column,
         [printable(method.name) for method in results.methods],
-        zip(*(own for _, own in rows), strict=True),
+        zip(*(cells for _, cells in rows), strict=True),
     )
     first = _column(
         f"{results.metrics[0].title}, %", [*(printable(title) for title, _ in rows), "trained parameters"]
@@ -93,8 +94,8 @@ def _short_table(results: Results, costs: int) -> Table:
     titles = ["method", *titles, "mean of\nshifted", *("file", "trained", "time")[:costs]]
     rows = []
     for method in results.methods:
-        own = [method.measures.get(domain.name) for domain in homes]
-        accuracies = ["–" if one is None else percent(one.first) for one in own]
+        measures = [method.measures.get(domain.name) for domain in homes]
+        accuracies = ["–" if one is None else percent(one.first) for one in measures]
         spent = (
             bytes_text(method.file_bytes),
             count_text(method.trained_parameters),
@@ -147,7 +148,7 @@ def show_run(outcome: Outcome, console: Console | None = None) -> None:
         f"to keep besides the base: {outcome.file_bytes:,} bytes.",
         console,
     )
-    show_line(f"Report: {outcome.run / 'report.html'}", console)
+    show_line(f"Report: {outcome.run / REPORT}", console)
     show_line(f"Run: {outcome.run}", console)
 
 

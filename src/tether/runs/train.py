@@ -19,13 +19,13 @@ from tether._files import read_json, sha256_file, write_json
 from tether._text import quoted
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
+from tether.adapters.head import HEAD_FILE, Head, save_head
 from tether.config import plain
 from tether.data import load_benchmark, require_readable, test_transform, train_transform
 from tether.data.records import PictureBenchmark
 from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
 from tether.evaluation.scoring import Progress
-from tether.heads.linear import HEAD_FILE, save_head
 from tether.heads.probe import probed_head
 from tether.models import Model, load
 from tether.models.last_block import fast_last_block
@@ -214,15 +214,14 @@ def _run(
     }
 
     def save() -> None:
-        if task.head_ends is not None:
-            save_head(directory.path / HEAD_FILE, *task.head_ends)
+        head = None if task.head_ends is None else Head(*task.head_ends)
+        if head and not attached:
+            save_head(directory.path / HEAD_FILE, head)
         if attached:
-            shutil.rmtree(
-                directory.path / ADAPTER, ignore_errors=True
-            )  # of a part that was killed while it saved
+            # what a part that was killed had saved
+            shutil.rmtree(directory.path / ADAPTER, ignore_errors=True)
             use_at = 1.0 if judged.ensemble else judged.alpha  # an ensemble combines the two ends itself
-            extra = {"head": task.head_ends is not None}
-            save_adapter(directory.path / ADAPTER, attached, state=state, alpha=use_at, extra=extra)
+            save_adapter(directory.path / ADAPTER, attached, state=state, alpha=use_at, head=head)
         paths = [directory.path / HEAD_FILE, directory.path / ADAPTER]
         if judged.ensemble:
             with attached.ordinary() if attached else nullcontext():

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from tether._alpha import tower_of
 from tether.adapters import Attached
+from tether.adapters.head import head_at
 from tether.config import method
 from tether.data.dataset import ImageDataset
 from tether.data.prompts import fill
@@ -20,7 +21,6 @@ from tether.evaluation.classifier import Classifier, ClassReader, class_embeddin
 from tether.evaluation.scores import SplitScores
 from tether.evaluation.scoring import Progress
 from tether.families import TaskConfig
-from tether.heads.linear import head_at
 from tether.models import Model
 from tether.recipe import Recipe
 from tether.tasks.task import HEAD, Task, TrainingData

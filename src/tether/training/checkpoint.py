@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from tether._files import read_json, sha256_file, temporary_beside, write_json, write_tensors
+from tether._files import new_folder, read_json, read_tensors, write_json
+from tether._sealed import check_part, write_part
 from tether.errors import TetherError
 
 _TENSORS, _STATE, _COMPLETE = "tensors.safetensors", "state.json", "complete.json"
@@ -50,23 +50,14 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     final = folder / f"step-{step:08d}"
     if is_complete(final):
         return final
-    temporary = temporary_beside(final)
     tensors, structure = flatten(state)
-    try:
-        temporary.mkdir(parents=True)
-        write_tensors(temporary / _TENSORS, tensors)
-        write_json(temporary / _STATE, structure)
-        hashes = {name: sha256_file(temporary / name) for name in (_TENSORS, _STATE)}
+    with new_folder(final) as temporary:
+        hashes = {
+            name: write_part(temporary / name, content)
+            for name, content in ((_TENSORS, tensors), (_STATE, structure))
+        }
         write_json(temporary / _COMPLETE, {"step": step, "sha256": hashes})
-        _discard(final)
-        os.replace(temporary, final)
-        _flush(folder)
-    except OSError as error:
-        raise TetherError(
-            f"Could not write the checkpoint {final}: {error.strerror or error}. Earlier ones are intact."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard(final)  # what is there is torn
     for old in [path for path in _folders(folder) if path.name <= final.name][keep:]:
         _discard(old)
     return final
@@ -80,7 +71,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not is_complete(path):
         raise TetherError(f"{path} is not a complete checkpoint: a file is missing, cut short or changed.")
-    return unflatten(read_json(path / _STATE), load_file(path / _TENSORS))
+    return unflatten(read_json(path / _STATE), read_tensors(path / _TENSORS))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -94,18 +85,18 @@ def checkpoint_to_resume(folder: Path) -> Path | None:
     Raises:
         TetherError: there are checkpoints, and all of them are damaged.
     """
-    found = latest_checkpoint(folder)
-    damaged = [path.name for path in _folders(folder) if found is None or path.name > found.name]
+    newest = latest_checkpoint(folder)
+    damaged = [path.name for path in _folders(folder) if newest is None or path.name > newest.name]
     if not damaged:
-        return found
+        return newest
     what = f"{', '.join(damaged)} in {folder}: damaged (a file is missing, cut short or changed)"
-    if found is None:
+    if newest is None:
         raise TetherError(
             f"{what}, and there is no other checkpoint to go on from. Put whole ones there, or delete the folder "
             f"to train from the beginning."
         )
-    warnings.warn(f"{what}. The run goes on from {found.name}.", stacklevel=2)
-    return found
+    warnings.warn(f"{what}. The run goes on from {newest.name}.", stacklevel=2)
+    return newest
 
 
 def is_complete(path: Path) -> bool:
@@ -113,10 +104,10 @@ def is_complete(path: Path) -> bool:
     read."""
     try:
         hashes = read_json(path / _COMPLETE, _Marker).sha256
-        if set(hashes) != {_TENSORS, _STATE} or any(
-            sha256_file(path / name) != value for name, value in hashes.items()
-        ):
+        if set(hashes) != {_TENSORS, _STATE}:
             return False
+        for name, sha256 in hashes.items():
+            check_part(path / name, sha256)
         with safe_open(path / _TENSORS, "pt") as file:
             unflatten(read_json(path / _STATE), dict.fromkeys(file.keys()))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
@@ -202,11 +193,3 @@ def _discard(path: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
         os.replace(path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

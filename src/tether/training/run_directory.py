@@ -94,8 +94,8 @@ class RunDirectory:
             TetherError: there is no run at `path`, or another process uses it.
         """
         take_up = _existing if read_only else _take_up
-        found = Path(from_main(lambda: str(take_up(Path(path)))))
-        return cls(found, tensorboard=tensorboard, read_only=read_only)
+        run = Path(from_main(lambda: str(take_up(Path(path)))))
+        return cls(run, tensorboard=tensorboard, read_only=read_only)
 
     @property
     def checkpoints(self) -> Path:
@@ -177,8 +177,10 @@ class RunDirectory:
         """Drop the lines after `step`, and half a last line: the run goes on from there."""
         if not is_main() or not self.metrics.exists():
             return
-        kept = [line for line in self.metrics.read_bytes().splitlines(keepends=True) if _is_up_to(line, step)]
-        write_atomically(self.metrics, lambda path: path.write_bytes(b"".join(kept)))
+        lines = [
+            line for line in self.metrics.read_bytes().splitlines(keepends=True) if _is_up_to(line, step)
+        ]
+        write_atomically(self.metrics, lambda path: path.write_bytes(b"".join(lines)))
 
     def discard_unused(self) -> bool:
         """Remove the directory of a run that failed before it began: nothing stands in it but what `record` wrote.
@@ -256,11 +258,11 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 def differences(old: Any, new: Any, name: str = "") -> dict[str, str]:
     """Where two nested values differ: dotted name → "name was OLD and is NEW"."""
     if isinstance(old, dict) and isinstance(new, dict):
-        found = {}
+        changes = {}
         for key in [*old, *(key for key in new if key not in old)]:
             inner = f"{name}.{key}" if name else str(key)
-            found.update(differences(old.get(key, "not there"), new.get(key, "not there"), inner))
-        return found
+            changes.update(differences(old.get(key, "not there"), new.get(key, "not there"), inner))
+        return changes
     return {} if old == new else {name: f"{name} was {old!r} and is {new!r}"}
 
 

@@ -61,13 +61,13 @@ def test_no_rank_above_its_own_makes_an_adapter_larger():
     )
     tried = []
     chosen, results = smallest_within(
-        state, [1, 2, 3, 4, 9], lambda own: tried.append(own) or len(tried), 0.5
+        factored, [1, 2, 3, 4, 9], lambda own: tried.append(own) or len(tried), 0.5
     )
     assert [(result.rank, result.bytes) for result in results] == [(1, 160), (2, 320), (3, 480)]
     assert size_in_bytes(chosen) == size_in_bytes(state)
     assert torch.allclose(matrices(chosen)["0"], matrices(state)["0"], atol=1e-5)
     with pytest.raises(TetherError, match="has rank 3, and none of the ranks to try is smaller"):
-        smallest_within(state, [3, 8], lambda own: 0.0, 0.0)
+        smallest_within(Factored(state), [3, 8], lambda own: 0.0, 0.0)
 
 
 def test_factors_share_the_singular_values():
@@ -99,13 +99,13 @@ def test_smallest_rank_within_the_tolerance():
         asked.append(candidate)
         return -float(torch.linalg.matrix_norm(matrices(candidate)["0"] - target, 2))
 
-    chosen, results = smallest_within(state, [4, 1, 2, 3, 50], score, tolerance=0.3)
+    chosen, results = smallest_within(Factored(state), [4, 1, 2, 3, 50], score, tolerance=0.3)
     assert chosen["0.r_adapter.down"].shape == (3, 10)
     assert [result.rank for result in results] == [1, 2, 3, 4, 10]
     assert [result.bytes for result in results] == [80, 160, 240, 320, 400]
     assert [round(-result.score, 3) for result in results] == [1.0, 0.5, 0.25, 0.1, 0.0]
     assert len(asked) == 5
-    chosen, _ = smallest_within(state, [1, 2], score, tolerance=0.0)
+    chosen, _ = smallest_within(Factored(state), [1, 2], score, tolerance=0.0)
     assert torch.allclose(chosen["0.r_adapter.weight"], target, atol=1e-6)
     for ranks, tolerance, message in (
         ([], 0.1, r"has rank 10, and none of the ranks to try is smaller: \[\]"),
@@ -114,7 +114,7 @@ def test_smallest_rank_within_the_tolerance():
         ([1], float("nan"), "tolerance is a finite number from 0, not nan"),
     ):
         with pytest.raises(TetherError, match=message):
-            smallest_within(state, ranks, score, tolerance)
+            smallest_within(Factored(state), ranks, score, tolerance)
 
 
 @torch.no_grad()

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from tether._alpha import Alpha
 from tether.adapters.files import Adapter
+from tether.adapters.head import combined_head
 from tether.adapters.r_adapter.module import product
 from tether.adapters.r_adapter.states import PART, by_path, factors_of
+from tether.adapters.shared import check_base, heads_of, shared_alpha, shared_unfrozen
 from tether.errors import TetherError
 
 
@@ -50,64 +52,43 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], alpha: Alpha 
 
     Raises:
         TetherError: they differ in base, sites or widths, or in alpha where none is given; or there are none,
-            or not as many weights; or something else was trained beside one of several.
+            or not as many weights; or something else was trained beside one of several, or not all have a head
+            that began as the same classifier.
     """
     if not adapters or len(adapters) != len(weights):
         raise TetherError(
             f"combine needs adapters and as many weights; got {len(adapters)} and {len(weights)}."
         )
-    first = adapters[0]
-    for adapter in adapters[1:]:
-        if adapter.fingerprint != first.fingerprint:
-            raise TetherError(
-                f"Adapters of different bases cannot be combined: fingerprints {first.fingerprint[:12]}… and "
-                f"{adapter.fingerprint[:12]}…."
-            )
-    unfrozen = shared_unfrozen(adapters)
-    if alpha is None:
-        alpha = shared_alpha(adapters)
-    states = [by_path(adapter.state) for adapter in adapters]
-    for state in states[1:]:
-        if different := sorted(state.keys() ^ states[0].keys()):
+    check_base(adapters)
+    first, heads = adapters[0], heads_of(adapters)
+    state = combined_state([adapter.state for adapter in adapters], weights)
+    return Adapter(
+        first.config.fitting(state),
+        state,
+        first.fingerprint,
+        shared_alpha(adapters) if alpha is None else alpha,
+        {"combined": len(adapters)},
+        source=first.source,
+        unfrozen=shared_unfrozen(adapters),
+        head=combined_head(heads, weights) if heads else None,
+    )
+
+
+def combined_state(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+    """The state of Σ wᵢ Aᵢ: per site one factor pair of the summed rank, or a full matrix where that is smaller.
+
+    Raises:
+        TetherError: they differ in sites or widths.
+    """
+    adapters = [by_path(state) for state in states]
+    for other in adapters[1:]:
+        if different := sorted(other.keys() ^ adapters[0].keys()):
             raise TetherError(f"Adapters of different sites cannot be combined: {', '.join(different[:6])}.")
     combined = {}
-    for path in states[0]:
-        tensors = _combine([state[path] for state in states], weights, path)
+    for path in adapters[0]:
+        tensors = _combine([adapter[path] for adapter in adapters], weights, path)
         combined |= {f"{path}{PART}{name}": tensor for name, tensor in tensors.items()}
-    config = first.config.fitting(combined)
-    extra = {"combined": len(adapters)}
-    return Adapter(config, combined, first.fingerprint, alpha, extra, source=first.source, unfrozen=unfrozen)
-
-
-def shared_unfrozen(adapters: Sequence[Adapter]) -> Mapping[str, Tensor]:
-    """What was trained beside one adapter; several must have none, as their heads began anywhere and have no sum.
-
-    Raises:
-        TetherError: one of several adapters has such tensors.
-    """
-    if len(adapters) == 1:
-        return adapters[0].unfrozen
-    for adapter in adapters:
-        if adapter.unfrozen:
-            raise TetherError(
-                f"{next(iter(adapter.unfrozen))} was trained beside an adapter, and only adapters can be combined. "
-                f"Apply one of them, or train them with that tensor frozen."
-            )
-    return {}
-
-
-def shared_alpha(adapters: Sequence[Adapter]) -> Alpha:
-    """The ensemble weight that all adapters have.
-
-    Raises:
-        TetherError: they differ in it.
-    """
-    first = adapters[0].alpha
-    if any(adapter.alpha != first for adapter in adapters):
-        raise TetherError(
-            "The adapters have different alphas, so say which one the result shall have: alpha=… (--alpha)."
-        )
-    return first
+    return combined
 
 
 def _combine(adapters: list[dict[str, Tensor]], weights: Sequence[float], path: str) -> dict[str, Tensor]:

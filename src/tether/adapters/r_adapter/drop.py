@@ -63,7 +63,7 @@ class DropRows(nn.Module):
     Args:
         keep: which rows are kept.
         order: the kept rows, then the dropped ones.
-        place: where each row is found in `order`.
+        positions: where each row is found in `order`.
         kept: how many are kept.
         dim: the dimension that counts rows, 0, or 1 where tokens come first.
         windows: dimension 0 counts windows of rows.
@@ -73,14 +73,14 @@ class DropRows(nn.Module):
         self,
         keep: Bool[Tensor, " rows"],
         order: Int[Tensor, " rows"],
-        place: Int[Tensor, " rows"],
+        positions: Int[Tensor, " rows"],
         kept: int,
         *,
         dim: int,
         windows: bool,
     ) -> None:
         super().__init__()
-        self.keep, self.place = keep, place
+        self.keep, self.positions = keep, positions
         self.kept, self.dropped = order[:kept], order[kept:]
         self.dim, self.windows = dim, windows
 
@@ -98,14 +98,14 @@ class DropRows(nn.Module):
             kept(rows.index_select(self.dim, self.kept)),
             dropped(rows.index_select(self.dim, self.dropped)),
         ]
-        y = torch.cat(parts, dim=self.dim).index_select(self.dim, self.place)
+        y = torch.cat(parts, dim=self.dim).index_select(self.dim, self.positions)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _by_row(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "first second dim"]:
-        found, expected = x.shape[self.dim], len(self.keep)
-        if found % expected if self.windows else found != expected:
+        rows, expected = x.shape[self.dim], len(self.keep)
+        if rows % expected if self.windows else rows != expected:
             raise TetherError(
-                f"begin_step was given keys for {expected} rows, but the tower now got {found}. Give "
+                f"begin_step was given keys for {expected} rows, but the tower now got {rows}. Give "
                 f"begin_step one key per picture and per text of the coming batch, and call eval() before "
                 f"encoding others."
             )

@@ -9,7 +9,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from tether._alpha import Alpha, alpha_of
+from tether.adapters.files import Adapter
 from tether.adapters.mergeable import Mergeable, Probe
+from tether.adapters.r_adapter.arithmetic import combined_state
 from tether.adapters.r_adapter.drop import DropRows, DropTokens, KeepAll
 from tether.adapters.r_adapter.fold import break_even, fold_in, safe_to_fold, skip
 from tether.adapters.r_adapter.masks import keep, keep_rows, signed, stream
@@ -21,6 +23,7 @@ from tether.adapters.r_adapter.module import (
     Rank,
     delta,
 )
+from tether.adapters.r_adapter.rank import Factored
 from tether.adapters.r_adapter.states import PART, by_path, factors_of, full_rank
 from tether.config import method
 from tether.errors import TetherError, near_misses
@@ -98,9 +101,19 @@ class RAdapterConfig(AdapterConfig):
     def fitting(self, state: Mapping[str, Tensor]) -> "RAdapterConfig":
         """With the ranks of a state's adapters, and their scales or none."""
         adapters = by_path(state)
-        ranks = {path: len(own["down"]) if "down" in own else None for path, own in adapters.items()}
-        scaled = all("scale" in own for own in adapters.values())
+        ranks = {
+            path: len(tensors["down"]) if "down" in tensors else None for path, tensors in adapters.items()
+        }
+        scaled = all("scale" in tensors for tensors in adapters.values())
         return replace(self, rank=ranks, scale=self.scale if scaled else None)
+
+    def factored(self, state: Mapping[str, Tensor]) -> Factored:
+        return Factored(state)
+
+    def mean(self, adapters: Sequence[Adapter]) -> tuple["RAdapterConfig", dict[str, Tensor]]:
+        """Of any ranks: the factors side by side, or a full matrix where that is smaller."""
+        state = combined_state([adapter.state for adapter in adapters], [1 / len(adapters)] * len(adapters))
+        return self.fitting(state), state
 
     def rank_of(self, tower: str, path: str) -> Rank:
         """The rank of one adapter."""
@@ -135,13 +148,13 @@ class RAttached(Mergeable):
     ) -> None:
         super().__init__(model, config)
         self.seed = seed
-        found = find_sites(self.module, config.select) if sites is None else list(sites)
-        self.sites = [site for site in found if config.rank_of(site.tower, adapter_path(site)) != 0]
+        candidates = find_sites(self.module, config.select) if sites is None else list(sites)
+        self.sites = [site for site in candidates if config.rank_of(site.tower, adapter_path(site)) != 0]
         if not self.sites:
             raise TetherError("No adapter is left: the rank of every site is 0.")
         if isinstance(config.rank, Mapping):
             for name in config.rank:
-                if name not in (known := ["image", "text", *map(adapter_path, found)]):
+                if name not in (known := ["image", "text", *map(adapter_path, candidates)]):
                     raise TetherError(
                         f"rank names {name!r}, where there is no adapter{near_misses(name, known)}"
                     )
@@ -232,11 +245,11 @@ class RAttached(Mergeable):
             for adapter, (_, site), dim, *rows in zip(
                 adapters, sites, dims, *self._sorted(kept, adapters), strict=True
             ):
-                keep_row, order, place, count = rows
+                keep_row, order, positions, count = rows
                 if count == 0:
                     skip(adapter)
                 elif count < len(keep_row):
-                    adapter.drop = DropRows(keep_row, order, place, count, dim=dim, windows=site.windows)
+                    adapter.drop = DropRows(keep_row, order, positions, count, dim=dim, windows=site.windows)
 
     @staticmethod
     def _sorted(kept: Bool[Tensor, "sites rows"], adapters: list[RAdapter]) -> tuple[Any, ...]:
@@ -306,10 +319,10 @@ class RAttached(Mergeable):
                 f"{near_misses(unexpected[0], missing) if unexpected and missing else '.'}"
             )
         for path, tensors in adapters.items():
-            width, found = len(_linear(self._owners[path]).weight), factors_of(tensors)[0][0].shape[0]
-            if found != width:
+            width, own_width = len(_linear(self._owners[path]).weight), factors_of(tensors)[0][0].shape[0]
+            if own_width != width:
                 raise TetherError(
-                    f"The adapter at {path} is for width {found}, but this site has width {width}."
+                    f"The adapter at {path} is for width {own_width}, but this site has width {width}."
                 )
         return {path: adapters[path] for path in self._adapters}
 

@@ -6,9 +6,8 @@ has few strong directions; keeping those makes the file 10 to 50 times smaller, 
 other.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -16,18 +15,8 @@ from torch import Tensor
 
 from tether.adapters.files import Adapter
 from tether.adapters.r_adapter.states import PART, by_path, matrices
+from tether.adapters.ranks import State
 from tether.errors import TetherError
-
-State = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class RankResult:
-    """One rank in a comparison: its adapter's size in bytes (fp32 tensors) and its score."""
-
-    rank: int
-    bytes: int
-    score: float
 
 
 class Factored:
@@ -106,48 +95,6 @@ def at_rank(adapter: Adapter, rank: int) -> Adapter:
     """
     state = Factored(adapter.state).at_rank(rank)
     return replace(adapter, config=adapter.config.fitting(state), state=state, raw=None)
-
-
-def size_in_bytes(state: Mapping[str, Tensor]) -> int:
-    """Bytes of a state's tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-
-
-def smallest_within(
-    state: Mapping[str, Tensor],
-    ranks: Sequence[int],
-    score: Callable[[State], float],
-    tolerance: float,
-) -> tuple[State, list[RankResult]]:
-    """The smallest rank that scores at least as much as the full adapter, less a tolerance.
-
-    Args:
-        state: of a trained R-Adapter.
-        ranks: those to try, in any order; what is no smaller than the adapter's own is passed over.
-        score: of a state, higher is better, on validation data: never on what is reported as test.
-        tolerance: in the units of the score, from 0.
-
-    Returns:
-        The state to save (the full one if no rank will do), and the result of every rank, from small to
-        large; the last is the full adapter, at its own rank (the width, of a full matrix).
-
-    Raises:
-        TetherError: no rank is below the adapter's own, or one below 1; or the tolerance is no finite number from 0.
-    """
-    if not 0 <= tolerance < math.inf:
-        raise TetherError(f"The tolerance is a finite number from 0, not {tolerance!r}.")
-    factored = Factored(state)
-    smaller = sorted({rank for rank in ranks if rank < factored.rank})
-    if not smaller:
-        raise TetherError(
-            f"The adapter has rank {factored.rank}, and none of the ranks to try is smaller: {list(ranks)}."
-        )
-    results, states = [], []
-    for rank in (*smaller, factored.rank):
-        states.append(factored.at_rank(rank))
-        results.append(RankResult(rank, size_in_bytes(states[-1]), float(score(states[-1]))))
-    chosen = next(i for i, result in enumerate(results) if result.score >= results[-1].score - tolerance)
-    return states[chosen], results
 
 
 def _rank_for(values: Float[Tensor, " d"], energy: float) -> int:

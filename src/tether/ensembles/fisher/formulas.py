@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from tether.ensembles.model_average import State, check_compatible, normalised_weights
+from tether._averaging import State, check_compatible, normalised_weights
 from tether.errors import TetherError
 from tether.models.weight_path import WeightPath
 

@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 
 import safetensors.torch
-from safetensors import SafetensorError
 
 from tether._files import read_json, write_atomically, write_json
+from tether._sealed import part_of, read_part
 from tether.ensembles.vrf.method import VRF, VRFConfig
 from tether.errors import TetherError
 
@@ -63,22 +63,15 @@ def load_vrf(folder: Path, *, fingerprint: str) -> VRF:
         )
     try:
         stored = settings["failures"]
-        name = str(stored["file"])
-        if Path(name).name != name:
-            raise TetherError(f"{path} names a file outside its folder ({name!r}); it is not to be trusted.")
-        data = (folder / name).read_bytes()
-        if hashlib.sha256(data).hexdigest() != stored["sha256"]:
-            raise TetherError(f"{folder / name} is damaged: it is not what was saved. Fit VRF again.")
+        tensors = read_part(part_of(folder, str(stored["file"])), stored["sha256"])
         zero_shot, tuned = settings["temperatures"]
         return VRF(
             VRFConfig(**settings["config"]),
-            safetensors.torch.load(data)["failures"],
+            tensors["failures"],
             training_size=settings["training_size"],
             a=settings["a"],
             b=settings["b"],
             temperatures=(zero_shot, tuned),
         )
-    except FileNotFoundError as error:
-        raise TetherError(f"{path} names {stored['file']}, which is not there; fit VRF again.") from error
-    except (KeyError, TypeError, SafetensorError) as error:
+    except (KeyError, TypeError) as error:
         raise TetherError(f"{path} lacks or misspells something ({error}); fit VRF again.") from error

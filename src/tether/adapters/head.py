@@ -1,0 +1,123 @@
+"""A linear head that is trained with or without an adapter: its way from the zero-shot classifier, and its file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tether._files import read_tensors, write_tensors
+from tether.errors import TetherError
+
+HEAD_FILE = "head.safetensors"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A trained linear head and the zero-shot classifier that it began as.
+
+    Args:
+        weight: the trained head [classes, dim].
+        zero_shot: what it began as, of the same shape.
+    """
+
+    weight: Float[Tensor, "classes dim"]
+    zero_shot: Float[Tensor, "classes dim"]
+
+    def at(self, alpha: float) -> Float[Tensor, "classes dim"]:
+        """The head on the way from the zero-shot classifier (0) to the trained one (1)."""
+        return head_at(self.weight, self.zero_shot, alpha)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors, as they are named in files."""
+        return {"weight": self.weight, "zero_shot": self.zero_shot}
+
+
+def head_at(head: Tensor, zero_shot: Tensor, alpha: float) -> Tensor:
+    """The linear head on the way from the zero-shot classifier to the trained one."""
+    return zero_shot + alpha * (head - zero_shot)
+
+
+def mean_head(heads: Sequence[Head]) -> Head:
+    """The mean of trained heads that began as one zero-shot classifier.
+
+    Raises:
+        TetherError: they began as different ones.
+    """
+    zero_shot = _shared_start(heads)
+    return Head(torch.stack([head.weight for head in heads]).mean(0), zero_shot)
+
+
+def combined_head(heads: Sequence[Head], weights: Sequence[float]) -> Head:
+    """The weighted sum of what training added to the one zero-shot classifier that all heads began as.
+
+    Raises:
+        TetherError: they began as different ones.
+    """
+    zero_shot = _shared_start(heads)
+    steps = [weight * (head.weight - zero_shot) for head, weight in zip(heads, weights, strict=True)]
+    return Head(zero_shot + torch.stack(steps).sum(0), zero_shot)
+
+
+def _shared_start(heads: Sequence[Head]) -> Tensor:
+    first = heads[0].zero_shot
+    for number, head in enumerate(heads[1:], start=2):
+        # On another machine a classifier differs by rounding; other classes or prompts differ by far more.
+        if head.zero_shot.shape != first.shape or not torch.allclose(
+            head.zero_shot, first, rtol=0, atol=1e-3
+        ):
+            raise TetherError(
+                f"The heads of the first adapter and of number {number} began as different zero-shot classifiers: they "
+                f"are of other classes, in another order, or of other prompts, and cannot be combined."
+            )
+    return first
+
+
+def save_head(path: Path, head: Head) -> None:
+    """Keep a head that was trained without an adapter; one that was trained with it is in the adapter's folder."""
+    write_tensors(path, head.tensors())
+
+
+def read_head(path: Path) -> Head:
+    """A trained head, as `save_head` keeps it.
+
+    Raises:
+        TetherError: the file is missing, not whole or another one.
+    """
+    return head_of(read_tensors(path), path)
+
+
+def head_of(tensors: Mapping[str, Tensor], path: Path) -> Head:
+    """The head that a file's tensors are.
+
+    Raises:
+        TetherError: they are no head's.
+    """
+    weight, zero_shot = tensors.get("weight"), tensors.get("zero_shot")
+    if weight is None or zero_shot is None or weight.ndim != 2 or weight.shape != zero_shot.shape:
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(tensors.items())[:4])
+        raise TetherError(
+            f"{path} is no {HEAD_FILE}: expected weight and zero_shot, both [classes, dim]; found "
+            f"{shapes or 'nothing'}."
+        )
+    return Head(weight, zero_shot)
+
+
+def earlier_head(adapter: Path, extra: Mapping[str, Any]) -> Path | None:
+    """Where earlier versions put the head of an adapter: into its folder unlisted, or beside it; None where they put
+    none, or it was not copied.
+
+    Args:
+        adapter: the adapter's folder.
+        extra: of its description: `head` says that one was trained, `ensemble` that a run's weights were averaged.
+    """
+    beside = adapter.absolute().parent / HEAD_FILE
+    files: tuple[Path, ...] = ()
+    if extra.get("head"):
+        files = (adapter / HEAD_FILE, beside)
+    elif extra.get("ensemble") == "fisher" and beside.is_file():
+        files = (adapter / "classifier.safetensors",)
+    return next((file for file in files if file.is_file()), None)
