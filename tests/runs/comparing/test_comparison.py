@@ -12,7 +12,7 @@ from tether.cli import main
 from tether.evaluation import Results
 from tether.recipe import from_plain
 from tether.runs.comparing.comparison import compare
-from tether.runs.comparing.plan import read_recipes
+from tether.runs.comparing.plan import Plan, read_recipes
 
 
 @pytest.fixture
@@ -29,15 +29,20 @@ def recipes(tmp_path, tiny_recipe, monkeypatch):
     return ["tiny.yaml", "head.yaml"]
 
 
+def results_of(recipe, root, **plan):
+    (comparison,) = compare(Plan(recipes=[recipe], root=root, **plan), show_progress=False)
+    return comparison.results
+
+
 def stamps(folder):
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, capsys, monkeypatch):
-    from tether.runs.comparing import workers
+    from tether.runs.comparing import worker
 
     command = ["compare", *recipes, "--seeds", "0", "1", "--runs", "runs", "--out", "out"]
-    make, made = workers.run, []
+    make, made = worker.run, []
 
     def run_then_die(recipe, *arguments, **options):
         if len(made) == 2:
@@ -46,7 +51,7 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, caps
         return make(recipe, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "run", run_then_die)
+        patch.setattr(worker, "run", run_then_die)
         assert main(command) == 130
     assert "give the same command again" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -83,7 +88,7 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, caps
     def no_run(*arguments, **options):
         raise AssertionError("a finished run was repeated")
 
-    monkeypatch.setattr(workers, "run", no_run)
+    monkeypatch.setattr(worker, "run", no_run)
     shutil.move(out / "table.csv", out / "before.csv")
     assert main(command) == 0
     assert (out / "table.csv").read_text() == (out / "before.csv").read_text()
@@ -96,7 +101,7 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, caps
         (["tiny.yaml"], "given twice"),
         (["--seeds", "0", "0"], "given twice"),
         (["--folds", "0", "1"], "Only the built-in data has folds"),
-        (["full"], "share model and data"),
+        (["full"], "full is not on that of tiny"),
         (["none.yaml"], "no file"),
         (["--set", "optimizer.lrr=1"], "tiny.yaml with optimizer.lrr=1: There is no option 'optimizer.lrr'"),
         (["empty"], "no recipe in the folder empty"),
@@ -231,7 +236,7 @@ def test_corrupted_pictures_are_no_natural_shift(tiny_recipe, tmp_path):
     pytest.importorskip("imagecorruptions")
     data = {**tiny_recipe["data"], "corruptions": "mixture"}
     training = {**tiny_recipe["training"], "epochs": 1}
-    results = compare([from_plain({**tiny_recipe, "data": data, "training": training})], tmp_path)
+    results = results_of(from_plain({**tiny_recipe, "data": data, "training": training}), tmp_path)
     assert {domain.name: domain.kind for domain in results.domains} == {
         "colour": "in-distribution",
         "outline": "shifted",
@@ -250,7 +255,7 @@ def test_corrupted_pictures_are_no_natural_shift(tiny_recipe, tmp_path):
 
 def test_the_results_say_how_alpha_was_chosen(tiny_recipe, tmp_path):
     recipe = from_plain({**tiny_recipe, "alpha": {"value": "auto", "grid": [0.0, 0.5, 1.0]}})
-    results = compare([recipe], tmp_path, show_progress=False)
+    results = results_of(recipe, tmp_path)
     assert results.alpha is not None and results.alpha.alpha in (0.0, 0.5, 1.0)
     assert [point.alpha for point in results.alpha.curve] == [0.0, 0.5, 1.0]
     assert "No test picture" in results.alpha.reason
@@ -259,7 +264,7 @@ def test_the_results_say_how_alpha_was_chosen(tiny_recipe, tmp_path):
 def test_many_alphas_are_shown_by_their_range(tiny_recipe, tmp_path):
     recipe = from_plain({**tiny_recipe, "training": {**tiny_recipe["training"], "epochs": 1}})
     auto = replace(recipe, alpha=replace(recipe.alpha, value="auto"))
-    method = compare([auto], tmp_path, seeds=range(4), show_progress=False).method("tiny")
+    method = results_of(auto, tmp_path, seeds=range(4)).method("tiny")
     alphas = [read_json(path)["alpha"] for path in sorted(tmp_path.glob("*/result.json"))]
     assert len(alphas) == 4
     if len(set(alphas)) > 1:
@@ -276,12 +281,12 @@ def test_the_pictures_of_a_comparison_are_checked_once(tiny_recipe, tmp_path, mo
         fine_tuning, "require_readable", lambda benchmark, **_: checked.append(benchmark.name)
     )
     recipe = from_plain({**tiny_recipe, "training": {**tiny_recipe["training"], "epochs": 1}})
-    compare([recipe], tmp_path, seeds=(0, 1), show_progress=False)
+    results_of(recipe, tmp_path, seeds=(0, 1))
     assert len(checked) == 1
 
 
 def test_a_change_of_logging_alone_trains_nothing_anew(recipes, monkeypatch, tmp_path):
-    from tether.runs.comparing import workers
+    from tether.runs.comparing import worker
 
     assert main(["compare", *recipes, "--runs", "runs", "--out", "out"]) == 0
     before = stamps(tmp_path / "runs")
@@ -289,7 +294,7 @@ def test_a_change_of_logging_alone_trains_nothing_anew(recipes, monkeypatch, tmp
     def again(*arguments, **options):
         raise AssertionError("trained anew")
 
-    monkeypatch.setattr(workers, "run", again)
+    monkeypatch.setattr(worker, "run", again)
     words = ["--set", "training.log_every=1", "--set", "training.keep=1"]
     assert main(["compare", *recipes, "--runs", "runs", "--out", "again", *words]) == 0
     assert stamps(tmp_path / "runs") == before
