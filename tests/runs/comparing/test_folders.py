@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tether.recipe import from_plain, to_plain
-from tether.runs.comparing import folders
+from tether.runs.comparing import folders, worker
+from tether.runs.comparing.crew import Crew
 from tether.runs.comparing.folders import RunFolders
 from tether.runs.comparing.jobs import Job
 
@@ -133,3 +134,24 @@ def test_hundreds_of_runs_cost_one_listing_a_pass(tiny_recipe, job, tmp_path, re
         assert len(list(listed.trained(one.training))) == (one in jobs[:100])
     read = {("read_json", "config.json"): 50}  # those whose names say nothing, once each
     assert reads == {**read, **files(100, "result.json")}
+
+
+def test_a_worker_lists_the_folder_once_a_pass(tiny_recipe, job, tmp_path, reads, monkeypatch):
+    """All are finished after the second of two passes; between them the last one ends elsewhere."""
+    jobs = [job(training={**tiny_recipe["training"], "seed": seed}) for seed in range(300)]
+    paths = [tmp_path / f"{one.name}-001" for one in jobs]
+    for one, path in zip(jobs[:-1], paths, strict=False):
+        save(tmp_path, path.name, one)
+
+    class Others(Crew):
+        does_everything = True
+
+        def has_ended(self):
+            if reads["listdir", tmp_path.name]:
+                save(tmp_path, paths[-1].name, jobs[-1])
+            return False
+
+    monkeypatch.setattr(worker._Sources, "changed", lambda self, path, recipe: "")
+    assert worker.Worker(tmp_path, crew=Others()).finish(jobs) == paths
+    assert reads["listdir", tmp_path.name] == 2 and not reads["scandir", tmp_path.name]
+    assert not reads["read_json", "config.json"]

@@ -12,7 +12,7 @@ from tether.cli import main
 from tether.errors import TetherError
 from tether.recipe import from_plain
 from tether.runs.comparing import slurm, worker
-from tether.runs.comparing.comparison import compare
+from tether.runs.comparing.comparison import _help, compare
 from tether.runs.comparing.launch import Launch
 from tether.runs.comparing.plan import Plan
 from tether.runs.comparing.slurm import SlurmJobs, slurm_options
@@ -63,14 +63,6 @@ def options(tiny_recipe):
     return {**tiny_recipe, "training": training}
 
 
-def nothing(device, announce):
-    """The work of jobs that have none."""
-
-
-def refuse(device, announce):
-    raise TetherError("There is no such model.")
-
-
 @submitit
 def test_the_options_reach_sbatch(tmp_path, monkeypatch):
     """A stand-in for SLURM's two commands keeps what it is given."""
@@ -78,7 +70,7 @@ def test_the_options_reach_sbatch(tmp_path, monkeypatch):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    jobs = SlurmJobs(2, {"partition": "gpu", "gpus": "1", "time": "90"}, tmp_path / "logs", nothing)
+    jobs = SlurmJobs(2, {"partition": "gpu", "gpus": "1", "time": "90"}, tmp_path / "logs", _help)
     assert jobs.start() == f"Submitted 7_0, 7_1; their logs: {tmp_path / 'logs'}"
     assert jobs.start() == ""
     given = (tmp_path / "sbatch.given").read_text()
@@ -89,8 +81,8 @@ def test_the_options_reach_sbatch(tmp_path, monkeypatch):
 @submitit
 def test_where_there_is_no_slurm_it_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(TetherError, match="could not be submitted to slurm: .*srun"):
-        SlurmJobs(1, {}, tmp_path, nothing).start()
+    with pytest.raises(TetherError, match=r"could not be submitted to slurm: .*srun"):
+        SlurmJobs(1, {}, tmp_path, _help).start()
 
 
 @submitit
@@ -112,15 +104,16 @@ def test_jobs_do_all_the_runs(options, tmp_path, monkeypatch):
 
 
 @submitit
-def test_jobs_that_all_fail_are_not_waited_for(tmp_path):
-    jobs = SlurmJobs(2, {}, tmp_path / "logs", refuse, cluster="local")
+def test_jobs_that_all_fail_are_not_waited_for(options, tmp_path):
+    plan = Plan(recipes=[from_plain({**options, "model": str(tmp_path / "none")})], root=tmp_path)
+    jobs = SlurmJobs(2, {}, tmp_path / "logs", _help, plan, cluster="local")
     assert not jobs.has_ended()
     jobs.start()
     while not jobs.has_ended():
         time.sleep(0.1)
-    told = jobs.last_words(["tiny, seed 3, fold 0"])
-    assert "All 2 jobs have ended, and 1 runs are not done: tiny, seed 3, fold 0" in told
-    assert "There is no such model." in told and str(tmp_path / "logs") in told
+    told = jobs.last_words("tiny, seed 3, fold 0")
+    assert "All jobs (2) have ended, and these runs are not done: tiny, seed 3, fold 0" in told
+    assert "One ended with: tether.errors.TetherError: " in told and str(tmp_path / "logs") in told
     jobs.stop(failed=True)
 
 
@@ -146,6 +139,8 @@ def test_a_job_at_its_time_limit_writes_its_checkpoint_and_goes_on(options, tmp_
     assert len(signalled) == 1
     (path,) = (path for path in tmp_path.glob("tiny-*"))
     steps = [row["step"] for row in read_metrics(path) if row["kind"] == "train"]
-    assert steps == list(range(1, 161))  # 24 pictures in batches of 6: no step is missing, none was made twice
+    assert steps == list(
+        range(1, 161)
+    )  # 24 pictures in batches of 6: no step is missing, none was made twice
     log = next((tmp_path / "slurm").glob("*_log.err")).read_text()
     assert "Stopped after step" in log or "Requeued" in log

@@ -147,7 +147,7 @@ def _choose(plan: Plan, worker: Worker) -> list[tuple[Recipe, Tuning | None]]:
     paths = iter(worker.finish(jobs))
     chosen = []
     for recipe, own in zip(plan.recipes, trials, strict=True):
-        outcomes = [(path := next(paths)) and worker.outcome(job, path) for job in own]
+        outcomes = [worker.outcome(job, path) if (path := next(paths)) else None for job in own]
         points = plan.points(recipe)
         chosen.append(tuning.choose(recipe, points, outcomes, plan.tune) if own else (recipe, None))
     return chosen

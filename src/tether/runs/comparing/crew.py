@@ -35,7 +35,7 @@ class Crew:
         """Whether nobody is left who might do what is open."""
         return False
 
-    def last_words(self, waiting: list[str]) -> str:
+    def last_words(self, waiting: str) -> str:
         """Why what is waited for is not done, after `has_ended`."""
         raise NotImplementedError
 

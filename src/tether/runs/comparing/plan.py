@@ -124,12 +124,12 @@ def read_recipes(
 ) -> list[Recipe]:
     """Recipes by name, by path, or all of a folder, with the same overrides applied to each.
 
+    Of a folder come its YAML files in the order of their names, without those that begin with "_": these are
+    there for others to extend.
+
     Args:
         models: each recipe on each of these; on its own by default.
         data: each recipe on each of these data sets, as overrides (`data={method: folder, …}`); on its own by default.
-
-    Of a folder come its YAML files in the order of their names, without those that begin with "_": these are
-    there for others to extend.
 
     Raises:
         TetherError: one is not there or not right, an override does not fit it, or a folder has none.

@@ -115,11 +115,11 @@ class SlurmJobs(Crew):
     def has_ended(self) -> bool:
         return bool(self._jobs) and all(job.done() for job in self._jobs)
 
-    def last_words(self, waiting: list[str]) -> str:
+    def last_words(self, waiting: str) -> str:
         ends = [line for job in self._jobs if (line := _last_line(job))]
         reason = f" One ended with: {ends[0]}." if ends else ""
         return (
-            f"All {len(self._jobs)} jobs have ended, and {len(waiting)} runs are not done: {'; '.join(waiting)}."
+            f"All jobs ({len(self._jobs)}) have ended, and these runs are not done: {waiting}."
             f"{reason} Look into {self._folder}; the same command goes on with what is left."
         )
 

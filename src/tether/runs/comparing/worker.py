@@ -36,6 +36,7 @@ from tether.training.lock import claim
 
 SHORTEST_WAIT, LONGEST_WAIT = 0.25, 10.0
 """Seconds between looks at the runs of others; doubled as long as nothing happens."""
+_LISTED = 8
 
 
 class Worker:
@@ -75,18 +76,16 @@ class Worker:
         folders, done = RunFolders(self.root, jobs), {}
         pause, told = SHORTEST_WAIT, False
         while len(done) < len(jobs):
-            before, deserted = (
-                len(done),
-                self.crew.has_ended(),
-            )  # asked first: the last one may finish meanwhile
+            before = len(done)
+            deserted = self.crew.has_ended()  # asked first: the last one may finish meanwhile
             waiting = self._round(jobs, folders, done)
             if len(done) > before:
                 pause, told = SHORTEST_WAIT, False
             elif deserted:
-                raise TetherError(self.crew.last_words(waiting))
+                raise TetherError(self.crew.last_words(_some(waiting)))
             elif waiting:
                 if not told:
-                    self.announce(f"Waiting for other processes: {'; '.join(waiting)}")
+                    self.announce(f"Waiting for other processes: {_some(waiting)}")
                     told = True
                 from_main(lambda seconds=pause: time.sleep(seconds))
                 pause = min(2 * pause, LONGEST_WAIT)
@@ -224,6 +223,12 @@ class _Sources:
         if self.pictures(recipe).changes(path):
             return "other pictures"
         return ""
+
+
+def _some(labels: Sequence[str]) -> str:
+    """The first few labels, and how many more there are."""
+    more = f"; and {len(labels) - _LISTED} more" if len(labels) > _LISTED else ""
+    return "; ".join(labels[:_LISTED]) + more
 
 
 def _state(folders: RunFolders, job: Job) -> tuple[Path | None, State]:
