@@ -15,6 +15,7 @@ from tether.evaluation.retrieval import best_ranks, pairs_of_groups
 from tether.evaluation.retrieval_scores import CaptionReader, RetrievalScores
 from tether.models import load
 from tether.runs.comparing.comparison import compare
+from tether.runs.comparing.plan import Plan
 from tether.runs.train import run
 
 
@@ -94,7 +95,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(retrieval_options, outcome, tmp_path,
 def test_runs_are_compared_pooled_and_tuned(retrieval_options, tmp_path):
     own = recipes.from_plain({**retrieval_options, "search": {"optimizer.lr": [0.01, 0.02]}})
     other = recipes.from_plain({**retrieval_options, "name": "flyp", "objective": {"method": "info_nce"}})
-    results = compare([own, other], tmp_path, seeds=[0, 1], tune=2, show_progress=False)
+    plan = Plan(recipes=[own, other], root=tmp_path, seeds=[0, 1], tune=2)
+    results = compare(plan, show_progress=False)[0].results
     assert [method.name for method in results.methods] == ["zero-shot", "found", "flyp"]
     assert results.metrics[0].name == "recall" and not results.changes and results.queries
     assert results.method("found").measures["colour"].values["text_to_image_recall_at_1"]

@@ -127,3 +127,25 @@ def test_a_full_disk_leaves_the_lock_free(tmp_path, monkeypatch):
         lock.acquire(tmp_path / "lock")
     with held_elsewhere(tmp_path / "lock"):
         pass
+
+
+def test_a_claim_is_one_process_s_and_ends_with_it(tmp_path):
+    path = tmp_path / "runs" / ".x.claim"
+    path.parent.mkdir()
+    with held_elsewhere(path) as other:
+        for _ in range(2):  # leaving one that was not had takes nothing away
+            with lock.claim(path) as mine:
+                assert not mine
+        other.kill()
+        other.wait()
+        with lock.claim(path) as mine:
+            assert mine
+            with lock.claim(path) as again:
+                assert not again
+    assert not path.exists()
+
+
+def test_a_claim_makes_the_folders_it_lies_in(tmp_path):
+    with lock.claim(tmp_path / "new" / "runs" / ".x.claim") as mine:
+        assert mine and list((tmp_path / "new" / "runs").iterdir())
+    assert not list((tmp_path / "new" / "runs").iterdir())

@@ -45,7 +45,7 @@ def check_compare(options: argparse.Namespace) -> None:
     for source in options.recipes:
         if not Path(source).is_dir():
             recipe_files.find(source)
-    options.data_words = _data_words(options.data)
+    options.data_words = [word for path in options.data for word in _data_words(path)]
 
 
 def train(options: argparse.Namespace, device: Any) -> int:
@@ -111,16 +111,53 @@ def sites(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace, device: Any) -> int:
-    import shlex
-
     from tether._distributed import from_main
     from tether.runs import report as reporting
-    from tether.runs.comparing import comparison
-    from tether.runs.comparing.plan import read_recipes
+    from tether.runs.comparing.comparison import ReportOptions
+    from tether.runs.comparing.comparison import compare as run_comparison
+    from tether.runs.comparing.launch import Launch
+    from tether.runs.comparing.plan import Plan, read_recipes
+    from tether.runs.comparing.slurm import slurm_options
     from tether.runs.show import show_comparison
 
-    chosen = read_recipes(options.recipes, [*options.data_words, *options.set])
-    words = [*options.recipes, *(["--data", str(options.data)] if options.data else [])]
+    plan = Plan(
+        recipes=read_recipes(options.recipes, options.set, models=options.models, data=options.data_words),
+        root=options.runs,
+        seeds=options.seeds,
+        folds=options.folds,
+        tune=options.tune,
+        tune_seed=options.tune_seed,
+        tune_fold=options.tune_fold,
+    )
+    launch = Launch(
+        device=device,
+        workers=options.workers,
+        slurm=slurm_options(options.slurm) if options.slurm else None,
+    )
+    report = ReportOptions(
+        command=_comparing_command(options),
+        reference=options.reference,
+        baselines=options.baselines,
+        highlighted=options.highlight,
+    )
+    several = len(plan.tables) > 1
+    from_main(lambda: reporting.check_out(options.out, report.command, several=several))
+    with _progress() as progress:
+        comparisons = run_comparison(plan, launch, report, progress=progress, announce=say)
+    reports = from_main(lambda: list(map(str, reporting.write_comparisons(comparisons, options.out))))
+    for comparison, path in zip(comparisons, reports, strict=True):
+        show_comparison(comparison.results)
+        say(f"Table and report: {path}")
+    return 0
+
+
+def _comparing_command(options: argparse.Namespace) -> str:
+    """What makes a comparison again, whoever does the runs."""
+    import shlex
+
+    words = [*options.recipes]
+    words += ["--models", *options.models] if options.models else []
+    words += ["--data", *map(str, options.data)] if options.data else []
     words += ["--seeds", *map(str, options.seeds), "--folds", *map(str, options.folds)]
     words += [word for assignment in options.set for word in ("--set", assignment)]
     if options.tune:
@@ -129,32 +166,7 @@ def compare(options: argparse.Namespace, device: Any) -> int:
     words += ["--baselines", ",".join(options.baselines)] if options.baselines else []
     words += ["--reference", options.reference] if options.reference else []
     words += ["--highlight", options.highlight] if options.highlight else []
-    command = shlex.join(["tether", "compare", *words, "--out", str(options.out)])
-    from_main(lambda: reporting.check_out(options.out, command))
-    with _progress() as progress:
-        results = comparison.compare(
-            chosen,
-            options.runs,
-            seeds=options.seeds,
-            folds=options.folds,
-            tune=options.tune,
-            tune_seed=options.tune_seed,
-            tune_fold=options.tune_fold,
-            baselines=options.baselines,
-            reference=options.reference,
-            highlighted=options.highlight,
-            workers=options.workers,
-            command=command,
-            device=device,
-            progress=progress,
-            announce=say,
-        )
-    tuned_on = options.tune_fold if options.tune else None
-    tests = comparison.pooled_tests(chosen[0], options.folds, tuned_on=tuned_on)
-    from_main(lambda: reporting.write_comparison(results, options.out, tests))
-    show_comparison(results)
-    say(f"Table and report: {options.out / reporting.REPORT}")
-    return 0
+    return shlex.join(["tether", "compare", *words, "--out", str(options.out)])
 
 
 def zero_shot(options: argparse.Namespace, device: Any) -> int:

@@ -111,10 +111,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         joins=True,
         check=commands.check_compare,
     )
+    compare.add_argument("recipes", nargs="+", help="names, YAML files, or folders of these")
     compare.add_argument(
-        "recipes", nargs="+", help="names, YAML files, or folders of these, of the same model and data"
+        "--models", nargs="+", default=[], metavar="MODEL", help="each recipe on each of these, in one table"
     )
-    _add_data(compare)
+    _add_data(compare, several=True)
     compare.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run for each (0)")
     compare.add_argument(
         "--folds", type=int, nargs="+", default=[0], help="folds of the built-in data, pooled (0)"
@@ -167,6 +168,13 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         type=_count,
         default=1,
         help="processes of this machine that share the runs; the same command given elsewhere joins (%(default)s)",
+    )
+    compare.add_argument(
+        "--slurm",
+        default="",
+        metavar="NAME=VALUE,…",
+        help="let so many jobs of SLURM do the runs, with these options of sbatch, the time in minutes: "
+        "partition=gpu,gpus=1,time=600",
     )
 
     zero_shot = add("zero-shot", commands.zero_shot, "accuracy of a model without any training", joins=True)
@@ -253,12 +261,14 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     return parser, subparsers.choices
 
 
-def _add_data(command: argparse.ArgumentParser) -> None:
+def _add_data(command: argparse.ArgumentParser, *, several: bool = False) -> None:
     command.add_argument(
         "--data",
         type=Path,
         metavar="FILE",
-        help="YAML with the options of your data (method, train, shifted, …), in place of the recipe's",
+        help="YAML with the options of your data (method, train, shifted, …), in place of the recipe's"
+        + ("; of several, each gets a table" if several else ""),
+        **({"nargs": "+", "default": []} if several else {}),
     )
 
 

@@ -10,7 +10,9 @@ from tether._distributed import from_main
 from tether.evaluation.scoring import Progress
 from tether.evaluation.tables import bytes_text
 from tether.runs import report as reporting
-from tether.runs.comparing import comparison
+from tether.runs.comparing.comparison import ReportOptions, compare
+from tether.runs.comparing.launch import Launch
+from tether.runs.comparing.plan import Plan
 from tether.runs.show import show_comparison, show_line
 
 RECIPES = ("full", "r-adapter")
@@ -25,20 +27,16 @@ def demo(
 ) -> Path:
     """Compare, print the table, and say where the adapter and the report are; gives the report's path."""
     console = console or Console()
-    chosen = [recipes.read(name) for name in RECIPES]
-    results = comparison.compare(
-        chosen,
-        root / "demo",
-        title="R-Adapter on emoji-shift",
-        command="make demo",
-        device=device,
+    comparisons = compare(
+        Plan(recipes=[recipes.read(name) for name in RECIPES], root=root / "demo"),
+        Launch(device=device),
+        ReportOptions(title="R-Adapter on emoji-shift", command="make demo"),
         progress=progress,
         announce=lambda line: show_line(line, console),
     )
     out = root / "demo" / "report"
-    tests = comparison.pooled_tests(chosen[0], (0,))
-    from_main(lambda: reporting.write_comparison(results, out, tests))
-    show_comparison(results, console)
+    from_main(lambda: len(reporting.write_comparisons(comparisons, out)))
+    show_comparison(comparisons[0].results, console)
     newest = max((root / "demo").glob("r-adapter-*/adapter"), key=lambda path: path.stat().st_mtime)
     size = sum(file.stat().st_size for file in newest.iterdir())
     show_line(f"Adapter: {newest} ({bytes_text(size)})", console)

@@ -1,7 +1,7 @@
 """The files that explain results to people: of a comparison a folder, of a run one page in its directory."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,29 +15,29 @@ from tether.errors import TetherError
 from tether.evaluation.report import write_report, write_robustness_figure
 from tether.evaluation.results import Results
 from tether.evaluation.tables import differences_csv, to_csv, to_markdown
-from tether.runs.comparing.results import ZERO_SHOT, Trained, make_results
+from tether.runs.comparing.results import ZERO_SHOT, Comparison, Trained, make_results
 from tether.runs.outcome import Outcome
 from tether.training.environment import package_versions
 
 REPORT = "report.html"
 
 
-def check_out(folder: Path, command: str) -> None:
+def check_out(folder: Path, command: str, *, several: bool = False) -> None:
     """See, before any work is done for it, that a comparison's files can be written and replace no other's.
 
     Args:
         command: what makes the comparison again; that of the files which are there already must be the same.
+        several: whether it is of several data sets, each of which gets a folder in there.
 
     Raises:
         TetherError: the folder cannot be written, or holds what another command made.
     """
-    path = folder / "results.json"
-    if path.is_file():
-        before = Results.load(path).settings.get("command")
+    for path in (folder / "results.json", *(folder.glob("*/results.json") if several else ())):
+        before = Results.load(path).settings.get("command") if path.is_file() else command
         if before != command:
             raise TetherError(
-                f"{folder} holds another comparison, made by `{before or 'no command'}`, and nothing is overwritten. "
-                "Name another --out, or remove that folder: the runs lie elsewhere and are kept."
+                f"{path.parent} holds another comparison, made by `{before or 'no command'}`, and nothing is "
+                "overwritten. Name another --out, or remove that folder: the runs lie elsewhere and are kept."
             )
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
@@ -46,13 +46,18 @@ def check_out(folder: Path, command: str) -> None:
         )
 
 
-def write_comparison(results: Results, folder: Path, tests: Mapping[str, PictureSplit]) -> None:
-    """Put into `folder`: `results.json`, `report.html`, `effective_robustness.svg` (where there are shifts),
-    `table.csv`, `table.md` and `differences.csv`.
+def write_comparisons(comparisons: Sequence[Comparison], folder: Path) -> list[Path]:
+    """Put into `folder`, or of several data sets each into a folder of its name in there: `results.json`,
+    `report.html`, `effective_robustness.svg` (where there are shifts), `table.csv`, `table.md` and `differences.csv`.
 
-    Args:
-        tests: the test splits, for the pictures whose answer changed.
+    Returns the reports.
     """
+    several = len(comparisons) > 1
+    return [_write_comparison(one, folder / one.name if several else folder) for one in comparisons]
+
+
+def _write_comparison(comparison: Comparison, folder: Path) -> Path:
+    results = comparison.results
     results.save(folder / "results.json")
     for name, make in (
         ("table.csv", to_csv),
@@ -64,7 +69,8 @@ def write_comparison(results: Results, folder: Path, tests: Mapping[str, Picture
             folder / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8")
         )
     write_robustness_figure(results, folder / "effective_robustness.svg")
-    write_report(results, folder / REPORT, _pictures(tests))
+    write_report(results, folder / REPORT, _pictures(comparison.tests))
+    return folder / REPORT
 
 
 def write_run(outcome: Outcome) -> None:

@@ -1,19 +1,27 @@
 """Files that one process has: a lock that ends with its process, so that nobody need give it back.
 
-It is a POSIX record lock. The kernel gives it back when its process ends, however that happens, and over NFS as well,
-so what a killed process worked on is free at once. Forked data workers do not inherit it. The kernel never refuses it
-to the process that has it, and takes it away when that closes any handle of the file: so what is held is noted here,
-and opened only once.
+It is a POSIX record lock. The kernel gives it back when its process ends, however that happens, so what a killed
+process worked on is free at once. Forked data workers do not inherit it. The kernel never refuses it to the process
+that has it, and takes it away when that closes any handle of the file: so what is held is noted here, and opened only
+once.
+
+Among machines it is the file system that knows who lives; what stands in the file (host and process) is for people
+and decides nothing. NFS, GPFS, BeeGFS and Lustre give the lock of a killed process back at once, and that of a machine
+that vanished when its lease ends (NFS 4: about 90 seconds; NFS 3: when the machine is up again). Where locks are kept
+to the machine by a mount option (Lustre and BeeGFS without file locks, `local_lock` of NFS), processes of two machines
+would not see each other: such a folder must not be shared.
 """
 
 import fcntl
 import json
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from tether._distributed import from_main, is_main
 from tether.errors import TetherError
 
 _held: dict[tuple[int, int], TextIO] = {}
@@ -80,6 +88,29 @@ def release(path: Path, *, remove: bool = False) -> None:
     else:
         file.truncate(0)
     file.close()
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Whether this process alone may work on what `path` stands for; False where a living one has it already.
+
+    The file, and the folders it lies in, are made, and the file is removed at the end. Processes that train together
+    have a claim together.
+
+    Raises:
+        TetherError: the file system has no locks.
+    """
+
+    def take() -> bool:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return try_acquire(path)
+
+    mine = from_main(take)
+    try:
+        yield mine
+    finally:
+        if mine and is_main():
+            release(path, remove=True)
 
 
 def _holder(path: Path) -> str:

@@ -9,10 +9,11 @@ import torch
 
 from tether._files import read_json
 from tether.cli import main
+from tether.errors import TetherError
 from tether.evaluation import Results
 from tether.recipe import from_plain
-from tether.runs.comparing.comparison import compare
-from tether.runs.comparing.plan import read_recipes
+from tether.runs.comparing.comparison import ReportOptions, compare
+from tether.runs.comparing.plan import Plan, read_recipes
 
 
 @pytest.fixture
@@ -29,15 +30,20 @@ def recipes(tmp_path, tiny_recipe, monkeypatch):
     return ["tiny.yaml", "head.yaml"]
 
 
+def results_of(recipe, root, **plan):
+    (comparison,) = compare(Plan(recipes=[recipe], root=root, **plan), show_progress=False)
+    return comparison.results
+
+
 def stamps(folder):
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, capsys, monkeypatch):
-    from tether.runs.comparing import workers
+    from tether.runs.comparing import worker
 
     command = ["compare", *recipes, "--seeds", "0", "1", "--runs", "runs", "--out", "out"]
-    make, made = workers.run, []
+    make, made = worker.run, []
 
     def run_then_die(recipe, *arguments, **options):
         if len(made) == 2:
@@ -46,7 +52,7 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, caps
         return make(recipe, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "run", run_then_die)
+        patch.setattr(worker, "run", run_then_die)
         assert main(command) == 130
     assert "give the same command again" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -83,7 +89,7 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, caps
     def no_run(*arguments, **options):
         raise AssertionError("a finished run was repeated")
 
-    monkeypatch.setattr(workers, "run", no_run)
+    monkeypatch.setattr(worker, "run", no_run)
     shutil.move(out / "table.csv", out / "before.csv")
     assert main(command) == 0
     assert (out / "table.csv").read_text() == (out / "before.csv").read_text()
@@ -96,7 +102,7 @@ def test_a_killed_comparison_goes_on_and_repeats_nothing(recipes, tmp_path, caps
         (["tiny.yaml"], "given twice"),
         (["--seeds", "0", "0"], "given twice"),
         (["--folds", "0", "1"], "Only the built-in data has folds"),
-        (["full"], "share model and data"),
+        (["full"], "full is not on that of tiny"),
         (["none.yaml"], "no file"),
         (["--set", "optimizer.lrr=1"], "tiny.yaml with optimizer.lrr=1: There is no option 'optimizer.lrr'"),
         (["empty"], "no recipe in the folder empty"),
@@ -231,7 +237,7 @@ def test_corrupted_pictures_are_no_natural_shift(tiny_recipe, tmp_path):
     pytest.importorskip("imagecorruptions")
     data = {**tiny_recipe["data"], "corruptions": "mixture"}
     training = {**tiny_recipe["training"], "epochs": 1}
-    results = compare([from_plain({**tiny_recipe, "data": data, "training": training})], tmp_path)
+    results = results_of(from_plain({**tiny_recipe, "data": data, "training": training}), tmp_path)
     assert {domain.name: domain.kind for domain in results.domains} == {
         "colour": "in-distribution",
         "outline": "shifted",
@@ -250,7 +256,7 @@ def test_corrupted_pictures_are_no_natural_shift(tiny_recipe, tmp_path):
 
 def test_the_results_say_how_alpha_was_chosen(tiny_recipe, tmp_path):
     recipe = from_plain({**tiny_recipe, "alpha": {"value": "auto", "grid": [0.0, 0.5, 1.0]}})
-    results = compare([recipe], tmp_path, show_progress=False)
+    results = results_of(recipe, tmp_path)
     assert results.alpha is not None and results.alpha.alpha in (0.0, 0.5, 1.0)
     assert [point.alpha for point in results.alpha.curve] == [0.0, 0.5, 1.0]
     assert "No test picture" in results.alpha.reason
@@ -259,7 +265,7 @@ def test_the_results_say_how_alpha_was_chosen(tiny_recipe, tmp_path):
 def test_many_alphas_are_shown_by_their_range(tiny_recipe, tmp_path):
     recipe = from_plain({**tiny_recipe, "training": {**tiny_recipe["training"], "epochs": 1}})
     auto = replace(recipe, alpha=replace(recipe.alpha, value="auto"))
-    method = compare([auto], tmp_path, seeds=range(4), show_progress=False).method("tiny")
+    method = results_of(auto, tmp_path, seeds=range(4)).method("tiny")
     alphas = [read_json(path)["alpha"] for path in sorted(tmp_path.glob("*/result.json"))]
     assert len(alphas) == 4
     if len(set(alphas)) > 1:
@@ -276,12 +282,12 @@ def test_the_pictures_of_a_comparison_are_checked_once(tiny_recipe, tmp_path, mo
         fine_tuning, "require_readable", lambda benchmark, **_: checked.append(benchmark.name)
     )
     recipe = from_plain({**tiny_recipe, "training": {**tiny_recipe["training"], "epochs": 1}})
-    compare([recipe], tmp_path, seeds=(0, 1), show_progress=False)
+    results_of(recipe, tmp_path, seeds=(0, 1))
     assert len(checked) == 1
 
 
 def test_a_change_of_logging_alone_trains_nothing_anew(recipes, monkeypatch, tmp_path):
-    from tether.runs.comparing import workers
+    from tether.runs.comparing import worker
 
     assert main(["compare", *recipes, "--runs", "runs", "--out", "out"]) == 0
     before = stamps(tmp_path / "runs")
@@ -289,7 +295,7 @@ def test_a_change_of_logging_alone_trains_nothing_anew(recipes, monkeypatch, tmp
     def again(*arguments, **options):
         raise AssertionError("trained anew")
 
-    monkeypatch.setattr(workers, "run", again)
+    monkeypatch.setattr(worker, "run", again)
     words = ["--set", "training.log_every=1", "--set", "training.keep=1"]
     assert main(["compare", *recipes, "--runs", "runs", "--out", "again", *words]) == 0
     assert stamps(tmp_path / "runs") == before
@@ -305,3 +311,104 @@ def test_recipes_are_compared_on_data_of_ones_own(recipes, tiny_data, tmp_path, 
     results = Results.load(tmp_path / "out" / "results.json")
     assert [domain.name for domain in results.domains] == ["mine"]
     assert "--data 'my data.yaml'" in results.settings["command"]
+
+
+def test_several_models_and_data_sets_give_a_table_per_data_set(
+    recipes, tiny_data, make_tiny_model, tmp_path, capsys
+):
+    models = []
+    for seed, name in enumerate(("small", "other")):
+        models.append(str(shutil.copytree(make_tiny_model(seed), tmp_path / "models" / name)))
+    for name in ("flowers", "birds"):
+        train = shutil.copytree(tiny_data["train"], tmp_path / name)
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({**tiny_data, "train": str(train)}))
+    data = ["flowers.yaml", "birds.yaml"]
+    command = ["compare", "head.yaml", "--models", *models, "--data", *data, "--runs", "runs"]
+    assert main([*command, "--reference", "head", "--out", "out"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "[3/4] head (small), data set 2, seed 0, fold 0" in said and "[4/4] head (other), data set 2" in said
+    )
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"flowers", "birds"}
+    for name in ("flowers", "birds"):
+        assert f"Table and report: out/{name}/report.html" in said
+        results = Results.load(tmp_path / "out" / name / "results.json")
+        rows = [method.name for method in results.methods]
+        assert rows == ["zero-shot (small)", "head (small)", "zero-shot (other)", "head (other)"]
+        assert (results.zero_shot, results.highlighted) == ("zero-shot (other)", "head (other)")
+        assert {one.reference for one in results.differences} == {"head (small)"}
+        assert {one.method for one in results.differences} == {*rows} - {"head (small)"}
+        assert results.data_set == name and results.settings["model"] == ", ".join(models)
+        assert f"--models {' '.join(models)} --data {' '.join(data)}" in results.settings["command"]
+
+    before = stamps(tmp_path)
+    assert main([*command, "--reference", "zero-shot", "--out", "out"]) == 2
+    assert "holds another comparison" in capsys.readouterr().err
+    assert stamps(tmp_path) == before
+
+    alone = ["compare", "head.yaml", "--models", models[1], "--data", "birds.yaml", "--runs", "runs"]
+    assert main([*alone, "--out", "alone"]) == 0  # the same run, in a table as ever
+    one = Results.load(tmp_path / "alone" / "results.json")
+    assert [method.name for method in one.methods] == ["zero-shot", "head"]
+    assert replace(one.method("head"), name="") == replace(results.method("head (other)"), name="")
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
+@pytest.fixture
+def on_models(tiny_recipe, tmp_path):
+    """Recipes "a" and "b" on the models "large" and "small"."""
+    return [
+        from_plain({**tiny_recipe, "name": name, "model": model})
+        for model in ("hub/large", "hub/small")
+        for name in ("a", "b")
+    ]
+
+
+def test_a_row_of_several_models_goes_by_its_recipe_or_its_whole_name(on_models):
+    assert ReportOptions().rows(on_models) == {
+        "reference": "zero-shot (large)",
+        "baselines": [],
+        "highlighted": "b (small)",
+    }
+    chosen = ReportOptions(reference="zero-shot (small)", baselines=["a", "b (small)"], highlighted="b").rows(
+        on_models
+    )
+    assert chosen == {
+        "reference": "zero-shot (small)",
+        "baselines": ["a (large)", "a (small)", "b (small)"],
+        "highlighted": "b (large)",
+    }
+    with pytest.raises(
+        TetherError, match=r"no recipe 'b \(smal\)' in this comparison; did you mean 'b \(small"
+    ):
+        ReportOptions(highlighted="b (smal)").rows(on_models)
+
+
+def test_models_of_one_name_are_told_apart_by_their_paths(tiny_recipe):
+    models = ("mine/vit", "yours/vit")
+    recipes = [from_plain({**tiny_recipe, "model": model}) for model in models]
+    assert ReportOptions().rows(recipes)["highlighted"] == "tiny (yours/vit)"
+
+
+def test_what_cannot_stand_in_tables_together_is_refused(on_models, tiny_recipe, tmp_path):
+    elsewhere = from_plain({**tiny_recipe, "name": "a", "data": {"method": "emoji_shift"}})
+    with pytest.raises(TetherError, match="b is not on that of a"):
+        Plan(recipes=[*on_models, elsewhere], root=tmp_path)
+    with pytest.raises(TetherError, match="'a' is given twice"):
+        Plan(recipes=[*on_models, on_models[0]], root=tmp_path)
+    captions = from_plain({**tiny_recipe, "name": "found", "task": {"method": "retrieval"}})
+    with pytest.raises(TetherError, match=r"same task.*classification \(b\), retrieval \(found\)"):
+        Plan(recipes=[*on_models, captions], root=tmp_path)
+
+
+def test_recipes_are_crossed_with_models_and_data(recipes):
+    chosen = read_recipes(
+        recipes, ["training.seed=7"], models=["one", "two"], data=["data={method: emoji_shift}"]
+    )
+    assert [(one.name, one.model) for one in chosen] == [
+        ("tiny", "one"),
+        ("head", "one"),
+        ("tiny", "two"),
+        ("head", "two"),
+    ]
+    assert {(one.training.seed, type(one.data).__name__) for one in chosen} == {(7, "EmojiShiftConfig")}

@@ -11,9 +11,12 @@ from tether.cli import main
 from tether.data import load_benchmark
 from tether.errors import TetherError
 from tether.evaluation import Sweep
+from tether.evaluation.results import Trial, Tuning
 from tether.recipe import from_plain
 from tether.runs.comparing import comparison
-from tether.runs.comparing.plan import Plan, benchmark_of
+from tether.runs.comparing.notes import _reuse_notes
+from tether.runs.comparing.plan import Plan, variant
+from tether.runs.comparing.results import Trained, pooled_tests
 from tether.runs.comparing.tuning import at_the_end, choose, points, size
 from tether.runs.outcome import Outcome
 from tether.training.run_directory import read_metrics
@@ -81,7 +84,7 @@ def test_a_draw_has_each_value_of_every_option_equally_often(recipe, seed):
 
 def test_the_seed_of_the_trials_also_draws_them(recipe, tmp_path):
     draws = {
-        tuple(map(str, Plan(recipes=[recipe], root=tmp_path, tune=3, tune_seed=seed).points()["tiny"]))
+        tuple(map(str, Plan(recipes=[recipe], root=tmp_path, tune=3, tune_seed=seed).points(recipe)))
         for seed in range(8)
     }
     assert len(draws) > 1
@@ -234,7 +237,8 @@ def test_a_method_whose_alpha_is_given_is_tuned_too(tiny_recipe, tmp_path):
     search = {"optimizer.lr": [0.001, 0.02]}
     training = {**tiny_recipe["training"], "epochs": 1}
     recipe = from_plain({**tiny_recipe, "alpha": {"value": 1.0}, "search": search, "training": training})
-    results = comparison.compare([recipe], tmp_path, tune=2, show_progress=False)
+    plan = Plan(recipes=[recipe], root=tmp_path, tune=2)
+    results = comparison.compare(plan, show_progress=False)[0].results
     assert [trial.validation is None for trial in results.method("tiny").tuning.trials] == [False, False]
     assert results.method("tiny").alpha == "1" and results.alpha is None
 
@@ -261,14 +265,25 @@ def test_what_settings_were_chosen_on_is_no_test_in_another_fold(tiny_recipe):
     """On the built-in data the validation pictures of one fold are test pictures of the others."""
     options = {name: part for name, part in tiny_recipe.items() if name not in ("model", "data")}
     recipe = from_plain(options)
-    tests = comparison.pooled_tests(recipe, (0, 1))
-    honest = comparison.pooled_tests(recipe, (0, 1), tuned_on=0)
-    seen = benchmark_of(recipe, 0).validation.identities
-    first = benchmark_of(recipe, 0).tests
+    benchmarks = [load_benchmark(variant(recipe, 0, fold).data) for fold in (0, 1)]
+    seen, first = benchmarks[0].validation.identities, benchmarks[0].tests
+    tests, honest = pooled_tests(benchmarks), pooled_tests(benchmarks, seen)
     for name, split in tests.items():
         assert split.identities & seen and not honest[name].identities & seen
         assert honest[name].identities == split.identities - seen
         assert honest[name].examples[: len(first[name])] == first[name].examples
+
+
+def notes_on(recipes, root, tune):
+    """What is said of pictures that serve twice, where every recipe with a search was tuned."""
+    trained = []
+    for recipe in recipes:
+        words = {"optimizer.lr": "1e-05"}
+        tuning = Tuning(
+            budget=2, points=2, steps=1, chosen=words, trials=(Trial(values=words, validation=0.5),)
+        )
+        trained.append(Trained(recipe=recipe, tuning=tuning if tune and recipe.search else None, by_seed={}))
+    return _reuse_notes(Plan(recipes=recipes, root=root, tune=tune), trained)
 
 
 def test_radii_that_are_learned_on_the_validation_pictures_are_told(tiny_recipe, tmp_path):
@@ -278,7 +293,7 @@ def test_radii_that_are_learned_on_the_validation_pictures_are_told(tiny_recipe,
     other = from_plain({**tiny_recipe, "name": "other"})
 
     def told(*recipes, tune=0):
-        return comparison._reuse_notes(Plan(recipes=recipes, root=tmp_path, tune=tune))
+        return notes_on(recipes, tmp_path, tune)
 
     assert told(given, other) == []
     (note,) = told(given, chosen, other)
@@ -290,6 +305,6 @@ def test_radii_that_are_learned_on_the_validation_pictures_are_told(tiny_recipe,
 def test_ensembles_fitted_to_the_pictures_that_choose_settings_are_told(tiny_recipe, tmp_path):
     vrf = from_plain({**tiny_recipe, "name": "vrf", "ensemble": {"method": "vrf"}, "search": SEARCH})
     other = from_plain({**tiny_recipe, "name": "other", "search": SEARCH})
-    assert comparison._reuse_notes(Plan(recipes=[vrf, other], root=tmp_path)) == []
-    (note,) = comparison._reuse_notes(Plan(recipes=[vrf, other], root=tmp_path, tune=2))
+    assert notes_on([vrf, other], tmp_path, 0) == []
+    (note,) = notes_on([vrf, other], tmp_path, 2)
     assert note.startswith("vrf: the ensemble is fitted to the same validation pictures")

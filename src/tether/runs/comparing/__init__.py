@@ -1,1 +1,5 @@
-"""Many runs side by side: what is compared (`plan`, `tuning`), who does it (`workers`, `claims`), what came of it."""
+"""Many runs side by side.
+
+What is compared: `plan`, `tuning`, and the single runs (`jobs`). Who does it: `launch`, `crew`, `slurm`; how they share
+it: `worker`, `folders`. What came of it: `results`, `notes`; all of it together: `comparison`.
+"""

@@ -1,229 +1,222 @@
-"""Methods side by side: every recipe on every fold with every seed, one table, one report.
+"""Methods side by side: every recipe on every fold with every seed, and of each data set one table and one report.
 
-Each run is an ordinary run directory named after its recipe and the hash of its configuration: a comparison
-that was killed goes on where it was, what is finished is not done again, and several processes may share the
-work (`workers`). Methods can be tuned first, on validation pictures (`tuning`).
+Each run is an ordinary run directory named after its recipe and the hash of its configuration: a comparison that was
+killed goes on where it was, what is finished is not done again, and several processes may share the work (`worker`).
+Methods can be tuned first, on validation pictures (`tuning`).
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from tether._distributed import world_size
-from tether.data.records import PictureSplit
 from tether.errors import TetherError, near_misses
-from tether.evaluation.results import Results, Tuning
+from tether.evaluation.results import Tuning
 from tether.evaluation.scoring import Progress
 from tether.evaluation.tables import count
 from tether.recipe import Recipe
 from tether.runs.comparing import tuning
-from tether.runs.comparing.plan import Plan, benchmark_of, identities_tuned_on, variant
-from tether.runs.comparing.results import ZERO_SHOT, Trained, joined, make_results, without
-from tether.runs.comparing.workers import Job, finish, local_workers, own_device
+from tether.runs.comparing.launch import Launch
+from tether.runs.comparing.notes import notes
+from tether.runs.comparing.plan import Plan, variant
+from tether.runs.comparing.results import (
+    ZERO_SHOT,
+    Comparison,
+    Trained,
+    make_results,
+    pooled_tests,
+    row_name,
+    without,
+)
+from tether.runs.comparing.worker import Worker
 from tether.training.environment import package_versions
 
 REFERENCE = "full"
 """The recipe that all others are tested against, where it is there and no other is named."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What tables and reports are about. A row is named by its recipe, or as it stands in a table of several models,
+    such as "full (ViT-B-16)"; of several rows with a recipe's name the first is meant.
+
+    Attributes:
+        title: by default how many methods on which data.
+        command: what makes the comparison again, for people.
+        reference: the method that all others are tested against; "full" by default, or zero-shot without one.
+        baselines: ordinary models, through which the line of effective robustness is drawn; three or more. A recipe
+            on several models is as many.
+        highlighted: what the report is about; the last method by default.
+    """
+
+    title: str = ""
+    command: str = ""
+    reference: str = ""
+    baselines: Sequence[str] = ()
+    highlighted: str = ""
+
+    def rows(self, recipes: Sequence[Recipe]) -> dict[str, Any]:
+        """Reference, baselines and highlighted method of one table, by the names of its rows.
+
+        Raises:
+            TetherError: there is no such row, or there are fewer than three baselines.
+        """
+        models = [recipe.model for recipe in recipes]
+        rows = [row_name(recipe.name, recipe.model, models) for recipe in recipes]
+        methods: dict[str, list[str]] = {row: [row] for row in rows}
+        for recipe, row in zip(recipes, rows, strict=True):
+            if row != recipe.name:
+                methods.setdefault(recipe.name, []).append(row)
+        zero_shots = [row_name(ZERO_SHOT, model, models) for model in models]
+        known = {ZERO_SHOT: zero_shots, **{row: [row] for row in zero_shots}, **methods}
+        for name in (*self.baselines, *filter(None, [self.highlighted])):
+            if name not in methods:
+                raise TetherError(
+                    f"There is no recipe {name!r} in this comparison{near_misses(name, list(methods))}"
+                )
+        if self.reference and self.reference not in known:
+            raise TetherError(
+                f"There is no method {self.reference!r} to compare with"
+                f"{near_misses(self.reference, list(methods))}"
+            )
+        baselines = list(dict.fromkeys(row for name in self.baselines for row in methods[name]))
+        if baselines and len(baselines) < 3:
+            raise TetherError(
+                f"The line of effective robustness goes through 3 ordinary models or more; found {len(baselines)}."
+            )
+        return {
+            "reference": known[self.reference or (REFERENCE if REFERENCE in methods else ZERO_SHOT)][0],
+            "baselines": baselines,
+            "highlighted": methods[self.highlighted][0] if self.highlighted else rows[-1],
+        }
+
+
 def compare(
-    recipes: Sequence[Recipe],
-    root: Path,
+    plan: Plan,
+    launch: Launch | None = None,
+    report: ReportOptions | None = None,
     *,
-    seeds: Sequence[int] = (0,),
-    folds: Sequence[int] = (0,),
-    tune: int = 0,
-    tune_seed: int = 0,
-    tune_fold: int = 0,
-    baselines: Sequence[str] = (),
-    reference: str = "",
-    workers: int = 1,
-    title: str = "",
-    command: str = "",
-    highlighted: str = "",
-    device: torch.device | str = "cpu",
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda line: None,
     show_progress: bool = True,
-) -> Results:
-    """Run what is not there yet, and make the results of all of it.
+) -> list[Comparison]:
+    """Run what is not there yet, and make the results of all of it: one comparison per data set, in their order.
+
+    >>> (comparison,) = compare(Plan(recipes=[full, r_adapter], root=Path("runs")), Launch(workers=2))
 
     Args:
-        recipes: of one model and one data set, each with its own name.
-        root: where runs are made, or found finished; other processes that compare the same there share the work.
-        folds: of data that has folds; a seed's answers on the test pictures of all folds are pooled.
-        tune: trials that each method gets to choose its settings by, on the validation pictures of `tune_fold`
-            with `tune_seed`; 0 for the settings of the recipes. What these pictures show is no test in any fold.
-        baselines: names of recipes that are ordinary models, through which the line of effective robustness is
-            drawn; three or more.
-        reference: the method that all others are tested against; "full" by default, or zero-shot without one.
-        workers: processes of this machine.
-        title: of the report; by default how many methods on which data.
-        highlighted: name of the recipe that the report is about; the last one by default.
+        launch: who does the runs; this process alone by default.
         announce: told about every run that begins or is found finished.
 
     Raises:
-        TetherError: the recipes cannot stand in one table (names, models or data), or a run fails.
+        TetherError: what the report is to be about is not there, or a run fails.
     """
-    plan = Plan(
-        recipes=recipes,
-        root=root,
-        seeds=seeds,
-        folds=folds,
-        tune=tune,
-        tune_seed=tune_seed,
-        tune_fold=tune_fold,
-    )
-    rows = [recipe.name for recipe in recipes]
-    for name in (*baselines, *filter(None, [highlighted])):
-        if name not in rows:
-            raise TetherError(f"There is no recipe {name!r} in this comparison{near_misses(name, rows)}")
-    if reference and reference not in (ZERO_SHOT, *rows):
-        raise TetherError(f"There is no method {reference!r} to compare with{near_misses(reference, rows)}")
-    if baselines and len(set(baselines)) < 3:
-        raise TetherError(
-            f"The line of effective robustness goes through 3 ordinary models or more; found {len(set(baselines))}."
+    launch, report = launch or Launch(), report or ReportOptions()
+    tables = [[plan.recipes[number] for number in numbers] for numbers in plan.tables]
+    rows = [report.rows(recipes) for recipes in tables]
+    with launch.crew(plan.root, _help, plan) as crew:
+        worker = Worker(
+            plan.root,
+            device=launch.device,
+            crew=crew,
+            progress=progress,
+            announce=announce,
+            show_progress=show_progress,
         )
-    if workers < 1 or (workers > 1 and world_size() > 1):
-        raise TetherError(
-            f"Expected one worker or more, and only one under torchrun; found {workers} under {world_size()} "
-            "processes."
-        )
-    with local_workers(workers - 1, _work, plan, device):
-        trained = _train(
-            plan, device=device, progress=progress, announce=announce, show_progress=show_progress
-        )
-    data_set = benchmark_of(recipes[0], folds[0]).name
-    short = data_set.split(" (")[0]
-    if len(folds) > 1:
-        data_set = f"{short} (folds {', '.join(map(str, folds))} pooled)"
-    return make_results(
-        trained,
-        title=title or f"{count(len(recipes), 'method')} on {short}",
-        data_set=data_set,
-        highlighted=highlighted or rows[-1],
-        reference=reference or (REFERENCE if REFERENCE in rows else ZERO_SHOT),
-        baselines=baselines,
-        settings={"model": recipes[0].model, "command": command, "seeds": ", ".join(map(str, seeds))},
-        versions=package_versions(),
-        notes=[*_tuning_notes(plan, trained), *_reuse_notes(plan)],
-    )
+        trained = _train(plan, worker)
+    comparisons: list[Comparison] = []
+    for numbers, of in zip(plan.tables, rows, strict=True):
+        taken = [comparison.name for comparison in comparisons]
+        comparisons.append(_comparison(plan, [trained[number] for number in numbers], report, of, taken))
+    return comparisons
 
 
-def pooled_tests(
-    recipe: Recipe, folds: Sequence[int], *, tuned_on: int | None = None
-) -> dict[str, PictureSplit]:
-    """The test splits of all folds as one per domain, in the order of `compare`'s answers.
+def _help(plan: Plan, device: torch.device, announce: Callable[[str], None] = lambda line: None) -> None:
+    """What a further process does."""
+    worker = Worker(plan.root, device=device, announce=announce, show_progress=False)
+    chosen = [recipe for recipe, _ in _choose(plan, worker)]
+    worker.help([job for number, recipe in enumerate(chosen) for job in plan.runs(number, recipe)])
+
+
+def _choose(plan: Plan, worker: Worker) -> list[tuple[Recipe, Tuning | None]]:
+    """Every recipe with the settings that do best on validation pictures, where they are to be chosen."""
+    trials = [plan.trials(number) for number in range(len(plan.recipes))]
+    jobs = [job for own in trials for job in own]
+    paths = iter(worker.finish(jobs))
+    chosen = []
+    for recipe, own in zip(plan.recipes, trials, strict=True):
+        outcomes = [worker.outcome(job, path) if (path := next(paths)) else None for job in own]
+        points = plan.points(recipe)
+        chosen.append(tuning.choose(recipe, points, outcomes, plan.tune) if own else (recipe, None))
+    return chosen
+
+
+def _train(plan: Plan, worker: Worker) -> list[Trained]:
+    """Choose every method's settings, where they are to be chosen, and finish all runs."""
+    chosen = _choose(plan, worker)
+    jobs = [plan.runs(number, recipe) for number, (recipe, _) in enumerate(chosen)]
+    paths = iter(worker.finish([job for own in jobs for job in own]))
+    trained = []
+    for (recipe, tuned), own in zip(chosen, jobs, strict=True):
+        left_out = _identities_tuned_on(plan, recipe, worker)
+        outcomes = iter([without(worker.outcome(job, next(paths)), left_out) for job in own])
+        by_seed = {seed: [next(outcomes) for _ in plan.folds] for seed in plan.seeds}
+        trained.append(Trained(recipe=recipe, tuning=tuned, by_seed=by_seed, left_out=left_out))
+    return trained
+
+
+def _identities_tuned_on(plan: Plan, recipe: Recipe, worker: Worker) -> set[str]:
+    """Identities on whose pictures settings were chosen; other folds have them in their tests."""
+    if not plan.tune:
+        return set()
+    return worker.benchmark(variant(recipe, plan.tune_seed, plan.tune_fold)).validation.identities
+
+
+def _comparison(
+    plan: Plan,
+    trained: Sequence[Trained],
+    report: ReportOptions,
+    rows: Mapping[str, Any],
+    taken: Sequence[str],
+) -> Comparison:
+    """The results on one data set.
 
     Args:
-        tuned_on: the fold on whose validation pictures settings were chosen.
+        rows: see `ReportOptions.rows`.
+        taken: names of other data sets.
     """
-    left_out = identities_tuned_on(recipe, tuned_on)
-    benchmarks = [benchmark_of(recipe, fold) for fold in folds]
-    return {
-        name: joined([benchmark.tests[name] for benchmark in benchmarks], left_out)
-        for name in benchmarks[0].tests
-    }
-
-
-def _work(plan: Plan, device: torch.device | str, number: int) -> None:
-    """What a further process of this machine does: the same, silently."""
-    own = own_device(device, number)
-    if own.type == "cuda":
-        torch.cuda.set_device(own)  # else every process has a context and its random stream on the first GPU
-    _train(
-        plan,
-        device=own,
-        progress=None,
-        announce=lambda line: None,
-        show_progress=False,
+    models = list(dict.fromkeys(one.recipe.model for one in trained))
+    trained = [
+        replace(one, recipe=replace(one.recipe, name=row_name(one.recipe.name, one.recipe.model, models)))
+        for one in trained
+    ]
+    benchmarks = [outcome.benchmark for outcome in next(iter(trained[0].by_seed.values()))]
+    data_set = benchmarks[0].name
+    short = data_set.split(" (")[0]
+    if len(plan.folds) > 1:
+        data_set = f"{short} (folds {', '.join(map(str, plan.folds))} pooled)"
+    results = make_results(
+        trained,
+        title=report.title or f"{count(len(trained), 'method')} on {short}",
+        data_set=data_set,
+        **rows,
+        settings={
+            "model": ", ".join(models),
+            "command": report.command,
+            "seeds": ", ".join(map(str, plan.seeds)),
+        },
+        versions=package_versions(),
+        notes=notes(plan, trained),
+    )
+    return Comparison(
+        name=_folder_name(short, taken), results=results, tests=pooled_tests(benchmarks, trained[0].left_out)
     )
 
 
-def _train(plan: Plan, *, announce: Callable[[str], None], **options: Any) -> list[Trained]:
-    """Choose every method's settings, where they are to be chosen, and finish all runs."""
-    tried = plan.points()
-    trials = [
-        Job(
-            recipe=variant(point.recipe, plan.tune_seed, plan.tune_fold),
-            label=f"tuning {name}: {', '.join(' '.join(word) for word in point.words.items())}",
-            test=False,
-            may_diverge=True,
-        )
-        for name, own in tried.items()
-        for point in own
-    ]
-    tested = iter(finish(trials, plan.root, announce=announce, **options))
-    chosen: list[tuple[Recipe, Tuning | None]] = []
-    for recipe in plan.recipes:
-        own = tried.get(recipe.name)
-        chosen.append(
-            tuning.choose(recipe, own, [next(tested) for _ in own], plan.tune) if own else (recipe, None)
-        )
-    jobs = [
-        Job(
-            recipe=variant(recipe, seed, fold),
-            label=f"{recipe.name}, seed {seed}, fold {fold}",
-        )
-        for recipe, _ in chosen
-        for seed in plan.seeds
-        for fold in plan.folds
-    ]
-    left_out = identities_tuned_on(plan.recipes[0], plan.tune_fold if plan.tune else None)
-    outcomes = (without(one, left_out) for one in finish(jobs, plan.root, announce=announce, **options))
-    return [
-        Trained(
-            recipe=recipe,
-            tuning=found,
-            by_seed={seed: [next(outcomes) for _ in plan.folds] for seed in plan.seeds},
-        )
-        for recipe, found in chosen
-    ]
-
-
-def _reuse_notes(plan: Plan) -> list[str]:
-    """Where the validation pictures that choose something are also what something was fitted to."""
-    radii = [
-        recipe.name
-        for recipe in plan.recipes
-        if recipe.optimizer.held_out and (plan.tune or recipe.alpha.value == "auto")
-    ]
-    fitted = [
-        recipe.name
-        for recipe in plan.recipes
-        if plan.tune and recipe.search and recipe.ensemble and recipe.ensemble.needs_validation
-    ]
-    notes = []
-    if radii:
-        notes.append(
-            f"{', '.join(radii)}: the radii are learned on the same validation pictures by which settings and alpha "
-            f"are chosen, so that choice flatters strong training."
-        )
-    if fitted:
-        notes.append(
-            f"{', '.join(fitted)}: the ensemble is fitted to the same validation pictures by which settings are "
-            f"chosen, so what it shows on these is a little too good; the test pictures play no part in either."
-        )
-    return notes
-
-
-def _tuning_notes(plan: Plan, trained: Sequence[Trained]) -> list[str]:
-    """What a reader must know of how settings were chosen."""
-    if not plan.tune:
-        return []
-    notes = [
-        f"Settings were chosen by at most {plan.tune} trials per method on the validation pictures of fold "
-        f"{plan.tune_fold}, with seed {plan.tune_seed}, and used for all seeds and folds."
-    ]
-    if set(plan.folds) != {plan.tune_fold}:
-        notes.append("What those validation pictures show is left out of the test sets of the other folds.")
-    if untuned := [recipe.name for recipe in plan.recipes if not recipe.search]:
-        notes.append(f"Not tuned, because their recipes name nothing to search: {', '.join(untuned)}.")
-    tuned = {one.recipe.name: one.tuning for one in trained if one.tuning}
-    if fewer := [f"{name} ({own.points})" for name, own in tuned.items() if own.points < own.budget]:
-        notes.append(f"With fewer settings to try than the budget allows: {', '.join(fewer)}.")
-    if ends := [f"{name} ({', '.join(at)})" for name, own in tuned.items() if (at := tuning.at_the_end(own))]:
-        notes.append(f"Chosen at the end of what was tried, so better may lie beyond: {', '.join(ends)}.")
-    return notes
+def _folder_name(data_set: str, taken: Sequence[str]) -> str:
+    """A data set's name as that of a folder, with a number where it is taken."""
+    name = re.sub(r"[^\w.-]+", "-", data_set).strip("-.") or "data"
+    numbered = (f"{name}-{number}" for number in range(2, len(taken) + 3))
+    return next(one for one in (name, *numbered) if one not in taken)

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tether.data.records import PictureBenchmark, PictureSplit
@@ -17,13 +18,27 @@ from tether.runs.outcome import Outcome
 ZERO_SHOT = "zero-shot"
 
 
+def row_name(name: str, model: str, models: Collection[str]) -> str:
+    """A row's name; with the model where there are several, as short as tells them apart."""
+    different = set(models)
+    if len(different) == 1:
+        return name
+    short = {Path(one).name for one in different}
+    return f"{name} ({Path(model).name if len(short) == len(different) else model})"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """All runs of a method, by seed one per fold; its recipe has the settings that were chosen."""
+    """All runs of a method, by seed one per fold; its recipe has the settings that were chosen.
+
+    Attributes:
+        left_out: identities on whose pictures these were chosen, which the test answers are without.
+    """
 
     recipe: Recipe
     tuning: Tuning | None
     by_seed: Mapping[int, Sequence[Outcome]]
+    left_out: Collection[str] = ()
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -32,6 +47,20 @@ class Trained:
     def runs(self) -> Runs:
         """Test answers at the chosen alpha, those of all folds together."""
         return {seed: _pool([one.test.at(one.alpha) for one in own]) for seed, own in self.by_seed.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What came out on one data set.
+
+    Attributes:
+        name: of the data set, fit for a folder.
+        tests: the test splits that the results are of, those of all folds together.
+    """
+
+    name: str
+    results: Results
+    tests: Mapping[str, PictureSplit]
 
 
 def make_results(
@@ -45,9 +74,10 @@ def make_results(
     draws: int = 10_000,
     **rest: Any,
 ) -> Results:
-    """The rows of all methods and of the zero-shot model, their differences, and what the report explains.
+    """The rows of all methods and of the zero-shot models, their differences, and what the report explains.
 
     Args:
+        trained: on one data set, each with a name of its own; before the first of a model comes that model's own row.
         highlighted: the method that the report is about.
         reference: the method that all others are tested against.
         baselines: methods that are ordinary models, for the line of effective robustness.
@@ -56,17 +86,27 @@ def make_results(
         draws: of the bootstrap of differences.
         rest: other fields of `Results`.
     """
-    first = next(iter(trained[0].by_seed.values()))
-    benchmark = first[0].benchmark
-    runs: dict[str, Runs] = {ZERO_SHOT: {0: _pool([one.test.at(0.0) for one in first])}}
-    runs |= {one.recipe.name: one.runs() for one in trained}
+    benchmark = trained[0].outcomes[0].benchmark
+    models = [one.recipe.model for one in trained]
+    runs: dict[str, Runs] = {}
+    by_name = {one.recipe.name: one for one in trained}
+    for name, one in by_name.items():
+        zero_shot = row_name(ZERO_SHOT, one.recipe.model, models)
+        if zero_shot not in runs:
+            runs[zero_shot] = {0: _pool([run.test.at(0.0) for run in next(iter(one.by_seed.values()))])}
+        runs[name] = one.runs()
+    zero_shot = row_name(ZERO_SHOT, by_name[highlighted].recipe.model, models)
     corruptions = [n for n, split in benchmark.tests.items() if split.is_corruption]
-    domains = describe_domains(runs[ZERO_SHOT][0], benchmark.in_distribution, corruptions)
+    domains = describe_domains(runs[zero_shot][0], benchmark.in_distribution, corruptions)
     shifted = [domain.name for domain in domains if domain.kind == "shifted"]
     tested = [domain.name for domain in domains if domain.kind != "corruption" or len(corruptions) == 1]
-    methods = [summarise(ZERO_SHOT, runs[ZERO_SHOT], shifted, description="The model as it was loaded.")]
-    methods += [_method(one, runs[one.recipe.name], benchmark, shifted) for one in trained]
-    before, after = runs[ZERO_SHOT][0], next(iter(runs[highlighted].values()))
+    methods = [
+        _method(by_name[name], own, benchmark, shifted)
+        if name in by_name
+        else summarise(name, own, shifted, description="The model as it was loaded.")
+        for name, own in runs.items()
+    ]
+    before, after = runs[zero_shot][0], next(iter(runs[highlighted].values()))
     class_names, templates = outcome_texts(benchmark)
     if class_names:
         place = next(i for i, one in enumerate(methods) if one.name == highlighted)
@@ -75,9 +115,9 @@ def make_results(
     results = Results(
         domains=domains,
         methods=tuple(methods),
-        zero_shot=ZERO_SHOT,
+        zero_shot=zero_shot,
         highlighted=highlighted,
-        alpha=_choice(next(one for one in trained if one.recipe.name == highlighted)),
+        alpha=_choice(by_name[highlighted]),
         metrics=before[benchmark.in_distribution].metrics,
         changes=tuple(
             changed_answers(name, before[name], after[name], class_names)
@@ -108,10 +148,16 @@ def outcome_texts(benchmark: PictureBenchmark) -> tuple[tuple[str, ...], tuple[s
     return getattr(benchmark, "class_names", ()), getattr(benchmark, "templates", ())
 
 
-def joined(splits: Sequence[PictureSplit], left_out: Collection[str] = ()) -> PictureSplit:
-    """The examples of one domain's splits in several folds, without some identities."""
-    examples = [example for split in splits for example in split.examples]
-    return replace(splits[0], examples=tuple(one for one in examples if one.identity not in left_out))
+def pooled_tests(
+    benchmarks: Sequence[PictureBenchmark], left_out: Collection[str] = ()
+) -> dict[str, PictureSplit]:
+    """The test splits of all folds as one per domain, in the order of the answers, without some identities."""
+
+    def pooled(splits: Sequence[PictureSplit]) -> PictureSplit:
+        examples = [one for split in splits for one in split.examples if one.identity not in left_out]
+        return replace(splits[0], examples=tuple(examples))
+
+    return {name: pooled([own.tests[name] for own in benchmarks]) for name in benchmarks[0].tests}
 
 
 def without(outcome: Outcome, identities: Collection[str]) -> Outcome:

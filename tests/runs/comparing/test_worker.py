@@ -14,10 +14,14 @@ import torch
 from tether._files import read_json
 from tether.errors import TetherError
 from tether.recipe import from_plain
-from tether.runs.comparing import workers
-from tether.runs.comparing.claims import claim
+from tether.runs.comparing import worker
 from tether.runs.comparing.comparison import compare
-from tether.runs.comparing.workers import Job, finish, own_device
+from tether.runs.comparing.crew import worker_device
+from tether.runs.comparing.jobs import Job
+from tether.runs.comparing.launch import Launch
+from tether.runs.comparing.plan import Plan
+from tether.runs.comparing.worker import Worker
+from tether.training.lock import claim
 from tether.training.run_directory import read_metrics
 
 DIES = """
@@ -89,7 +93,8 @@ def test_a_killed_process_s_run_is_gone_on_with(options, tmp_path):
     assert list(runs.glob(".*.claim"))
 
     said = []
-    results = compare([from_plain(options)], runs, seeds=[3], announce=said.append, show_progress=False)
+    plan = Plan(recipes=[from_plain(options)], root=runs, seeds=[3])
+    results = compare(plan, announce=said.append, show_progress=False)[0].results
     assert said == ["[1/1] tiny, seed 3, fold 0"]
     assert directories(runs) == [run.name] and not list(runs.glob(".*.claim"))
     steps = [row["step"] for row in read_metrics(run) if row["kind"] == "train"]
@@ -102,7 +107,8 @@ def test_runs_that_differ_after_training_only_train_once(options, tmp_path, monk
     full = from_plain({**options, "name": "other", "alpha": {"value": 1.0}})
     jobs = [Job(recipe=recipe, label=recipe.name) for recipe in (half, full)]
     assert jobs[0].training == jobs[1].training and jobs[0].name != jobs[1].name
-    first, second = finish(jobs, tmp_path, show_progress=False)
+    worker = Worker(tmp_path, show_progress=False)
+    first, second = map(worker.outcome, jobs, worker.finish(jobs))
     assert (first.alpha, second.alpha) == (0.5, 1.0) and first.run != second.run
     assert (
         not [row for row in read_metrics(second.run) if row["kind"] == "train"]
@@ -117,20 +123,14 @@ def test_further_processes_of_this_machine_do_the_work(options, tmp_path, monkey
     """This process gets no claim, so whatever is made was made by the other."""
 
     @contextmanager
-    def never(path, run=""):
+    def never(path):
         yield False
 
-    monkeypatch.setattr(workers, "claim", never)
-    monkeypatch.setattr(workers, "LONGEST_WAIT", 0.5)
+    monkeypatch.setattr(worker, "claim", never)
+    monkeypatch.setattr(worker, "LONGEST_WAIT", 0.5)
     threads, said = torch.get_num_threads(), []
-    results = compare(
-        [from_plain(options)],
-        tmp_path,
-        seeds=[3, 4],
-        workers=2,
-        announce=said.append,
-        show_progress=False,
-    )
+    plan = Plan(recipes=[from_plain(options)], root=tmp_path, seeds=[3, 4])
+    results = compare(plan, Launch(workers=2), announce=said.append, show_progress=False)[0].results
     assert said[0] == "Waiting for other processes: tiny, seed 3, fold 0; tiny, seed 4, fold 0"
     assert {"[1/2] tiny, seed 3, fold 0", "[2/2] tiny, seed 4, fold 0"} < set(said)
     assert results.method("tiny").seeds == (3, 4) and len(directories(tmp_path)) == 2
@@ -139,15 +139,16 @@ def test_further_processes_of_this_machine_do_the_work(options, tmp_path, monkey
 
 ENDLESS = """
 import os, pathlib, sys, time
-from tether.runs.comparing.workers import local_workers
+from tether.runs.comparing.crew import LocalProcesses
 
-def work(folder, number):
+def work(folder, device):
     pathlib.Path(folder, "pid").write_text(str(os.getpid()))
     print(flush=True)
     time.sleep(600)
 
 if __name__ == "__main__":
-    with local_workers(1, work, sys.argv[1]):
+    with LocalProcesses(1, work, sys.argv[1]) as crew:
+        crew.start()
         time.sleep(600)
 """
 
@@ -175,14 +176,14 @@ def test_the_processes_of_a_killed_comparison_end_with_it(tmp_path):
 
 
 def test_the_gpus_go_round(monkeypatch):
-    assert own_device("cpu", 3) == torch.device("cpu")
+    assert worker_device("cpu", 3) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [own_device("cuda", number).index for number in (1, 2, 3)] == [1, 0, 1]
+    assert [worker_device("cuda", number).index for number in (1, 2, 3)] == [1, 0, 1]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert own_device("cuda:0", 1) == torch.device("cuda:0")
+    assert worker_device("cuda:0", 1) == torch.device("cuda:0")
 
 
 @pytest.mark.parametrize(("count", "told"), [(0, "one worker or more"), (-1, "found -1")])
-def test_a_number_of_workers_that_makes_no_sense_is_refused(options, tmp_path, count, told):
+def test_a_number_of_workers_that_makes_no_sense_is_refused(count, told):
     with pytest.raises(TetherError, match=told):
-        compare([from_plain(options)], tmp_path, workers=count)
+        Launch(workers=count)
