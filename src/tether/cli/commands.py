@@ -321,6 +321,30 @@ def search(options: argparse.Namespace) -> int:
     return 0
 
 
+def try_(options: argparse.Namespace) -> int:
+    import torch
+
+    from tether.evaluation.scores import alpha_text
+    from tether.runs.answers import answers
+
+    found = answers(
+        options.source,
+        options.pictures,
+        texts=options.texts,
+        base=options.model,
+        alpha=options.alpha,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    for picture, columns in zip(options.pictures, found, strict=True):
+        say(str(picture))
+        heads = ["zero-shot" if one.alpha == 0 else f"alpha {alpha_text(one.alpha)}" for one in columns]
+        cells = [[f"{100 * p:5.1f} %  {printable(text)}" for text, p in one.best] for one in columns]
+        width = [max(map(len, (head, *column))) for head, column in zip(heads, cells, strict=True)]
+        for row in (heads, *zip(*cells, strict=True)):
+            say("  " + "   ".join(f"{text:<{size}}" for text, size in zip(row, width, strict=True)).rstrip())
+    return 0
+
+
 def demo(options: argparse.Namespace, device: Any) -> int:
     from tether.runs.demo import demo
 

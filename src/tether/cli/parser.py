@@ -16,6 +16,7 @@ examples:
   tether train r-adapter model=MODEL data.method=folder data.train=PICTURES
   tether train --resume runs/r-adapter-001            go on after Ctrl-C, a kill, or a mended error
   tether merge runs/r-adapter-001/adapter OUT         an ordinary model, without cost at inference
+  tether try runs/r-adapter-001 PICTURE               what it answers, before and after it was tuned
   tether search builtin FOLDER "a red apple"          pictures of a folder, by a text
   torchrun --nproc-per-node 2 -m tether.cli train r-adapter
 
@@ -253,6 +254,21 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         type=Path,
         help="folder for the features of the pictures (default: tether/pictures in ~/.cache)",
     )
+
+    attempt = add(
+        "try",
+        commands.try_,
+        "the five best classes or texts for a picture: zero-shot, as it is kept, and as it was trained",
+    )
+    attempt.add_argument("source", help="a run, an adapter's folder, or anything tether.load takes")
+    attempt.add_argument("pictures", type=Path, nargs="+", metavar="picture", help="picture files")
+    attempt.add_argument(
+        "--texts", nargs="+", default=[], metavar="TEXT", help="what to choose from (the run's classes)"
+    )
+    attempt.add_argument(
+        "--alpha", type=_alpha, help="in place of the one that the adapter was saved with, from 0 to 1"
+    )
+    attempt.add_argument("--model", help="the base (default: the model the adapter was trained on)")
 
     demo = add("demo", commands.demo, "the main job on the built-in model and data, in minutes", joins=True)
     demo.add_argument(
