@@ -1,15 +1,17 @@
 """Merged folders of both libraries load like any other and answer as the adapter did."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from tether._alpha import tower_of
-from tether.adapters import FullConfig, RAdapterConfig, attach
+from tether.adapters import Attached, FullConfig, RAdapterConfig, attach
 from tether.adapters.files import load_adapter, save_adapter
 from tether.adapters.head import Head, save_head
+from tether.config import method
 from tether.errors import TetherError
+from tether.families import AdapterConfig
 from tether.models import load
 from tether.runs.export import base_of, export
 
@@ -100,6 +102,38 @@ def test_what_is_no_head_is_told(tiny_model, tmp_path):
     wrong = tmp_path / "adapter" / "adapter.safetensors"
     with pytest.raises(TetherError, match=r"no head\.safetensors: expected weight and zero_shot"):
         export(None, tmp_path / "adapter", tmp_path / "out", head=wrong)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_a_method_that_is_not_linear_in_the_weights_is_not_merged(tiny_model, tmp_path):
+    @method("squared_shift")
+    @dataclass(frozen=True, kw_only=True)
+    class Config(AdapterConfig):
+        def attach(self, model, *, seed=0):
+            return Shifted(model, self)
+
+    class Shifted(Attached):
+        """A parameter whose square is added to the output of a block."""
+
+        def __init__(self, model, config):
+            super().__init__(model, config)
+            self._shift = torch.nn.Parameter(torch.zeros(32))
+            self._start()
+
+        def named_parameters(self):
+            return {"shift": self._shift}
+
+        def _engage(self):
+            block = self.module.visual.transformer.resblocks[0]
+            self._hook = block.register_forward_hook(lambda block, given, output: output + self._shift**2)
+
+        def _withdraw(self):
+            self._hook.remove()
+
+    save_adapter(tmp_path / "adapter", attach(load(tiny_model), Config()))
+    with pytest.raises(TetherError, match=r"method squared_shift is not linear .* cannot be merged\. Use"):
+        export(None, tmp_path / "adapter", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

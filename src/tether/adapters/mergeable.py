@@ -12,6 +12,7 @@ from torch import Tensor
 from tether._alpha import Alpha, alpha_of
 from tether.adapters._tensors import all_finite, base_tensors, difference, not_finite, tensors_of
 from tether.adapters.attached import Attached
+from tether.config import method_of
 from tether.errors import TetherError
 from tether.models.weight_path import MARK, Path, WeightPath
 
@@ -225,6 +226,20 @@ class Mergeable(Attached):
         if not outputs:
             raise TetherError("The probe gave no tensors to compare; return the model's outputs from it.")
         return outputs
+
+
+def mergeable(attached: Attached) -> Mergeable:
+    """The handle of a method that can be merged.
+
+    Raises:
+        TetherError: it is of another method.
+    """
+    if not isinstance(attached, Mergeable):
+        raise TetherError(
+            f"The method {method_of(type(attached.config))} is not linear in the weights and cannot be merged. Use the "
+            f"adapter as it is: tether.load_adapter and tether.adapters.apply."
+        )
+    return attached
 
 
 def _largest(delta: Mapping[str, Tensor]) -> str:

@@ -303,6 +303,7 @@ def search(options: argparse.Namespace) -> int:
     import torch
 
     from tether.adapters.files import apply, load_adapter
+    from tether.adapters.mergeable import mergeable
     from tether.evaluation.picture_index import search
     from tether.models import load
 
@@ -311,7 +312,7 @@ def search(options: argparse.Namespace) -> int:
     model = load(options.model, device="cuda" if torch.cuda.is_available() else "cpu")
     if options.adapter:
         adapter = load_adapter(options.adapter)
-        apply(model, adapter).merge(adapter.alpha if options.alpha is None else options.alpha)
+        mergeable(apply(model, adapter)).merge(adapter.alpha if options.alpha is None else options.alpha)
     with _progress() as progress:
         matches = search(
             model, options.folder, options.text, options.k, cache=options.cache, progress=progress

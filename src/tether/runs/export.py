@@ -12,7 +12,7 @@ from tether._files import new_folder, read_json, refuse_existing, save_tensors
 from tether.adapters import MergeReport
 from tether.adapters.files import Adapter, apply, load_adapter
 from tether.adapters.head import HEAD_FILE, read_head
-from tether.config import method_of
+from tether.adapters.mergeable import mergeable
 from tether.errors import TetherError
 from tether.models import Model, load
 from tether.models.load import is_here
@@ -36,24 +36,19 @@ def export(
 
     Raises:
         TetherError: `out` exists, the adapter belongs to another base or that is not where it was, `head` is no
-            head's file, the merged model does not answer as the adapter does or the head is not finite, or the disk
-            is full.
+            head's file, the method does not merge, the merged model does not answer as the adapter does or the head is
+            not finite, or the disk is full.
     """
     refuse_existing(out)
     saved = load_adapter(adapter)
     trained = read_head(head) if head else saved.head
     model = load(source or base_of(saved, adapter))
-    attached = apply(model, saved)
+    attached = mergeable(apply(model, saved))
     alpha = saved.alpha if alpha is None else alpha
     weight = trained.at(alpha_of(alpha, "text")) if trained else None
     if weight is not None and not bool(weight.isfinite().all()):
         raise TetherError(
             f"The head in {head or adapter} holds NaN or infinity, so it is not saved. Take an earlier one."
-        )
-    if not attached.mergeable:
-        raise TetherError(
-            f"{adapter} is of the method {method_of(type(saved.config))}, which is not linear in the weights and "
-            f"cannot be merged. Use it as it is: tether.load_adapter and tether.adapters.apply."
         )
     report = attached.merge(alpha, probe=_probe(model))
     with new_folder(out) as folder:
