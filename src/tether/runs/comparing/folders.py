@@ -64,6 +64,6 @@ class RunFolders:
         if name not in self._trainings:
             try:
                 self._trainings[name] = training_hash(read_json(self.root / name / "config.json", dict))
-            except TetherError:
+            except (TetherError, OSError):
                 self._trainings[name] = None
         return self._trainings[name]

@@ -125,8 +125,12 @@ class SlurmJobs(Crew):
 
     def stop(self, *, failed: bool) -> None:
         for job in self._jobs:
-            if not job.done() and (failed or job.state == "PENDING"):
-                job.cancel(check=False)  # others see for themselves that there is nothing left, and end
+            if job.done():
+                continue
+            if failed or job.state == "PENDING":
+                job.cancel(check=False)
+            else:
+                job.wait()  # it finds nothing left to do, or writes its last report
 
 
 class _Task:
