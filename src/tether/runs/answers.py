@@ -56,7 +56,7 @@ def answers(
     if not pictures:
         raise TetherError("There is no picture to answer for; name one or more.")
     images = [
-        read_image(ImageRef(path.parent, path.name)) for path in pictures
+        read_image(ImageRef(str(path.parent), path.name)) for path in pictures
     ]  # before anything that takes long
     folder = _adapter_folder(Path(source))
     adapter = load_adapter(folder) if folder else None
