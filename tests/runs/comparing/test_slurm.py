@@ -119,28 +119,29 @@ def test_jobs_that_all_fail_are_not_waited_for(options, tmp_path):
 
 @submitit
 def test_a_job_at_its_time_limit_writes_its_checkpoint_and_goes_on(options, tmp_path, monkeypatch):
-    """USR2 is what SLURM sends before the limit. Without a checkpoint every few steps: it is this signal's."""
+    """USR2 is what SLURM sends before the limit; no other checkpoint is written before the end."""
     training = {**options["training"], "epochs": 40, "checkpoint_every": 100_000}
     monkeypatch.setattr(worker, "LONGEST_WAIT", 0.5)
     plan = Plan(recipes=[from_plain({**options, "training": training})], root=tmp_path, seeds=[3])
-    launch = Launch(slurm={}, cluster="local")
-    signalled = []
+    checkpoints = []
 
     def signal_once(line):
-        """As soon as the job has begun to train."""
+        """When this process begins to wait, and the job to train."""
         if not line.startswith("Waiting"):
             return
         while not (logs := list(tmp_path.glob("tiny-*/metrics.jsonl"))) or not read_metrics(logs[0].parent):
             time.sleep(0.05)
-        signalled.append(read_json(logs[0].parent / "lock")["pid"])
-        os.kill(signalled[0], signal.SIGUSR2)
+        os.kill(read_json(logs[0].parent / "lock")["pid"], signal.SIGUSR2)
+        while not checkpoints:
+            time.sleep(0.05)
+            checkpoints.extend(logs[0].parent.glob("checkpoints/step-*"))
 
-    compare(plan, launch, announce=signal_once, show_progress=False)
-    assert len(signalled) == 1
-    (path,) = (path for path in tmp_path.glob("tiny-*"))
-    steps = [row["step"] for row in read_metrics(path) if row["kind"] == "train"]
+    compare(plan, Launch(slurm={}, cluster="local"), announce=signal_once, show_progress=False)
+    steps = [row["step"] for row in read_metrics(checkpoints[0].parents[1]) if row["kind"] == "train"]
     assert steps == list(
-        range(1, 161)
-    )  # 24 pictures in batches of 6: no step is missing, none was made twice
-    log = next((tmp_path / "slurm").glob("*_log.err")).read_text()
-    assert "Stopped after step" in log or "Requeued" in log
+        range(1, 121)
+    )  # 18 pictures in batches of 6: no step is missing, none was made twice
+    (checkpoint,) = checkpoints
+    assert 0 < int(checkpoint.name.removeprefix("step-")) < steps[-1]
+    log = next((tmp_path / "slurm").glob("*_log.out")).read_text()
+    assert log.count("[1/1] tiny, seed 3, fold 0") == 2 and "Requeued job" in log

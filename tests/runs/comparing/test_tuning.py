@@ -18,6 +18,7 @@ from tether.runs.comparing.notes import _reuse_notes
 from tether.runs.comparing.plan import Plan, variant
 from tether.runs.comparing.results import Trained, pooled_tests
 from tether.runs.comparing.tuning import at_the_end, choose, points, size
+from tether.runs.comparing.worker import Worker
 from tether.runs.outcome import Outcome
 from tether.training.run_directory import read_metrics
 
@@ -185,15 +186,15 @@ def test_a_tuned_comparison_chooses_without_tests_and_trains_no_point_twice(
     tuned, tmp_path, capsys, monkeypatch
 ):
     looked = []
-    finish = comparison.finish
+    finish = Worker.finish
 
-    def finish_and_look(jobs, *arguments, **options):
-        outcomes = finish(jobs, *arguments, **options)
+    def finish_and_look(self, jobs):
+        paths = finish(self, jobs)
         if any(job.may_diverge for job in jobs):
-            looked.extend(read_json(one.run / "result.json")["test"] for one in outcomes if one)
-        return outcomes
+            looked.extend(read_json(path / "result.json")["test"] for path in paths if path)
+        return paths
 
-    monkeypatch.setattr(comparison, "finish", finish_and_look)
+    monkeypatch.setattr(Worker, "finish", finish_and_look)
     assert main([*tuned, "--seeds", "7", "8", "--out", "out"]) == 0
     shown = capsys.readouterr().out
     assert "tuning searched: optimizer.lr 0.001" in shown and "searched, seed 8, fold 0" in shown
