@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -195,3 +196,11 @@ def tether_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
         return folder, json.loads((folder / "report.json").read_text())
 
     return play
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own answer to Ctrl-C, which a test run in the background of a shell has not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

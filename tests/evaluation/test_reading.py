@@ -101,6 +101,7 @@ def test_who_leaves_early_waits_for_no_more_than_the_picture_in_hand():
     assert not data.was_read[10].is_set()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_reading():
     class Interrupting(Numbers):
         def __getitem__(self, index):

@@ -159,8 +159,8 @@ def test_pooled_and_picked_scores_keep_ranks_and_what_came_up(retrieval_options)
     assert (last.nearest == -1).any()
 
 
-def test_one_picture_alone_lies_nowhere(options):
-    split = load_benchmark(recipes.from_plain(options).data).tests["colour"]
+def test_one_picture_alone_lies_nowhere(retrieval_options):
+    split = load_benchmark(recipes.from_plain(retrieval_options).data).tests["colour"]
     one, rest = replace(split, examples=split.examples[:1]), replace(split, examples=split.examples[1:])
     generator = torch.Generator().manual_seed(0)
 

@@ -118,6 +118,7 @@ def test_ctrl_c_without_a_run_directory_says_that_nothing_was_saved(toy):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_stops_at_once(toy):
     parts = toy.parts(12)
 
