@@ -55,13 +55,14 @@ def slider(results: Results, thumbnail: Thumbnail) -> str:
         "points": [encode(point) for point in path],
         "thumbnails": _thumbnails(results, path, thumbnail),
     }
-    several = (
-        " Numbers are means over its runs; pictures are those of the first." if len(method.seeds) > 1 else ""
-    )
+    has_pictures = any(point.changes for point in path)
+    what = "each test set and the pictures below make" if has_pictures else "each test set makes"
+    several = " Numbers are means over its runs." if len(method.seeds) > 1 else ""
+    if several and has_pictures:
+        several += " Pictures are those of the first run."
     return (
-        f"<p>Alpha 0 is the zero-shot model, alpha 1 all that {escape(method.name)} learned. Move it to see what each "
-        f"test set and the pictures below make of it.{several} The choice was made on validation pictures; this is "
-        "for looking only.</p>"
+        f"<p>Alpha 0 is the zero-shot model, alpha 1 all that {escape(method.name)} learned. Move it to see what "
+        f"{what} of it.{several} The choice was made on validation pictures; this is for looking only.</p>"
         f'<p class="slider"><label for="alpha-at">alpha <output id="alpha-now">{path[start].alpha:g}</output></label>'
         f'<input type="range" id="alpha-at" min="0" max="{len(path) - 1}" step="1" value="{start}"></p>'
         '<div class="scroll"><table class="words"><thead><tr><th>test set</th><th></th><th>at this alpha</th>'
