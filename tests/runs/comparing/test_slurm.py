@@ -104,6 +104,7 @@ def test_jobs_do_all_the_runs(options, tmp_path, monkeypatch):
 
 
 @submitit
+@pytest.mark.slow
 def test_jobs_that_all_fail_are_not_waited_for(options, tmp_path):
     plan = Plan(recipes=[from_plain({**options, "model": str(tmp_path / "none")})], root=tmp_path)
     jobs = SlurmJobs(2, {}, tmp_path / "logs", _help, plan, cluster="local")
@@ -118,6 +119,7 @@ def test_jobs_that_all_fail_are_not_waited_for(options, tmp_path):
 
 
 @submitit
+@pytest.mark.slow
 def test_a_job_at_its_time_limit_writes_its_checkpoint_and_goes_on(options, tmp_path, monkeypatch):
     """USR2 is what SLURM sends before the limit; no other checkpoint is written before the end."""
     training = {**options["training"], "epochs": 40, "checkpoint_every": 100_000}
