@@ -216,7 +216,10 @@ def test_class_texts_are_encoded_once_per_alpha_and_prompts(with_animals, tmp_pa
     animals, own = outcome.benchmark.tests["animals"], outcome.benchmark
     ends = [(own.class_names, own.templates)] * 3 + [(animals.class_names, animals.templates)] * 3
     of_curves = [prompts for prompts in encoded if prompts in ends]
-    before = (own.class_names, own.templates)  # of the model without the adapter, whose last bit may be another
+    before = (
+        own.class_names,
+        own.templates,
+    )  # of the model without the adapter, whose last bit may be another
     assert sorted(of_curves) == sorted([before, *ends])
 
     encoded.clear()

@@ -8,7 +8,7 @@ from tether._files import read_json
 from tether.training import read_metrics
 
 
-@pytest.fixture(scope="module", params=["classification", "retrieval"])
+@pytest.fixture(scope="module", params=["classification", pytest.param("retrieval", marks=pytest.mark.slow)])
 def runs(request, tether_processes, tiny_recipe, retrieval_options):
     """One run by one process and by two; two epochs, a measurement for every step, adapter drop on."""
     options = {"classification": tiny_recipe, "retrieval": {**retrieval_options, "name": "tiny"}}[

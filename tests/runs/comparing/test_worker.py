@@ -60,6 +60,7 @@ def directories(root):
     return sorted(path.name for path in root.iterdir() if path.is_dir())
 
 
+@pytest.mark.slow
 def test_a_second_process_skips_what_another_holds_waits_and_takes_it_over(options, tmp_path):
     """The test is the first process: it holds the first of two runs, and gives it back without having made it."""
     (tmp_path / "tiny.yaml").write_text(json.dumps(options))
@@ -81,6 +82,7 @@ def test_a_second_process_skips_what_another_holds_waits_and_takes_it_over(optio
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_killed_process_s_run_is_gone_on_with(options, tmp_path):
     (tmp_path / "tiny.yaml").write_text(json.dumps(options))
     runs = tmp_path / "runs"
