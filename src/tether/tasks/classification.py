@@ -119,10 +119,8 @@ class Classification(Task):
     def start(self, attached: Attached | None) -> None:
         super().start(attached)
         self._text_moves = any(tower_of(name) == "text" for name in self.named_parameters())
-        if (
-            self._text_moves
-        ):  # as the model is now, adapters in it: else the last bit depends on when it was computed
-            self._embeddings.clear()
+        if self._text_moves:
+            self._embeddings.clear()  # anew with adapters in the model: the last bit depends on when it was computed
         if not self.recipe.objective.pairs:
             self.head = nn.Parameter(self.zero_shot.clone())
             if attached and set(self.named_parameters()) == {HEAD}:
