@@ -205,14 +205,11 @@ def merge(options: argparse.Namespace) -> int:
     from tether.adapters.files import load_adapter
     from tether.adapters.head import HEAD_FILE
     from tether.evaluation.scores import alpha_text
-    from tether.runs.export import export
+    from tether.runs.export import adapter_folder, export
     from tether.runs.merged_card import CARD
-    from tether.runs.outcome import ADAPTER
     from tether.runs.predictor import DESCRIPTION, MERGED
 
-    inside = options.adapter / ADAPTER
-    if not (options.adapter / "adapter.json").is_file() and (inside / "adapter.json").is_file():
-        options.adapter = inside  # the run was named
+    options.adapter = adapter_folder(options.adapter) or options.adapter
     report = export(options.model, options.adapter, options.out, alpha=options.alpha, head=options.head)
     error = (
         "" if report.max_error is None else f"; largest output difference on a probe {report.max_error:.2e}"

@@ -15,7 +15,7 @@ from tether.errors import TetherError
 from tether.evaluation.classifier import Classifier, class_embeddings, evaluating
 from tether.models import load
 from tether.recipe import from_plain
-from tether.runs.export import base_of, run_config
+from tether.runs.export import adapter_folder, base_of, run_config
 
 AS_THEY_ARE = ("{}",)
 """The template of free texts."""
@@ -105,13 +105,10 @@ def _alphas(own: Alpha) -> list[Alpha]:
 
 def _adapter_folder(path: Path) -> Path | None:
     """The adapter's folder that is meant by it or by its run; None where it is a model."""
-    if (path / "adapter.json").is_file():
-        return path
-    if not (path / "config.json").is_file() or not (path / "environment.json").is_file():
-        return None
-    if not (path / "adapter" / "adapter.json").is_file():
+    folder = adapter_folder(path)
+    if folder is None and (path / "config.json").is_file() and (path / "environment.json").is_file():
         raise TetherError(f"The run {path} has no adapter: it is not finished, or trained a head alone.")
-    return path / "adapter"
+    return folder
 
 
 def _classes(

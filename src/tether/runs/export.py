@@ -17,6 +17,7 @@ from tether.errors import TetherError
 from tether.models import Model, load
 from tether.models.load import is_here
 from tether.runs.merged_card import write_card
+from tether.runs.outcome import ADAPTER
 
 
 def export(
@@ -67,6 +68,11 @@ def _probe(model: Model) -> Callable[[], list[Tensor]]:
         return lambda: [model.encode_image(pixels)]
     tokens = model.tokenize(["a photo of a cat", "a drawing of two houses"])
     return lambda: [model.encode_image(pixels), model.encode_text(tokens)]
+
+
+def adapter_folder(path: Path) -> Path | None:
+    """The folder of an adapter, or the one in its run; None where there is neither."""
+    return next((folder for folder in (path, path / ADAPTER) if (folder / "adapter.json").is_file()), None)
 
 
 def base_of(adapter: Adapter, folder: Path) -> str:

@@ -109,9 +109,12 @@ def make_results(
     before, after = runs[zero_shot][0], next(iter(runs[highlighted].values()))
     class_names, templates = outcome_texts(benchmark)
     if class_names:
-        place = next(i for i, one in enumerate(methods) if one.name == highlighted)
-        main = next(one for one in trained if one.recipe.name == highlighted)
-        methods[place] = _with_changes(methods[place], main, before, tested, class_names)
+        methods = [
+            _with_changes(one, by_name[highlighted], before, tested, class_names)
+            if one.name == highlighted
+            else one
+            for one in methods
+        ]
     results = Results(
         domains=domains,
         methods=tuple(methods),
@@ -229,11 +232,11 @@ def _path(ones: Sequence[Outcome], in_distribution: str, shifted: Sequence[str])
     points = []
     for alpha in shared if len(shared) > 2 and shifted else ():
         scores = [one.test.at(alpha) for one in ones]
-        home = sum(own[in_distribution].value for own in scores) / len(scores)
-        away = sum(own[name].value for own in scores for name in shifted) / (len(scores) * len(shifted))
         measures = {
             name: sum(own[name].value for own in scores) / len(scores) for name in (in_distribution, *shifted)
         }
+        home = measures[in_distribution]
+        away = sum(own[name].value for own in scores for name in shifted) / (len(scores) * len(shifted))
         points.append(PathPoint(alpha=alpha, in_distribution=home, shifted_mean=away, measures=measures))
     return tuple(points)
 
