@@ -205,7 +205,7 @@ _STYLE_WORDS = frozenset(
     """
     outline outlined filled fill line linear bold light thin regular solid duotone twotone two-tone
     sharp rounded round broken sm md lg xl xs alt fa ic icon 16px 24px 20px 32px 48px stroke twotone
-    color colored flat mono variant v1 v2 v3 ltr rtl
+    color colored flat mono variant v1 v2 v3 ltr rtl baseline bulk remix bx bxs
     """.split()
 )
 

@@ -1,0 +1,278 @@
+"""Make the built-in data set `icon-shift` from its npm packages: `python -m makers.icon_shift PACKAGES OUT`.
+
+The same things in six looks and as emoji, drawn by some thirty families of designers. The product is package data:
+one zip of lossless WebP pictures per look, `index.json` (class, family and look of every picture; fold of every
+family; source and licence of every set; count and hash of every zip) and `CARD.md`.
+"""
+
+import hashlib
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from makers._building import command, write_zip
+from makers._emoji_sources import IconSet, Packages, render, words_of
+from makers._icon_classes import THINGS
+from makers._icon_sources import EMOJI, FAMILIES, LICENCES, LOOKS, fingerprint, look
+from tether._files import sha256_file, write_atomically, write_json
+from tether.errors import TetherError
+
+SIZE, FOLDS = 112, 3
+PER_FAMILY = 4
+"""Pictures of one class in one look by one family, at most."""
+LEAST_DIFFERENCE = 9
+"""Of two pictures of one class and look: bits of 256 in which their shapes differ."""
+LEAST_FAMILIES, LEAST_PICTURES = 12, {"line": 10, "solid": 5, "colour": 2}
+"""What a class needs: families that draw it, and pictures in these looks."""
+VALIDATION_SHARE = 0.2
+TOPICS = (
+    "interface essential",
+    "content files",
+    "computers devices electronics",
+    "food drink",
+    "food drink desert",
+    "food drink fruit",
+    "design",
+    "design color",
+    "ecology",
+    "email",
+    "entertainment events hobbies",
+    "health",
+    "map navigation",
+    "money payments",
+    "music",
+    "pet animals",
+    "photography",
+    "real estate",
+    "school science",
+    "shopping shipping",
+    "social rewards",
+    "technology",
+    "transportation",
+    "travel wayfinding",
+    "video movies",
+    "weather",
+    "business product",
+    "business products",
+    "building real eastate",
+    "basic ui",
+    "other ui",
+    "content",
+    "devices",
+    "drink food",
+    "entertainment",
+    "money",
+    "nature",
+    "shopping",
+    "travel",
+)
+"""Words, as Streamline spells them, that some of its sets put before the name of a thing."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One picture of the data set."""
+
+    thing: str
+    family: str
+    look: str
+    prefix: str
+    icon: str
+    picture: Image.Image
+
+    @property
+    def file(self) -> str:
+        return f"{self.prefix}/{self.icon}.webp"
+
+
+def build(packages: Packages, out: Path) -> None:
+    """Draw what the families have of every class, leave out what is alike, and write pictures, index and card."""
+    sets = {prefix: packages.icon_set(prefix) for prefix in _prefixes(packages)}
+    found = _found(packages, sets)
+    drawings = [drawing for thing in THINGS for drawing in distinct(_drawn(thing, found[thing], sets))]
+    classes = chosen_classes(drawings)
+    drawings = [drawing for drawing in drawings if drawing.thing in classes]
+    counts = Counter((drawing.family, drawing.look) for drawing in drawings)
+    folds = assign_folds(counts)
+    zips = {}
+    for name in LOOKS:
+        own = {drawing.file: _webp(drawing.picture) for drawing in drawings if drawing.look == name}
+        write_zip(out / f"{name}.zip", own)
+        zips[name] = {"pictures": len(own), "sha256": sha256_file(out / f"{name}.zip")}
+    per_set = Counter(drawing.prefix for drawing in drawings)
+    index = {
+        "name": "icon-shift",
+        "version": 1,
+        "packages": packages.versions,
+        "size": SIZE,
+        "folds": FOLDS,
+        "looks": zips,
+        "classes": classes,
+        "families": {family: {"fold": fold, "sets": FAMILIES[family]} for family, fold in folds.items()},
+        "validation": {name: validation_families(counts, folds, name) for name in LOOKS},
+        "sets": {
+            prefix: _describe(icons) | {"pictures": per_set[prefix]}
+            for prefix, icons in sets.items()
+            if per_set[prefix]
+        },
+        "pictures": [
+            {"file": drawing.file, "class": drawing.thing, "family": drawing.family, "look": drawing.look}
+            for drawing in drawings
+        ],
+    }
+    write_json(out / "index.json", index)
+    text = card(index)
+    write_atomically(out / "CARD.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def distinct(drawings: Iterator[Drawing]) -> Iterator[Drawing]:
+    """Of the drawings of one class, in order: none that is like an earlier one of its look, few of one family."""
+    shapes: dict[str, list[np.ndarray]] = defaultdict(list)
+    counts: Counter[tuple[str, str]] = Counter()
+    for drawing in drawings:
+        shape = np.unpackbits(np.frombuffer(fingerprint(drawing.picture), np.uint8))
+        alike = any((shape != other).sum() < LEAST_DIFFERENCE for other in shapes[drawing.look])
+        if not alike and counts[drawing.family, drawing.look] < PER_FAMILY:
+            shapes[drawing.look].append(shape)
+            counts[drawing.family, drawing.look] += 1
+            yield drawing
+
+
+def chosen_classes(drawings: Sequence[Drawing]) -> list[str]:
+    """The classes that enough families draw, in the looks that one can train on."""
+    families: dict[str, set[str]] = defaultdict(set)
+    for drawing in drawings:
+        families[drawing.thing].add(drawing.family)
+    pictures = Counter((drawing.thing, drawing.look) for drawing in drawings)
+    return [
+        thing
+        for thing in families
+        if len(families[thing]) >= LEAST_FAMILIES
+        and all(pictures[thing, name] >= least for name, least in LEAST_PICTURES.items())
+    ]
+
+
+def assign_folds(counts: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    """Fold by family, such that every look is divided as evenly as its families allow.
+
+    Families are placed from the largest to the smallest, each where the looks that it has are still least drawn.
+    """
+    whole = Counter()
+    for (_, name), count in counts.items():
+        whole[name] += count
+    shares = {
+        family: {name: counts.get((family, name), 0) / whole[name] for name in whole} for family, _ in counts
+    }
+    drawn = [Counter() for _ in range(FOLDS)]
+    folds = {}
+    for family in sorted(shares, key=lambda family: (-max(shares[family].values()), family)):
+        own = shares[family]
+        costs = [sum((fold[name] + own[name]) ** 2 - fold[name] ** 2 for name in own) for fold in drawn]
+        folds[family] = costs.index(min(costs))
+        drawn[folds[family]].update(own)
+    return dict(sorted(folds.items()))
+
+
+def validation_families(
+    counts: Mapping[tuple[str, str], int], folds: Mapping[str, int], name: str
+) -> list[list[str]]:
+    """For each fold, the families that validate a training on the look `name`: about a fifth of what is not tested.
+
+    In the order of a hash, a family validates if it brings the validation split nearer to its size.
+    """
+    chosen = []
+    for tested in range(FOLDS):
+        others = {
+            family: count
+            for (family, own), count in counts.items()
+            if own == name and folds[family] != tested
+        }
+        wanted, have, families = VALIDATION_SHARE * sum(others.values()), 0, []
+        for family in sorted(
+            others, key=lambda family: hashlib.sha256(f"{tested} {family}".encode()).hexdigest()
+        ):
+            if abs(have + others[family] - wanted) < abs(have - wanted) and len(families) < len(others) - 1:
+                families.append(family)
+                have += others[family]
+        chosen.append(sorted(families))
+    return chosen
+
+
+def _prefixes(packages: Packages) -> list[str]:
+    """Every set of the families, if its licence is one of those taken."""
+    prefixes = [prefix for family in FAMILIES.values() for prefix in family]
+    for prefix in prefixes:
+        licence = packages.collections[prefix]["license"].get("spdx")
+        if licence not in LICENCES:
+            raise TetherError(
+                f"The set {prefix} has the licence {licence}, expected one of {', '.join(LICENCES)}."
+            )
+    return prefixes
+
+
+def _found(packages: Packages, sets: Mapping[str, IconSet]) -> dict[str, list[tuple[int, str, str]]]:
+    """By class, the icons with one of its names: their number within the set, the set, the icon.
+
+    An emoji has the name that Unicode gives it and the one that the vendor does.
+    """
+    things = {name: thing for thing, names in THINGS.items() for name in names}
+    found: dict[str, list[tuple[int, str, str]]] = defaultdict(list)
+    for prefix, icons in sets.items():
+        names = {icon: [_plain(icon)] for icon in icons.bodies}
+        if prefix in EMOJI:
+            for code, icon in packages.drawings(icons).items():
+                names[icon].append(_plain(packages.emojis[code].name))
+        before: Counter[str] = Counter()
+        for icon, own in names.items():
+            if thing := next((things[name] for name in own if name in things), None):
+                found[thing].append((before[thing], prefix, icon))
+                before[thing] += 1
+    return found
+
+
+def _plain(icon: str) -> str:
+    """An icon's name without words of drawing style, and without the topic that some sets put before it."""
+    name = " ".join(word for word in words_of(icon) if word != "small")
+    topics = [topic for topic in TOPICS if name.startswith(f"{topic} ")]
+    return name[len(max(topics, key=len)) + 1 :] if topics else name
+
+
+def _drawn(
+    thing: str, found: Sequence[tuple[int, str, str]], sets: Mapping[str, IconSet]
+) -> Iterator[Drawing]:
+    families = {prefix: family for family, prefixes in FAMILIES.items() for prefix in prefixes}
+    for _, prefix, icon in sorted(found):
+        picture = render(sets[prefix].svg(icon), SIZE)
+        if picture and (own := look(prefix, icon, sets[prefix].coloured, picture)):
+            yield Drawing(thing, families[prefix], own, prefix, icon, picture)
+
+
+def _webp(picture: Image.Image) -> bytes:
+    canvas = Image.new("RGBA", picture.size, "white")
+    canvas.alpha_composite(picture)
+    buffer = io.BytesIO()
+    canvas.convert("RGB").save(buffer, "webp", lossless=True, quality=100, method=6)
+    return buffer.getvalue()
+
+
+def _describe(icons: IconSet) -> dict[str, str]:
+    return {
+        "title": icons.title,
+        "author": icons.author,
+        "licence": icons.licence,
+        "licence_url": icons.licence_url,
+    }
+
+
+def card(index: dict) -> str:
+    """The data card: counts, splits, limits, and whom to thank."""
+    return "TODO"
+
+
+if __name__ == "__main__":
+    command(lambda packages, out: build(Packages(packages), out), __doc__, "iconify/ and emojibase/")
