@@ -248,7 +248,7 @@ toilet paper: roll of paper
 toolbox
 tooth
 tornado
-traffic light: vertical traffic light
+traffic light: trafficlight, vertical trafficlight
 train
 trash can: trash, bin, dustbin, trash bin, garbage, wastebasket
 treasure chest

@@ -7,7 +7,7 @@ are tested by `icon-shift` and are in no pre-training picture.
 from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 LICENCES = ("MIT", "Apache-2.0", "ISC", "CC0-1.0", "CC-BY-4.0", "CC-BY-3.0", "BSD-3-Clause", "Unlicense")
 """They ask for no more than naming the author."""
@@ -75,7 +75,6 @@ DERIVED = ("la",)
 """Neither tested nor trained on: Icons8's redrawing of Font Awesome, which is trained on."""
 
 
-LOOKS = ("line", "solid", "duotone", "colour", "pixel", "hand-drawn", "emoji")
 EMOJI = ("fluent-emoji-flat", "fxemoji", "twemoji")
 _PIXEL = ("dinkie-icons", "pixelarticons", "streamline-pixel")
 _HAND_DRAWN = ("pepicons-pencil", "pepicons-print", "streamline-freehand", "streamline-freehand-color")
@@ -116,12 +115,13 @@ def ink(picture: Image.Image) -> float:
 
 
 def fingerprint(picture: Image.Image, side: int = 16) -> bytes:
-    """The shape of a transparent picture in `side` × `side` bits: equal for sizes and slight variants of a drawing.
+    """The shape of a picture on white or nothing, in `side` × `side` bits: alike for sizes and variants of a drawing.
 
     The drawing fills the square, so that margins do not matter; a bit says whether there is more ink than on average.
     """
-    drawn = picture.crop(picture.getchannel("A").getbbox())
-    canvas = Image.new("RGBA", drawn.size, "white")
-    canvas.alpha_composite(drawn)
-    dark = 255 - np.asarray(canvas.convert("L").resize((side, side), Image.Resampling.BOX), np.float32)
+    canvas = Image.new("RGBA", picture.size, "white")
+    canvas.alpha_composite(picture.convert("RGBA"))
+    drawn = ImageOps.invert(canvas.convert("L"))
+    drawn = drawn.crop(drawn.getbbox() or (0, 0, *drawn.size)).resize((side, side), Image.Resampling.BOX)
+    dark = np.asarray(drawn, np.float32)
     return np.packbits(dark > dark.mean()).tobytes()

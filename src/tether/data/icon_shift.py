@@ -1,0 +1,138 @@
+"""The built-in benchmark `icon-shift`: things in one look to train on, in six others to see what it cost.
+
+`icon_shift/CARD.md` beside this file says what is in it, from whom, and under which licences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from tether._files import read_json
+from tether.config import method
+from tether.data.corrupted_tests import CorruptedTests, check_choice
+from tether.data.emoji_shift import TEMPLATES
+from tether.data.records import Benchmark, Example, ImageRef, Split
+from tether.errors import TetherError, near_misses
+from tether.families import DataConfig
+
+FOLDER = Path(__file__).with_name("icon_shift")
+LOOKS = ("line", "solid", "duotone", "colour", "pixel", "hand-drawn", "emoji")
+TRAINED_LOOKS = ("line", "solid", "duotone", "colour")
+"""Those of enough designers to train, validate and test on."""
+
+
+@method("icon_shift")
+@dataclass(frozen=True, kw_only=True)
+class IconShiftConfig(DataConfig):
+    """Which look is trained on, and which third of the designers is tested.
+
+    Args:
+        corruptions: "none", "mixture" (one more test domain, "corrupted", of corrupted pictures) or "all" (one
+            for each of 75 corruptions); see `tether.data.corrupted_tests`.
+
+    Raises:
+        TetherError: there is no such fold, look or choice, or the look that is trained on is no shift.
+    """
+
+    fold: int = 0
+    """Which third of the designers is tested: 0, 1 or 2."""
+    train_on: str = "line"
+    """The look of training, validation and in-distribution test: line, solid, duotone or colour."""
+    shifted: Sequence[str] | None = None
+    """Looks to test beside it; all others if not given."""
+    corruptions: CorruptedTests = "none"
+
+    def load(self) -> Benchmark:
+        return load(self)
+
+    def __post_init__(self):
+        if self.fold not in (0, 1, 2):
+            raise TetherError(f"icon-shift has the folds 0, 1 and 2, not {self.fold}.")
+        if self.train_on not in TRAINED_LOOKS:
+            raise TetherError(
+                f"icon-shift can be trained on {', '.join(TRAINED_LOOKS)}, not {self.train_on!r}: "
+                "too few designers draw other looks to divide them."
+            )
+        for look in self.shifted or ():
+            if look not in LOOKS:
+                raise TetherError(f"icon-shift has no look {look!r}{near_misses(look, LOOKS)}")
+            if look == self.train_on:
+                raise TetherError(
+                    f"The look {look!r} is trained on, so it cannot be a shifted test; leave it out."
+                )
+        check_choice(self.corruptions)
+
+
+def load(config: IconShiftConfig) -> Benchmark:
+    """The benchmark: one look for training, validation and in-distribution test, the others as shifted tests.
+
+    No designer is in two of training, validation and test.
+    """
+    index = _index()
+    tested = {name for name, family in index["families"].items() if family["fold"] == config.fold}
+    validated = set(index["validation"][config.train_on][config.fold])
+    trained = index["families"].keys() - tested - validated
+    home = config.train_on
+    looks = [home, *(config.shifted or (look for look in LOOKS if look != home))]
+    tests = {look: _split(look, look, tested) for look in looks}
+    missing = [look for look, split in tests.items() if not split.examples]
+    notes = ["Split by designer: nobody's drawings are in two of training, validation and test."]
+    if missing:
+        notes.append(f"No designer of this fold draws these looks: {', '.join(missing)}.")
+    return Benchmark(
+        name=f"icon-shift ({home}, fold {config.fold})",
+        class_names=class_names(),
+        templates=TEMPLATES,
+        train=_split("train", home, trained),
+        validation=_split("validation", home, validated),
+        tests={look: split for look, split in tests.items() if split.examples},
+        in_distribution=home,
+        notes=tuple(notes),
+    )
+
+
+def captioned(look: str) -> list[tuple[ImageRef, str, str]]:
+    """Every picture of a look with its class and its family, for zero-shot evaluation over all folds."""
+    return [
+        (ImageRef(str(FOLDER / f"{look}.zip"), picture["file"]), picture["class"], picture["family"])
+        for picture in _index()["pictures"]
+        if picture["look"] == look
+    ]
+
+
+def class_names() -> tuple[str, ...]:
+    """The things that are shown."""
+    return tuple(_index()["classes"])
+
+
+def _split(name: str, look: str, families: set[str]) -> Split:
+    index = _index()
+    labels = {thing: label for label, thing in enumerate(index["classes"])}
+    examples = tuple(
+        Example(
+            image=ImageRef(str(FOLDER / f"{look}.zip"), picture["file"]),
+            label=labels[picture["class"]],
+            captions=(picture["class"],),
+            identity=f"{picture['class']} by {picture['family']}",
+        )
+        for picture in index["pictures"]
+        if picture["look"] == look and picture["family"] in families
+    )
+    return Split(
+        name=name, domain=look, examples=examples, convention=f"scored over all {len(labels)} classes"
+    )
+
+
+@lru_cache(maxsize=1)
+def _index() -> dict:
+    """What the folder's `index.json` says.
+
+    Raises:
+        TetherError: the package was installed without the pictures.
+    """
+    if not (FOLDER / "index.json").is_file():
+        raise TetherError(
+            f"The pictures of icon-shift are missing from {FOLDER}; install tether again from a complete source."
+        )
+    return read_json(FOLDER / "index.json")
