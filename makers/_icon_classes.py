@@ -4,19 +4,19 @@ from collections.abc import Mapping
 
 _THINGS = """
 airplane: plane, aeroplane
-alarm clock: alarm
-ambulance
+alarm clock: alarm, alert alarm clock
+ambulance: ambulance car
 anchor
-apple
+apple: red apple
 armchair
 atom
 axe
 backpack
-balloon
+balloon: party balloon
 banana
 bandage
 bank
-banknote: money, cash, bill
+banknote: money, cash, bill, money cash bill
 bar chart: chart bar, barchart, chart column
 barcode
 baseball
@@ -26,16 +26,16 @@ bathtub: bath
 battery: battery full, battery half, battery medium
 bed
 beer: beer mug
-bell: bell ring, alarm bell, notification bell
+bell: bell ring, alarm bell, notification bell, alert alarm bell
 bicycle: bike
 binoculars: binocular
 bird
 bomb
 bone
-book: open book, book open
+book: open book, book open, closed book, notes book
 bookmark
 bottle
-box: package, parcel
+box: package, parcel, archive box
 brain
 bread
 briefcase
@@ -46,7 +46,7 @@ bus
 butterfly
 cactus
 cake: birthday cake
-calculator
+calculator: accounting calculator
 calendar: calendar date, blank calendar, calendar blank
 camera: photo camera
 candle
@@ -59,21 +59,21 @@ chair
 cheese
 cherry: cherries
 church
-clipboard
+clipboard: copy paste clipboard
 clock: time clock, clock circle
 cloud
 clover
 coffee cup: coffee, cup, mug, hot beverage
 coins
-compass
+compass: compass direction, safari compass
 cookie
 credit card: bank card
-crown
-cube
+crown: vip crown king
+cube: shape cube
 database
 diamond: gem, gem stone
-dice
-DNA
+dice: board game dice
+DNA: dna double helix
 document: file
 dog: dog face
 donut: doughnut
@@ -84,30 +84,30 @@ dumbbell
 ear
 egg
 elevator
-envelope: mail, email
+envelope: mail, email, envelope close, envelope letter front, email envelope
 eraser
 eye: view eye
-factory
+factory: building factory
 feather
 ferris wheel
 film: film roll, film strip
 fingerprint: finger print
-fire: flame
+fire: flame, trends hot flame
 fire extinguisher
 first aid kit: first aid
 fish
 flag
 flashlight
-flask: beaker, lab flask
+flask: beaker, lab flask, test flask
 floppy disk: save, diskette, floppy
 flower: blossom
-folder: file folder
+folder: file folder, office folder
 fork and knife: fork knife, utensils, restaurant, cutlery
 funnel: filter
-game controller: gamepad, controller, video game, video game controller
+game controller: gamepad, controller, video game, video game controller, video games controller
 gear: cog, settings, setting, setting cog
-ghost
-gift: present, wrapped gift
+ghost: horror ghost
+gift: present, wrapped gift, wrapped present, products gift, reward gift
 glasses: eyeglasses, eye glasses
 globe: earth, world, globe showing americas
 graduation cap: academic cap, graduation, school cap, mortarboard
@@ -120,11 +120,11 @@ handshake
 hard drive: hard disk, harddisk
 headphones: headphone
 headset
-heart: heart favorite
+heart: heart favorite, heart black suit, heart white suit
 helicopter
-hospital
-hourglass: hourglass done
-house: home
+hospital: hospital building
+hourglass: hourglass done, hourglass with flowing sand
+house: home, house building, home chimney, building house
 ice cream: icecream
 ID card
 inbox
@@ -133,51 +133,51 @@ key
 keyboard
 knife
 ladder
-lamp
-laptop
+lamp: office desk lamp, desk lamp
+laptop: laptop computer, network laptop
 leaf
 lemon
-light bulb: lightbulb, bulb
+light bulb: lightbulb, bulb, electric lightbulb, creativity idea bulb
 lighthouse
-link: chain, hyperlink
+link: chain, hyperlink, link symbol
 lock: padlock, locked
 lungs
 magic wand: wand
 magnet
-magnifying glass: search, magnifier, magnifying glass tilted left
+magnifying glass: search, magnifier, magnifying glass tilted left, search magnifier, left magnifying glass
 mailbox
 map: world map
 map pin: location, location pin, map marker, marker, pin location
 medal: sports medal
-megaphone
+megaphone: share megaphone
 microchip: cpu, chip
-microphone: mic
+microphone: mic, microphone karaoke
 microscope
-monitor: desktop, desktop computer, computer monitor
+monitor: desktop, desktop computer, computer monitor, desktop monitor
 moon: crescent moon
 mosque
 motorcycle: motorbike
-mountain: mountains
-mouse: computer mouse
+mountain: mountains, snow capped mountain
+mouse: computer mouse, two button mouse, three button mouse, mouse wireless
 mushroom
-music note: music, musical note, note music
+music note: music, musical note, note music, notes music
 newspaper
 notebook: note book
 open lock: lock open, unlock, unlocked
 paintbrush: brush, paint brush
 palette: artist palette, color palette, painting palette
-paper plane: send
-paperclip: paper clip, attachment, attach
+paper plane: send, send email paper plane
+paperclip: paper clip, attachment, attach, link paperclip
 passport
 pen: ink pen
 pencil
 people: users
-person: user, account, profile
-phone: telephone
+person: user, account, profile, profile male, bust in silhouette
+phone: telephone, vintage phone, phone retro
 piano: musical keyboard
-picture: image, photo, framed picture
-pie chart: chart pie
-piggy bank
+picture: image, photo, framed picture, frame picture, photo image
+pie chart: chart pie, pie chart poll report
+piggy bank: saving piggy bank
 pill: capsule, drugs pill
 pizza
 planet
@@ -188,23 +188,23 @@ price tag: tag
 printer: print
 projector
 pushpin: pin, thumbtack
-puzzle piece: puzzle
+puzzle piece: puzzle, jigsaw puzzle, jigsaw puzzle piece, plugin jigsaw puzzle
 QR code
 rabbit: rabbit face
 radar
-radio
+radio: radio stereo
 rainbow
 receipt
 recycling symbol: recycle
-robot: bot
+robot: bot, robot face
 rocket
 router
-ruler
-safe: vault
+ruler: straight ruler, triangular ruler
+safe: vault, saving safe
 sailboat
 satellite
 school
-scissors: scissor, cut
+scissors: scissor, cut, copy paste cut scissors, black scissors
 scooter: kick scooter
 screwdriver
 server
@@ -213,19 +213,19 @@ ship: passenger ship
 shirt: t shirt, tshirt
 shop: store, convenience store, storefront
 shopping bag
-shopping cart: cart, trolley
+shopping cart: cart, trolley, shop cart, shopping cart trolley
 shovel
 signpost
 skull
-smartphone: mobile, mobile phone
+smartphone: mobile, mobile phone, mobile phone smartphone
 snowflake: snow
 sofa: couch
 speaker
-speech bubble: speech balloon, comment, message, chat
+speech bubble: speech balloon, comment, message, chat, speech balloon empty, conversation chat
 stamp
-star
+star: rating star, white medium star
 stethoscope
-stopwatch
+stopwatch: time stopwatch
 suitcase: luggage
 sun
 sunglasses
@@ -239,9 +239,9 @@ television: tv
 tennis ball
 tent
 test tube
-thermometer
-thumbs down: thumb down, dislike
-thumbs up: thumb up, like
+thermometer: temperature thermometer
+thumbs down: thumb down, dislike, thumbs down sign
+thumbs up: thumb up, like, thumbs up sign
 ticket
 toilet
 toilet paper: roll of paper
@@ -252,17 +252,17 @@ traffic light: trafficlight, vertical trafficlight
 train
 trash can: trash, bin, dustbin, trash bin, garbage, wastebasket
 treasure chest
-tree: deciduous tree
+tree: deciduous tree, evergreen tree
 trophy
 truck: lorry, delivery truck
 umbrella
 USB stick: usb, flash drive
-video camera: video, videocam, camcorder
+video camera: video, videocam, camcorder, movie camera, video camera film
 volcano
 volleyball
 wallet
 washing machine
-watch: wrist watch
+watch: wrist watch, time wrist watch, smart watch, watch time
 watermelon
 webcam
 wheelchair

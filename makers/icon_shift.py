@@ -20,21 +20,23 @@ from makers._emoji_sources import IconSet, Packages, render, words_of
 from makers._icon_classes import THINGS
 from makers._icon_sources import EMOJI, FAMILIES, LICENCES, fingerprint, look
 from tether._files import sha256_file, write_atomically, write_json
+from tether.data import icon_shift
 from tether.data.icon_shift import LOOKS, TRAINED_LOOKS
 from tether.errors import TetherError
 from tether.evaluation.significance import wilson_interval
 
 SIZE, FOLDS = 112, 3
-PER_FAMILY = 4
+PER_FAMILY = 6
 """Pictures of one class in one look by one family, at most."""
 LEAST_DIFFERENCE = 9
 """Of two pictures of one class and look: bits of 256 in which their shapes differ."""
-LEAST_FAMILIES, LEAST_PICTURES = 12, {"line": 10, "solid": 5, "colour": 2}
+LEAST_FAMILIES, LEAST_PICTURES = 10, {"line": 8, "solid": 4, "colour": 1}
 """What a class needs: families that draw it, and pictures in these looks."""
 VALIDATION_SHARE = 0.2
 TOPICS = (
     "interface essential",
     "content files",
+    "coding apps websites",
     "computers devices electronics",
     "food drink",
     "food drink desert",
@@ -44,7 +46,9 @@ TOPICS = (
     "ecology",
     "email",
     "entertainment events hobbies",
+    "hand",
     "health",
+    "internet network",
     "map navigation",
     "money payments",
     "music",
@@ -116,16 +120,19 @@ def build(packages: Packages, out: Path) -> None:
         "looks": zips,
         "classes": classes,
         "families": {family: {"fold": fold, "sets": FAMILIES[family]} for family, fold in folds.items()},
-        "validation": {name: validation_families(counts, folds, name) for name in LOOKS},
+        "validation": {name: validation_families(counts, folds, name) for name in TRAINED_LOOKS},
         "sets": {
             prefix: _describe(icons) | {"pictures": per_set[prefix]}
             for prefix, icons in sets.items()
             if per_set[prefix]
         },
-        "pictures": [
-            {"file": drawing.file, "class": drawing.thing, "family": drawing.family, "look": drawing.look}
-            for drawing in drawings
-        ],
+        "pictures": {
+            name: {
+                thing: sorted(d.file for d in drawings if d.look == name and d.thing == thing)
+                for thing in classes
+            }
+            for name in LOOKS
+        },
     }
     write_json(out / "index.json", index)
     text = card(index)
@@ -239,6 +246,7 @@ def _found(packages: Packages, sets: Mapping[str, IconSet]) -> dict[str, list[tu
 
 def _plain(icon: str) -> str:
     """An icon's name without words of drawing style, and without the topic that some sets put before it."""
+    icon = icon.replace(" ", "-")
     for light in ("light-bulb", "traffic-light"):  # elsewhere "light" is a style
         icon = icon.replace(light, light.replace("-", ""))
     name = " ".join(word for word in words_of(icon) if word != "small")
@@ -260,7 +268,7 @@ def _webp(picture: Image.Image) -> bytes:
     canvas = Image.new("RGBA", picture.size, "white")
     canvas.alpha_composite(picture)
     buffer = io.BytesIO()
-    canvas.convert("RGB").save(buffer, "webp", lossless=True, quality=100, method=6)
+    canvas.convert("RGB").save(buffer, "webp", lossless=True, quality=75, method=4)
     return buffer.getvalue()
 
 
@@ -275,9 +283,10 @@ def _describe(icons: IconSet) -> dict[str, str]:
 
 def card(index: dict) -> str:
     """The data card: counts, splits, limits, and whom to thank."""
-    pictures, families, classes = index["pictures"], index["families"], index["classes"]
+    families, classes = index["families"], index["classes"]
+    pictures = [picture for look in LOOKS for picture in icon_shift.pictures(index, look)]
     versions = ", ".join(f"`{name}` {version}" for name, version in index["packages"].items())
-    per_class = Counter(picture["class"] for picture in pictures)
+    per_class = Counter(picture.thing for picture in pictures)
     return f"""# icon-shift
 
 {len(classes)} things in {len(LOOKS)} looks: {len(pictures):,} pictures by {len(families)} families of designers. Real
@@ -332,12 +341,12 @@ def _list(words: Sequence[str]) -> str:
 def _looks(index: dict) -> str:
     rows = []
     for name, entry in index["looks"].items():
-        own = [picture for picture in index["pictures"] if picture["look"] == name]
-        folds = Counter(index["families"][picture["family"]]["fold"] for picture in own)
+        own = icon_shift.pictures(index, name)
+        folds = Counter(index["families"][picture.family]["fold"] for picture in own)
         interval = wilson_interval(0.6, len(own))
         rows.append(
-            f"| {name} | {len(own):,} | {len({picture['class'] for picture in own})} "
-            f"| {len({picture['family'] for picture in own})} "
+            f"| {name} | {len(own):,} | {len({picture.thing for picture in own})} "
+            f"| {len({picture.family for picture in own})} "
             f"| {' / '.join(f'{folds[fold]:,}' for fold in range(FOLDS))} "
             f"| {(interval.high - interval.low) / 2:.1%} | `{entry['sha256'][:16]}…` |"
         )
@@ -347,7 +356,7 @@ def _looks(index: dict) -> str:
 def _splits(index: dict) -> str:
     rows = []
     for name in TRAINED_LOOKS:
-        counts = Counter(picture["family"] for picture in index["pictures"] if picture["look"] == name)
+        counts = Counter(picture.family for picture in icon_shift.pictures(index, name))
         parts = [Counter() for _ in range(FOLDS)]
         for fold, part in enumerate(parts):
             for family, count in counts.items():

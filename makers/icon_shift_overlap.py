@@ -7,7 +7,7 @@ others, so what is found are things that everybody draws alike, or a set that wa
 import argparse
 import io
 import zipfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,25 +18,26 @@ from makers._building import errors_as_lines
 from makers._icon_sources import fingerprint
 from makers.icon_shift import LEAST_DIFFERENCE
 from tether._files import read_json
+from tether.data import icon_shift
+from tether.data.icon_shift import LOOKS
 
 
 def report(pictures: Path, shift: Path) -> None:
     """Print the share of each look whose nearest pre-training picture counts as the same drawing, and of whom."""
     trained = [row["file"] for row in read_json(pictures / "pictures.json")["pictures"]]
     known = _shapes(pictures / "pictures.zip", trained)
-    files: dict[str, list[dict]] = defaultdict(list)
-    for row in read_json(shift / "index.json")["pictures"]:
-        files[row["look"]].append(row)
+    index = read_json(shift / "index.json")
     pairs: Counter[tuple[str, str]] = Counter()
     things: Counter[str] = Counter()
     print("| look | pictures | with a twin in pre-training |\n|---|---|---|")
-    for look, rows in files.items():
-        distances, places = nearest(_shapes(shift / f"{look}.zip", [row["file"] for row in rows]), known)
+    for look in LOOKS:
+        own = icon_shift.pictures(index, look)
+        distances, places = nearest(_shapes(shift / f"{look}.zip", [picture.file for picture in own]), known)
         twins = np.flatnonzero(distances < LEAST_DIFFERENCE)
-        print(f"| {look} | {len(rows)} | {len(twins) / len(rows):.1%} |")
+        print(f"| {look} | {len(own)} | {len(twins) / len(own):.1%} |")
         for twin in twins:
-            pairs[rows[twin]["file"].split("/")[0], trained[places[twin]].split("/")[0]] += 1
-            things[rows[twin]["class"]] += 1
+            pairs[own[twin].file.split("/")[0], trained[places[twin]].split("/")[0]] += 1
+            things[own[twin].thing] += 1
     print(
         "Most often:",
         ", ".join(f"{own} = {other} ({count})" for (own, other), count in pairs.most_common(20)),

@@ -3,7 +3,7 @@
 `icon_shift/CARD.md` beside this file says what is in it, from whom, and under which licences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -92,12 +92,30 @@ def load(config: IconShiftConfig) -> Benchmark:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A drawing in one of the archives: its file, what it shows, and by which family of designers it is."""
+
+    file: str
+    thing: str
+    family: str
+
+
+def pictures(index: dict, look: str) -> list[Picture]:
+    """The pictures of a look, as an `index.json` lists them: by class, their files, whose folders are the sets."""
+    families = {prefix: family for family, entry in index["families"].items() for prefix in entry["sets"]}
+    return [
+        Picture(file, thing, families[file.split("/")[0]])
+        for thing, files in index["pictures"][look].items()
+        for file in files
+    ]
+
+
 def captioned(look: str) -> list[tuple[ImageRef, str, str]]:
     """Every picture of a look with its class and its family, for zero-shot evaluation over all folds."""
     return [
-        (ImageRef(str(FOLDER / f"{look}.zip"), picture["file"]), picture["class"], picture["family"])
-        for picture in _index()["pictures"]
-        if picture["look"] == look
+        (ImageRef(str(FOLDER / f"{look}.zip"), picture.file), picture.thing, picture.family)
+        for picture in pictures(_index(), look)
     ]
 
 
@@ -106,18 +124,12 @@ def class_names() -> tuple[str, ...]:
     return tuple(_index()["classes"])
 
 
-def _split(name: str, look: str, families: set[str]) -> Split:
-    index = _index()
-    labels = {thing: label for label, thing in enumerate(index["classes"])}
+def _split(name: str, look: str, families: Set[str]) -> Split:
+    labels = {thing: label for label, thing in enumerate(class_names())}
     examples = tuple(
-        Example(
-            image=ImageRef(str(FOLDER / f"{look}.zip"), picture["file"]),
-            label=labels[picture["class"]],
-            captions=(picture["class"],),
-            identity=f"{picture['class']} by {picture['family']}",
-        )
-        for picture in index["pictures"]
-        if picture["look"] == look and picture["family"] in families
+        Example(image=image, label=labels[thing], captions=(thing,), identity=f"{thing} by {family}")
+        for image, thing, family in captioned(look)
+        if family in families
     )
     return Split(
         name=name, domain=look, examples=examples, convention=f"scored over all {len(labels)} classes"
