@@ -196,8 +196,10 @@ def render(svg: str, size: int) -> Image.Image | None:
 
 def words_of(name: str) -> Iterator[str]:
     """The words of an icon name such as `arrow-up-bold-24`, without numbers and drawing-style words."""
-    for word in re.split(r"[^a-z0-9]+", name.lower()):
-        if len(word) > 1 and not word.isdigit() and word not in _STYLE_WORDS:
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
+        is_lamp = word == "light" and (before == "traffic" or after == "bulb")
+        if len(word) > 1 and not word.isdigit() and (is_lamp or word not in _STYLE_WORDS):
             yield word
 
 

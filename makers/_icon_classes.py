@@ -137,7 +137,7 @@ lamp: office desk lamp, desk lamp
 laptop: laptop computer, network laptop
 leaf
 lemon
-light bulb: lightbulb, bulb, electric lightbulb, creativity idea bulb
+light bulb: lightbulb, bulb, electric light bulb, creativity idea bulb
 lighthouse
 link: chain, hyperlink, link symbol
 lock: padlock, locked
@@ -248,7 +248,7 @@ toilet paper: roll of paper
 toolbox
 tooth
 tornado
-traffic light: trafficlight, vertical trafficlight
+traffic light: vertical traffic light
 train
 trash can: trash, bin, dustbin, trash bin, garbage, wastebasket
 treasure chest

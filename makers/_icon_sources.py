@@ -71,8 +71,9 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 }
 """Prefixes of the sets of every family, as Iconify names them."""
 
-DERIVED = ("la",)
-"""Neither tested nor trained on: Icons8's redrawing of Font Awesome, which is trained on."""
+DERIVED = ("la", "reicon")
+"""Neither tested nor trained on: Icons8's redrawing of Font Awesome, which is trained on, and a set of which many
+drawings are Solar's, which is tested (`makers.icon_shift_overlap` found them)."""
 
 
 EMOJI = ("fluent-emoji-flat", "fxemoji", "twemoji")

@@ -246,9 +246,6 @@ def _found(packages: Packages, sets: Mapping[str, IconSet]) -> dict[str, list[tu
 
 def _plain(icon: str) -> str:
     """An icon's name without words of drawing style, and without the topic that some sets put before it."""
-    icon = icon.replace(" ", "-")
-    for light in ("light-bulb", "traffic-light"):  # elsewhere "light" is a style
-        icon = icon.replace(light, light.replace("-", ""))
     name = " ".join(word for word in words_of(icon) if word != "small")
     topics = [topic for topic in TOPICS if name.startswith(f"{topic} ")]
     return name[len(max(topics, key=len)) + 1 :] if topics else name
@@ -310,9 +307,9 @@ pictures of the look that is trained on, by further families:
 {_splits(index)}
 
 **How it was made.** An icon belongs to a class if its name, without words of drawing style, is one of the class's;
-synonyms are merged (home and house, bin and trash). A class needs {LEAST_FAMILIES} families and
-{_list([f"{least} pictures in {name}" for name, least in LEAST_PICTURES.items()])}. The look is told by the set and
-the name and checked by the share of ink: where the two disagree, the picture is left out. A picture whose shape
+synonyms are merged (home and house, bin and trash). A class needs {LEAST_FAMILIES} families, and in the looks
+{_list([f"{name} ({least})" for name, least in LEAST_PICTURES.items()])} so many pictures. The look is told by the
+set and the name and checked by the share of ink: where the two disagree, the picture is left out. A picture whose shape
 (16 × 16 bits) differs in fewer than {LEAST_DIFFERENCE} bits from another one of its class and look is left out, so
 sizes and variants of one drawing count once; a family has at most {PER_FAMILY} pictures of one class in one look.
 Pictures have {index["size"]} × {index["size"]} pixels on white, lossless WebP, otherwise unchanged.

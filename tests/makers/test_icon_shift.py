@@ -11,6 +11,8 @@ from makers._icon_sources import DERIVED, FAMILIES, fingerprint, ink, look
 from makers.builtin_clip.pictures import VENDORS
 from makers.icon_shift import (
     FOLDS,
+    LEAST_FAMILIES,
+    LEAST_PICTURES,
     PER_FAMILY,
     Drawing,
     _plain,
@@ -97,9 +99,14 @@ def test_a_class_needs_families_and_pictures_in_the_looks_to_train_on():
             for look in looks
         ]
 
-    looks = ("line", "solid", "colour")
-    enough = drawings("bell", 12, looks)
-    assert chosen_classes([*enough, *drawings("bus", 11, looks), *drawings("cat", 12, looks[:2])]) == ["bell"]
+    many = max(LEAST_FAMILIES, *LEAST_PICTURES.values())
+    looks = tuple(LEAST_PICTURES)
+    found = [
+        *drawings("bell", many, looks),
+        *drawings("bus", LEAST_FAMILIES - 1, looks),
+        *drawings("cat", many, looks[:-1]),
+    ]
+    assert chosen_classes(found) == ["bell"]
 
 
 LOOKS = ("line", "solid", "colour")
@@ -135,7 +142,9 @@ def test_validation_is_by_other_families_than_test_and_leaves_some_to_train_on()
 
 
 def test_names_are_compared_without_style_topic_and_number():
-    assert _plain("bell-outline-24") == "bell" and _plain("interface-essential-light-bulb") == "lightbulb"
+    assert (
+        _plain("bell-outline-24") == "bell" and _plain("interface-essential-light-bulb-light") == "light bulb"
+    )
 
 
 def test_nothing_that_is_tested_is_trained_on_and_no_name_means_two_things():
