@@ -105,6 +105,7 @@ def build(packages: Packages, out: Path) -> None:
     drawings = [drawing for drawing in drawings if drawing.thing in classes]
     counts = Counter((drawing.family, drawing.look) for drawing in drawings)
     folds = assign_folds(counts)
+    validation = {name: validation_families(counts, folds, name) for name in TRAINED_LOOKS}
     zips = {}
     for name in LOOKS:
         own = {drawing.file: _webp(drawing.picture) for drawing in drawings if drawing.look == name}
@@ -120,7 +121,10 @@ def build(packages: Packages, out: Path) -> None:
         "looks": zips,
         "classes": classes,
         "families": {family: {"fold": fold, "sets": FAMILIES[family]} for family, fold in folds.items()},
-        "validation": {name: validation_families(counts, folds, name) for name in TRAINED_LOOKS},
+        "validation": validation,
+        "trained": {
+            name: trained_classes(drawings, folds, families, name) for name, families in validation.items()
+        },
         "sets": {
             prefix: _describe(icons) | {"pictures": per_set[prefix]}
             for prefix, icons in sets.items()
@@ -212,6 +216,21 @@ def validation_families(
     return chosen
 
 
+def trained_classes(
+    drawings: Sequence[Drawing], folds: Mapping[str, int], validation: Sequence[Sequence[str]], name: str
+) -> list[str]:
+    """The classes that have training pictures of the look `name` in every fold."""
+    trained = [
+        {
+            drawing.thing
+            for drawing in drawings
+            if drawing.look == name and folds[drawing.family] != fold and drawing.family not in families
+        }
+        for fold, families in enumerate(validation)
+    ]
+    return [thing for thing in THINGS if all(thing in things for things in trained)]
+
+
 def _prefixes(packages: Packages) -> list[str]:
     """Every set of the families, if its licence is one of those taken."""
     prefixes = [prefix for family in FAMILIES.values() for prefix in family]
@@ -300,10 +319,11 @@ looks, always by designers who were not trained on.
 **Splits.** By *family*: everything that one designer or company drew, and what others derived from it (lucide and
 feather; all sets of Streamline; all of Microsoft, emoji too). {index["folds"]} folds, and no family is in two of
 training, validation and test; over the folds each picture is tested once. Validation takes about a fifth of the
-pictures of the look that is trained on, by further families:
+pictures of the look that is trained on, by further families. A thing that lacks training pictures of the look in one
+of the folds is left out of all three, in training and in every test:
 
-| trained on | training, fold 0 / 1 / 2 | validation | test |
-|---|---|---|---|
+| trained on | things | training, fold 0 / 1 / 2 | validation | test |
+|---|---|---|---|---|
 {_splits(index)}
 
 **How it was made.** An icon belongs to a class if its name, without words of drawing style, is one of the class's;
@@ -353,7 +373,9 @@ def _looks(index: dict) -> str:
 def _splits(index: dict) -> str:
     rows = []
     for name in TRAINED_LOOKS:
-        counts = Counter(picture.family for picture in icon_shift.pictures(index, name))
+        things = index["trained"][name]
+        own = [picture for picture in icon_shift.pictures(index, name) if picture.thing in things]
+        counts = Counter(picture.family for picture in own)
         parts = [Counter() for _ in range(FOLDS)]
         for fold, part in enumerate(parts):
             for family, count in counts.items():
@@ -363,7 +385,7 @@ def _splits(index: dict) -> str:
         columns = [
             " / ".join(f"{part[kind]:,}" for part in parts) for kind in ("train", "validation", "test")
         ]
-        rows.append(f"| {name} | {' | '.join(columns)} |")
+        rows.append(f"| {name} | {len(things)} | {' | '.join(columns)} |")
     return "\n".join(rows)
 
 

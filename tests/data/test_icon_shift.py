@@ -22,9 +22,9 @@ FOLDS = {"ann": 0, "bob": 1, "cy": 2, "dee": 0, "eve": 1, "fay": 2}
 VALIDATION = {
     "line": [["bob"], ["cy"], ["ann"]],
     "solid": [["bob"], ["cy"], ["ann"]],
-    "duotone": [[], ["cy"], []],
     "colour": [[], [], []],
 }
+TRAINED = {"line": ["bell", "bus"], "solid": ["bell", "bus"], "colour": ["bus"]}
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +48,7 @@ def folder(tmp_path, monkeypatch):
         "classes": things,
         "families": {family: {"fold": fold, "sets": [family]} for family, fold in FOLDS.items()},
         "validation": VALIDATION,
+        "trained": TRAINED,
         "pictures": pictures,
     }
     (tmp_path / "index.json").write_text(json.dumps(index))
@@ -101,6 +102,13 @@ def test_an_example_is_the_picture_of_its_class():
         "bell by dee",
         "bus by dee",
     }
+
+
+def test_a_thing_that_is_not_trained_on_is_in_no_split():
+    benchmark = module.load(IconShiftConfig(train_on="colour"))
+    assert benchmark.class_names == ("bus",) and set(module.class_names()) == {"bell", "bus"}
+    for split in (benchmark.train, benchmark.validation, *benchmark.tests.values()):
+        assert all("bus" in example.image.name and example.label == 0 for example in split.examples)
 
 
 def test_captioned_pictures_are_those_of_the_look():

@@ -19,6 +19,7 @@ from makers.icon_shift import (
     assign_folds,
     chosen_classes,
     distinct,
+    trained_classes,
     validation_families,
 )
 from makers.icon_shift_overlap import nearest
@@ -139,6 +140,14 @@ def test_validation_is_by_other_families_than_test_and_leaves_some_to_train_on()
             assert set(families) < others and families
             share = sum(COUNTS[family, name] for family in families) / sum(COUNTS[f, name] for f in others)
             assert 0.05 < share < 0.45
+
+
+def test_a_class_is_trained_on_if_every_fold_has_training_pictures_of_it():
+    folds, validation = {"ann": 0, "bob": 1, "cy": 2, "dee": 0}, [["bob"], ["cy"], ["ann"]]
+    everyone = [Drawing("bell", family, "line", "set", "icon", SOLID) for family in folds]
+    not_fold_0 = [Drawing("bus", family, "line", "set", "icon", SOLID) for family in ("ann", "bob", "dee")]
+    elsewhere = [Drawing("cat", family, "solid", "set", "icon", SOLID) for family in folds]
+    assert trained_classes([*elsewhere, *not_fold_0, *everyone], folds, validation, "line") == ["bell"]
 
 
 def test_names_are_compared_without_style_topic_and_number():
