@@ -6,7 +6,7 @@ MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296
 TETHER := $(MEMORY) $(VENV)/bin/tether
 PACKAGES := build/packages
 
-.PHONY: demo test test-slow test-gpu test-browser golden lint benchmarks setup packages data pictures stem pretrain typefaces results results-captions results-typefaces
+.PHONY: demo test test-slow test-gpu test-browser golden lint benchmarks setup packages data icons pictures stem pretrain typefaces results results-captions results-typefaces
 
 demo: setup
 	$(TETHER) demo
@@ -56,6 +56,9 @@ $(VENV)/.build: $(VENV)/.done
 
 data: $(VENV)/.build packages
 	$(PYTHON) -m makers.emoji_shift $(PACKAGES) src/tether/data/emoji_shift
+
+icons: $(VENV)/.build packages
+	$(PYTHON) -m makers.icon_shift $(PACKAGES) src/tether/data/icon_shift
 
 pictures: build/pictures/pictures.json
 build/pictures/pictures.json: | $(VENV)/.build packages

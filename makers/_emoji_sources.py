@@ -196,8 +196,10 @@ def render(svg: str, size: int) -> Image.Image | None:
 
 def words_of(name: str) -> Iterator[str]:
     """The words of an icon name such as `arrow-up-bold-24`, without numbers and drawing-style words."""
-    for word in re.split(r"[^a-z0-9]+", name.lower()):
-        if len(word) > 1 and not word.isdigit() and word not in _STYLE_WORDS:
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
+        is_lamp = word == "light" and (before == "traffic" or after == "bulb")
+        if len(word) > 1 and not word.isdigit() and (is_lamp or word not in _STYLE_WORDS):
             yield word
 
 
@@ -205,7 +207,7 @@ _STYLE_WORDS = frozenset(
     """
     outline outlined filled fill line linear bold light thin regular solid duotone twotone two-tone
     sharp rounded round broken sm md lg xl xs alt fa ic icon 16px 24px 20px 32px 48px stroke twotone
-    color colored flat mono variant v1 v2 v3 ltr rtl
+    color colored flat mono variant v1 v2 v3 ltr rtl baseline bulk remix bx bxs
     """.split()
 )
 

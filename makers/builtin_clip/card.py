@@ -1,6 +1,7 @@
 """The card of the built-in model, with its zero-shot numbers measured anew: `python -m makers.builtin_clip.card FOLDER PICTURES`."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from makers._building import errors_as_lines
 from tether._files import read_json, sha256_file, write_atomically
-from tether.data import read_image, test_transform
+from tether.data import ImageRef, icon_shift, read_image, test_transform
 from tether.data.emoji_classes import CLASS_NAMES
 from tether.data.emoji_shift import TEMPLATES, captioned, vendors
 from tether.evaluation import class_embeddings
@@ -16,53 +17,77 @@ from tether.evaluation.metrics import top_k_accuracy
 from tether.evaluation.significance import wilson_interval
 from tether.models import Model, load
 
+BATCH = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot:
-    """Accuracies on one vendor's pictures: over all emoji names, and over the classes."""
+    """Accuracies on the pictures of one vendor or look, over the given names."""
 
-    vendor: str
+    domain: str
     pictures: int
     names: int
-    name_top1: float
-    name_top5: float
-    class_top1: float
-    class_top5: float
+    top1: float
+    top5: float
 
 
 @torch.no_grad()
-def zero_shot(model: Model, *, batch_size: int = 64) -> list[ZeroShot]:
-    """Zero-shot accuracy on every picture of every vendor of `emoji-shift`, all folds together."""
+def zero_shot(
+    model: Model, domain: str, pictures: Sequence[tuple[ImageRef, str]], names: Sequence[str]
+) -> ZeroShot:
+    """Zero-shot accuracy on pictures with their names, against all `names`."""
     model.eval()
     transform = test_transform(model.image)
-    names = sorted({name for vendor in vendors() for _, name, _ in captioned(vendor)})
-    classes = list(CLASS_NAMES.values())
-    by_name, by_class = (class_embeddings(model, texts, TEMPLATES) for texts in (names, classes))
-    rows = []
-    for vendor in vendors():
-        pictures = captioned(vendor)
-        features = torch.cat(
-            [
-                model.encode_image(
-                    torch.stack([transform(read_image(ref)) for ref, _, _ in pictures[i : i + batch_size]])
-                )
-                for i in range(0, len(pictures), batch_size)
-            ]
-        )
-        name = torch.tensor([names.index(text) for _, text, _ in pictures])
-        label = torch.tensor([classes.index(text) for _, _, text in pictures])
-        rows.append(
-            ZeroShot(
-                vendor=vendor,
-                pictures=len(pictures),
-                names=len(names),
-                name_top1=top_k_accuracy(features @ by_name.T, name, 1),
-                name_top5=top_k_accuracy(features @ by_name.T, name, 5),
-                class_top1=top_k_accuracy(features @ by_class.T, label, 1),
-                class_top5=top_k_accuracy(features @ by_class.T, label, 5),
+    texts = class_embeddings(model, names, TEMPLATES)
+    images = torch.cat(
+        [
+            model.encode_image(
+                torch.stack([transform(read_image(ref)) for ref, _ in pictures[i : i + BATCH]])
             )
+            for i in range(0, len(pictures), BATCH)
+        ]
+    )
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = torch.tensor([numbers[name] for _, name in pictures])
+    scores = images @ texts.T
+    return ZeroShot(
+        domain=domain,
+        pictures=len(pictures),
+        names=len(names),
+        top1=top_k_accuracy(scores, labels, 1),
+        top5=top_k_accuracy(scores, labels, 5),
+    )
+
+
+def emoji_names(model: Model) -> list[ZeroShot]:
+    """On every vendor of `emoji-shift`, all folds together, over all names of emoji."""
+    names = sorted({name for vendor in vendors() for _, name, _ in captioned(vendor)})
+    return [
+        zero_shot(model, vendor, [(ref, name) for ref, name, _ in captioned(vendor)], names)
+        for vendor in vendors()
+    ]
+
+
+def emoji_classes(model: Model) -> list[ZeroShot]:
+    """On every vendor of `emoji-shift`, all folds together, over the classes."""
+    names = list(CLASS_NAMES.values())
+    return [
+        zero_shot(model, vendor, [(ref, name) for ref, _, name in captioned(vendor)], names)
+        for vendor in vendors()
+    ]
+
+
+def icon_looks(model: Model) -> list[ZeroShot]:
+    """On every look of `icon-shift`, all folds together."""
+    return [
+        zero_shot(
+            model,
+            look,
+            [(ref, name) for ref, name, _ in icon_shift.captioned(look)],
+            icon_shift.class_names(),
         )
-    return rows
+        for look in icon_shift.LOOKS
+    ]
 
 
 def card(folder: Path, pictures: Path, history: str) -> str:
@@ -72,11 +97,14 @@ def card(folder: Path, pictures: Path, history: str) -> str:
         pictures: folder of the pre-training pictures, whose sets are credited.
         history: how long the shipped weights were trained, in a sentence.
     """
-    rows = zero_shot(load(str(folder)))
-    measured = "\n".join(
-        f"| {row.vendor} | {row.pictures} | {_percent(row.name_top1, row.pictures)} | {row.name_top5:.1%} "
-        f"| {_percent(row.class_top1, row.pictures)} | {row.class_top5:.1%} |"
-        for row in rows
+    model = load(str(folder))
+    names, classes, looks = emoji_names(model), emoji_classes(model), icon_looks(model)
+    vendor_rows = "\n".join(
+        f"| {name.domain} | {name.pictures} | {_percent(name)} | {name.top5:.1%} | {_percent(own)} | {own.top5:.1%} |"
+        for name, own in zip(names, classes, strict=True)
+    )
+    look_rows = "\n".join(
+        f"| {look.domain} | {look.pictures} | {_percent(look)} | {look.top5:.1%} |" for look in looks
     )
     described = read_json(pictures / "pictures.json")
     sets = described["sets"]
@@ -99,14 +127,21 @@ a causal text transformer of width 192 with four blocks and its own byte-level B
 not use ({", ".join(f"{name} {entry['pictures']:,}" for name, entry in emoji.items())}) with CLDR names, keywords and class
 names, and {sum(entry["pictures"] for entry in icons.values()):,} icons of {len(icons)} general sets with their names; from the
 npm packages {versions}. No picture of `emoji-shift` was trained on. The same *emoji* are in both, drawn by others: noto-v1 is an older version of noto, and emojione the coloured sibling of emojione-monotone.
+No set of a designer whom `icon-shift` tests was trained on, but for streamline-emojis: Streamline's icons are tested, its emoji are others.
 
-## Zero-shot accuracy on vendors it never saw
+## Zero-shot accuracy on designers it never saw
 
-Over all {rows[0].names:,} emoji names, and over the {len(CLASS_NAMES)} classes; ± is the 95 % Wilson interval's half width.
+± is the 95 % Wilson interval's half width. Looks of `icon-shift`, over its {looks[0].names} things:
+
+| look | pictures | top-1 | top-5 |
+|---|---|---|---|
+{look_rows}
+
+Vendors of `emoji-shift`, over all {names[0].names:,} emoji names, and over its {len(CLASS_NAMES)} classes:
 
 | vendor | pictures | name top-1 | name top-5 | class top-1 | class top-5 |
 |---|---|---|---|---|---|
-{measured}
+{vendor_rows}
 
 ## Credits
 
@@ -114,9 +149,9 @@ Over all {rows[0].names:,} emoji names, and over the {len(CLASS_NAMES)} classes;
 """
 
 
-def _percent(share: float, count: int) -> str:
-    interval = wilson_interval(share, count)
-    return f"{share:.1%} ± {(interval.high - interval.low) / 2:.1%}"
+def _percent(measured: ZeroShot) -> str:
+    interval = wilson_interval(measured.top1, measured.pictures)
+    return f"{measured.top1:.1%} ± {(interval.high - interval.low) / 2:.1%}"
 
 
 def main() -> None:

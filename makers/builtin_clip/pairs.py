@@ -3,7 +3,7 @@
 import io
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -54,9 +55,15 @@ class CaptionedPictures:
 
 
 def augment(picture: Image.Image, coloured: bool, size: int, random: np.random.Generator) -> Image.Image:
-    """One random rendering of a transparent picture: place, turn, recolour, background, tone, sharpness; RGB."""
+    """One random rendering of a transparent picture: place, turn, recolour, background, tone, sharpness; RGB.
+
+    A picture of one colour may be coloured in, and any picture drawn on a coarse grid.
+    """
     if not coloured:
-        picture = _tinted(picture, random)
+        coloured = random.random() < 0.35
+        picture = (_coloured_in if coloured else _tinted)(picture, random)
+    if random.random() < 0.2:
+        picture = _pixelated(picture, random)
     if random.random() < 0.3:
         picture = picture.rotate(random.uniform(-15, 15), Image.Resampling.BILINEAR)
     side = int(size * random.uniform(0.72, 1.12))
@@ -83,6 +90,28 @@ def _tinted(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     tinted = Image.new("RGBA", picture.size, (*colour, 255))
     tinted.putalpha(picture.getchannel("A"))
     return tinted
+
+
+def _coloured_in(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """What the lines enclose is filled with one or two colours, as in drawings with coloured surfaces."""
+    alpha = np.asarray(picture.getchannel("A"))
+    parts, count = ndimage.label(np.pad(alpha < 128, 1, constant_values=True))
+    first, second, line = random.integers(0, 256, (3, 3))
+    if random.random() < 0.5:
+        line = line // 4
+    fills = np.where(random.random((count + 1, 1)) < 0.6, first, second)
+    inside = (parts != parts[0, 0])[1:-1, 1:-1]
+    surfaces = np.dstack([fills[parts[1:-1, 1:-1]], np.where(inside, 255, 0)]).astype(np.uint8)
+    lines = np.dstack([np.broadcast_to(line, (*alpha.shape, 3)), alpha]).astype(np.uint8)
+    return Image.alpha_composite(Image.fromarray(surfaces, "RGBA"), Image.fromarray(lines, "RGBA"))
+
+
+def _pixelated(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """On a grid of 12 to 32 squares a side, each of them drawn or not."""
+    side, least = int(random.integers(12, 33)), int(random.integers(80, 140))
+    coarse = picture.resize((side, side), Image.Resampling.BOX)
+    coarse.putalpha(coarse.getchannel("A").point(lambda alpha: 255 if alpha > least else 0))
+    return coarse.resize(picture.size, Image.Resampling.NEAREST)
 
 
 def _background(size: int, dark: bool, coloured: bool, random: np.random.Generator) -> Image.Image:
@@ -116,46 +145,69 @@ def _restyled(canvas: Image.Image, random: np.random.Generator) -> Image.Image:
     return canvas
 
 
+class StemFeatures:
+    """Stem features of all views, float16, in files of `PER_FILE` views each."""
+
+    PER_FILE = 8192
+
+    def __init__(self, files: Sequence[Path]):
+        self._files = [np.load(file, mmap_mode="r") for file in files]
+
+    def __getitem__(self, view: int) -> np.ndarray:
+        file, row = divmod(view, self.PER_FILE)
+        return self._files[file][row]
+
+
 def cache_stem_features(
     pictures: CaptionedPictures,
-    path: Path,
+    folder: Path,
     stem: Callable[[Tensor], Tensor],
     *,
     size: int,
     views: dict[str, int],
     seed: int,
-    workers: int = 2,
+    workers: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
-) -> np.ndarray:
-    """Stem features of `views[kind]` augmented views of every picture, as a float16 array on disk.
+) -> StemFeatures:
+    """Stem features of `views[kind]` augmented views of every picture, written into `folder`.
 
-    Rows follow `view_offsets`: all views of picture 0, then of picture 1, … A finished file is used again.
+    Rows follow `view_offsets`: all views of picture 0, then of picture 1, … Files that are there are used again, so
+    that a run that was killed loses little.
     """
     jobs = [(index, view) for index, row in enumerate(pictures.rows) for view in range(views[row.kind])]
-    if not path.is_file():
-
-        def write(temporary: Path) -> None:
-            array, chunk = None, 256
-            chunks = (jobs[start : start + chunk] for start in range(0, len(jobs), chunk))
-            with ProcessPoolExecutor(workers, initializer=_open, initargs=(pictures, size, seed)) as pool:
-                for number, pixels in enumerate(_in_order(pool, chunks)):
-                    normalised = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-                    features = stem(normalised.contiguous(memory_format=torch.channels_last)).numpy()
-                    if array is None:
-                        shape = (len(jobs), *features.shape[1:])
-                        array = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
-                    array[number * chunk : number * chunk + len(features)] = features
-                    if progress:
-                        progress("caching stem features", min(chunk * (number + 1), len(jobs)), len(jobs))
-            array.flush()
-
-        write_atomically(path, write)
-    return np.load(path, mmap_mode="r")
+    folder.mkdir(exist_ok=True)
+    files = []
+    with ProcessPoolExecutor(workers, initializer=_open, initargs=(pictures, size, seed)) as pool:
+        for start in range(0, len(jobs), StemFeatures.PER_FILE):
+            files.append(folder / f"{len(files):04d}.npy")
+            part = jobs[start : start + StemFeatures.PER_FILE]
+            chunks = (part[first : first + 256] for first in range(0, len(part), 256))
+            if not files[-1].is_file():
+                features = np.concatenate(
+                    [
+                        stem(_normalised(pixels)).numpy().astype(np.float16)
+                        for pixels in _in_order(pool, chunks)
+                    ]
+                )
+                write_atomically(files[-1], lambda temporary, kept=features: _save(temporary, kept))
+            if progress:
+                progress("caching stem features", start + len(part), len(jobs))
+    return StemFeatures(files)
 
 
 def view_offsets(pictures: CaptionedPictures, views: dict[str, int]) -> np.ndarray:
-    """First row of every picture in the array of `cache_stem_features`, and the number of rows at the end."""
+    """Number of every picture's first view in `cache_stem_features`, and the number of views at the end."""
     return np.concatenate([[0], np.cumsum([views[row.kind] for row in pictures.rows])])
+
+
+def _normalised(pixels: np.ndarray) -> Tensor:
+    normalised = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return normalised.contiguous(memory_format=torch.channels_last)
+
+
+def _save(path: Path, features: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.save(file, features)
 
 
 def _in_order(pool: ProcessPoolExecutor, chunks: Iterator) -> Iterator[np.ndarray]:
@@ -189,14 +241,15 @@ def _augmented(jobs: list[tuple[int, int]]) -> np.ndarray:
 class PairDataset(Dataset):
     """Picture–caption pairs from cached features: item (epoch, index) is a pure function of the seed and both.
 
-    The unit is a *name*, so frequent names do not crowd the batch; a picture of it, a view and a caption are drawn
-    anew each time. Names of kind `often` appear `repeats` times per epoch.
+    The unit is a *name*; a picture of it, a view and a caption are drawn anew each time. A name appears once per
+    epoch for each of its pictures, so what many designers draw comes often; names of kind `often` appear `repeats`
+    times.
     """
 
     def __init__(
         self,
         pictures: CaptionedPictures,
-        features: np.ndarray,
+        features: StemFeatures,
         views: dict[str, int],
         tokenize: Callable[[list[str]], Tensor],
         *,
@@ -212,7 +265,11 @@ class PairDataset(Dataset):
         self._names = list(by_name.values())
         kinds = [{self._rows[index].kind for index in indices} for indices in self._names]
         self._items = np.array(
-            [n for n, kind in enumerate(kinds) for _ in range(repeats if often in kind else 1)]
+            [
+                number
+                for number, (kind, own) in enumerate(zip(kinds, self._names, strict=True))
+                for _ in range(repeats if often in kind else len(own))
+            ]
         )
         self._often = often
         self._name_ids = {name: number for number, name in enumerate(by_name)}
@@ -236,7 +293,7 @@ class PairDataset(Dataset):
         epoch, index = item
         random = np.random.default_rng([self._seed, epoch, index])
         indices = self._names[self._items[index]]
-        if random.random() < 0.8:
+        if random.random() < 0.6:
             indices = [index for index in indices if self._rows[index].kind == self._often] or indices
         picture = indices[random.integers(len(indices))]
         row = self._rows[picture]
@@ -245,7 +302,7 @@ class PairDataset(Dataset):
         template = random.integers(len(TEMPLATES)) if random.random() < 0.6 else 0
         general = row.captions[-1] if row.captions[-1] in self._shared else None
         return {
-            "pixels": torch.from_numpy(self._features[view].astype(np.float32)),
+            "pixels": torch.from_numpy(self._features[int(view)].astype(np.float32)),
             "tokens": self._tokens[template, self._text_ids[caption]].long(),
             "name": self._name_ids[row.name],
             "general": self._text_ids[general] if general else -1,

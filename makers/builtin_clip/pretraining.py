@@ -8,6 +8,7 @@ picture are the texts of its name, and texts so general that they fit it too (th
 
 import argparse
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from makers.builtin_clip.pairs import CaptionedPictures, PairDataset, cache_stem
 from makers.builtin_clip.stem import load_stem
 from makers.builtin_clip.towers import ArchitectureConfig, create, save_model, train_tokenizer
 from tether.config import build, override, plain
+from tether.ensembles import Accumulation
 from tether.errors import TetherError
 from tether.evaluation.scoring import Progress
 from tether.models.open_clip_text import text_features
@@ -40,8 +42,10 @@ class PretrainingConfig:
 
     Attributes:
         emoji_views, icon_views: augmented views per picture whose stem features are cached.
-        repeats: how often an emoji's name comes in an epoch, against once for an icon's.
+        repeats: how often an emoji's name comes in an epoch, against once per picture for an icon's.
         stem_lr: learning rate of the stem's upper part, as a share of `lr`; 0 keeps its ImageNet weights.
+        stem_from: step from which that part learns; it is half of the work.
+        momentum: of the running average of the weights, which is what is kept.
     """
 
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
@@ -50,17 +54,19 @@ class PretrainingConfig:
     repeats: int = 32
     lr: float = 1e-3
     stem_lr: float = 0.2
+    stem_from: int = 2400
+    momentum: float = 0.998
     weight_decay: float = 0.1
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmup=200))
     training: FitConfig = field(
         default_factory=lambda: FitConfig(
-            steps=4000,
+            steps=3200,
             batch_size=256,
             drop_last=True,
             precision="bf16",
             clip_norm=1.0,
             workers=1,
-            checkpoint_every=200,
+            checkpoint_every=60,
         )
     )
 
@@ -102,7 +108,7 @@ def pretrain(
 
         features = cache_stem_features(
             data,
-            run.path / "features.npy",
+            run.path / "features",
             lower,
             size=config.architecture.image_size,
             views=views,
@@ -123,10 +129,9 @@ def pretrain(
 
         seed = config.training.seed
         pairs = PairDataset(data, features, views, tokenize, often="emoji", repeats=config.repeats, seed=seed)
-        task = Pretraining(
-            create(config.architecture, lower_and_upper).to(device, memory_format=torch.channels_last)
-        )
-        task.model.visual.trunk.patch_embed.backbone.requires_grad_(config.stem_lr > 0)
+        model = create(config.architecture, lower_and_upper).to(device, memory_format=torch.channels_last)
+        model.visual.trunk.patch_embed.backbone.requires_grad_(config.stem_lr > 0)
+        task = Pretraining(model, config.stem_from)
         upper_stem = {"*.backbone.*": {"lr": config.lr * config.stem_lr, "weight_decay": 0.0}}
         groups = parameter_groups(
             task.named_parameters(),
@@ -136,11 +141,13 @@ def pretrain(
         )
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
         schedule = Schedule.of(optimizer, config.schedule, config.training.total_steps(len(pairs)))
+        average = Accumulation(task.named_parameters(), config.momentum, "warmup")
         task.model.train()
-        fit(task, pairs, optimizer, config.training, schedule=schedule, run=run)
+        fit(task, pairs, optimizer, config.training, schedule=schedule, accumulation=average, run=run)
+        task.model.load_state_dict(average.average(), strict=False)
         folder = run.path / "model"
         save_model(task.finish(), config.architecture, tokenizer, folder)
-        (run.path / "features.npy").unlink()
+        shutil.rmtree(run.path / "features")
     return folder
 
 
@@ -154,13 +161,8 @@ def multi_positive_targets(
         generals: id of the general caption that fits each picture, −1 where there is none.
         captions: id of each pair's text where it is such a general caption, −1 where it belongs to the name alone.
     """
-    same_name = names[:, None] == names[None, :]
     general = (captions[None, :] >= 0) & (generals[:, None] == captions[None, :])
-    return torch.where(
-        captions[None, :] >= 0,
-        general | torch.eye(len(names), dtype=torch.bool, device=names.device),
-        same_name,
-    )
+    return general | (names[:, None] == names[None, :])
 
 
 def multi_positive_loss(
@@ -176,11 +178,14 @@ def multi_positive_loss(
 class Pretraining:
     """What `tether.training.fit` trains: both towers on cached stem features.
 
+    Args:
+        stem_from: step from which the stem's upper part learns too, if it is to learn at all.
+
     Raises:
         TetherError: the image trunk has no stem with a frozen lower part.
     """
 
-    def __init__(self, model: open_clip.CustomTextCLIP):
+    def __init__(self, model: open_clip.CustomTextCLIP, stem_from: int = 0):
         backbone = getattr(model.visual.trunk.patch_embed, "backbone", None)
         if not hasattr(backbone, "lower"):
             raise TetherError(
@@ -188,6 +193,12 @@ class Pretraining:
             )
         self.model = model
         self._lower, backbone.lower = backbone.lower, nn.Identity()
+        self._upper = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+        self._stem_from = stem_from
+
+    def begin_step(self, step: int, batch: dict[str, Tensor]) -> None:
+        for parameter in self._upper:
+            parameter.requires_grad_(step >= self._stem_from)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}

@@ -23,6 +23,7 @@ _HOME = {
     "EmojiCaptionsConfig": "emoji_captions",
     "EmojiShiftConfig": "emoji_shift",
     "FolderConfig": "folder",
+    "IconShiftConfig": "icon_shift",
     "ImageDataset": "dataset",
     "ImageNetConfig": "imagenet",
     "KarpathyConfig": "karpathy",

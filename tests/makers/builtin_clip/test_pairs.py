@@ -3,9 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from makers.builtin_clip.pairs import CaptionedPictures, PairDataset, augment, view_offsets
+from makers.builtin_clip.pairs import (
+    CaptionedPictures,
+    PairDataset,
+    StemFeatures,
+    _coloured_in,
+    _pixelated,
+    augment,
+    cache_stem_features,
+    view_offsets,
+)
 from tether.errors import TetherError
 
 
@@ -17,12 +26,45 @@ def test_augmentation_is_a_function_of_its_random_stream():
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
-def test_pairs_depend_on_epoch_and_index_only_and_views_belong_to_their_picture(folder):
+def test_a_picture_of_one_colour_may_be_coloured_in_and_drawn_in_squares():
+    ring = Image.new("RGBA", (32, 32))
+    ImageDraw.Draw(ring).ellipse((2, 2, 29, 29), outline="black", width=3)
+    random = np.random.default_rng(0)
+    filled = _coloured_in(ring, random)
+    assert filled.getpixel((16, 16))[3] == 255 and filled.getpixel((0, 0))[3] == 0
+    assert filled.getpixel((16, 16))[:3] != filled.getpixel((16, 3))[:3]
+    coarse = np.asarray(_pixelated(ring, random).getchannel("A"))
+    assert set(np.unique(coarse)) == {0, 255}
+
+
+def test_features_that_are_there_are_not_computed_again(folder, tmp_path, monkeypatch):
+    pictures, views = CaptionedPictures(folder), {"emoji": 2, "icon": 1}
+    monkeypatch.setattr(StemFeatures, "PER_FILE", 10)
+    seen = []
+
+    def stem(pixels):
+        seen.append(len(pixels))
+        return pixels.mean((2, 3), keepdim=True)
+
+    options = {"size": 32, "views": views, "seed": 0}
+    first = cache_stem_features(pictures, tmp_path / "features", stem, **options)
+    assert seen == [10, 10, 4] and first[23].shape == (3, 1, 1)
+    kept = first[9].copy()
+    (tmp_path / "features" / "0001.npy").unlink()
+    again = cache_stem_features(pictures, tmp_path / "features", stem, **options)
+    assert seen == [10, 10, 4, 10] and np.array_equal(again[9], kept) and again[15].any()
+
+
+def test_pairs_depend_on_epoch_and_index_only_and_views_belong_to_their_picture(
+    folder, tmp_path, monkeypatch
+):
     pictures, views = CaptionedPictures(folder), {"emoji": 3, "icon": 1}
-    offsets = view_offsets(pictures, views)
-    features = np.repeat(np.arange(len(pictures.rows)), np.diff(offsets)).astype(np.float16)[
-        :, None, None, None
-    ]
+    numbers = np.repeat(np.arange(len(pictures.rows)), np.diff(view_offsets(pictures, views)))
+    monkeypatch.setattr(StemFeatures, "PER_FILE", 5)
+    files = [tmp_path / f"{start}.npy" for start in range(0, len(numbers), 5)]
+    for number, file in enumerate(files):
+        np.save(file, numbers[5 * number : 5 * number + 5].astype(np.float16)[:, None, None, None])
+    features = StemFeatures(files)
 
     def tokenize(texts):
         return torch.tensor([[len(text), 1] for text in texts])

@@ -7,13 +7,15 @@ from safetensors.torch import save_file
 
 import tether
 from makers.builtin_clip.pretraining import (
+    Pretraining,
     PretrainingConfig,
     main,
     multi_positive_loss,
     multi_positive_targets,
     pretrain,
 )
-from makers.builtin_clip.towers import ArchitectureConfig
+from makers.builtin_clip.stem import load_stem
+from makers.builtin_clip.towers import ArchitectureConfig, create
 from tether.optimizers.schedule import ScheduleConfig
 from tether.training import FitConfig, read_metrics
 
@@ -26,14 +28,14 @@ def stem(tmp_path_factory):
 
 
 def test_targets_are_equal_names_and_general_captions_that_fit():
-    names = torch.tensor([0, 1, 0, 2])
-    generals = torch.tensor([7, 7, 7, -1])
-    captions = torch.tensor([-1, 7, -1, -1])
+    names = torch.tensor([0, 1, 0, 2, 2])
+    generals = torch.tensor([7, 7, 7, 9, -1])
+    captions = torch.tensor([-1, 7, -1, 9, -1])
     found = multi_positive_targets(names, generals, captions)
-    slow = torch.zeros(4, 4, dtype=torch.bool)
-    for i in range(4):
-        for j in range(4):
-            slow[i, j] = generals[i] == captions[j] if captions[j] >= 0 else names[i] == names[j]
+    slow = torch.zeros(5, 5, dtype=torch.bool)
+    for i in range(5):
+        for j in range(5):
+            slow[i, j] = names[i] == names[j] or (captions[j] >= 0 and generals[i] == captions[j])
     assert found.equal(slow)
     assert found.diagonal().all()
 
@@ -71,6 +73,24 @@ def test_a_whole_tiny_run_gives_a_model_that_loads(folder, stem, tmp_path):
     assert model.encode_image(torch.zeros(1, 3, 112, 112)).shape == (1, 256)
 
 
+def test_the_upper_stem_learns_from_its_step_on(stem):
+    torch.manual_seed(0)
+    config = ArchitectureConfig(image_depth=1, text_depth=1, vocabulary=280)
+    task = Pretraining(create(config, load_stem(stem)), stem_from=1)
+    batch = {
+        "pixels": torch.randn(2, 40, 14, 14),
+        "tokens": torch.tensor([[278, 5, 279], [278, 6, 279]]),
+        "name": torch.arange(2),
+        "general": torch.full((2,), -1),
+        "caption": torch.full((2,), -1),
+    }
+    upper = next(p for name, p in task.named_parameters().items() if ".backbone.upper." in name)
+    for step, learns in ((0, False), (1, True)):
+        task.begin_step(step, batch)
+        task.loss(batch, step)[0].backward()
+        assert (upper.grad is not None) == learns
+
+
 TINY = (
     "architecture.text_depth=1 architecture.image_depth=1 architecture.vocabulary=280 emoji_views=1 "
     "repeats=1 schedule.warmup=1 training.batch_size=4 training.precision=fp32 training.workers=0 "
@@ -97,7 +117,7 @@ def test_the_command_trains_goes_on_where_it_was_stopped_and_shows_how_far_it_is
     main([*words, "--resume", str(run)])
     assert capsys.readouterr().out == f"The model is in {run / 'model'}.\n"
     tether.load(str(run / "model"))
-    assert not (run / "features.npy").exists()
+    assert not (run / "features").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["pretrain-001"]
 
 
