@@ -283,3 +283,31 @@ def _read(text: str) -> dict[str, tuple[str, ...]]:
 
 THINGS: Mapping[str, tuple[str, ...]] = _read(_THINGS)
 """Icon names by class name. Left out: logos, arrows and other signs, and words that mean two things ("table")."""
+
+MISNAMED = frozenset(
+    {
+        ("flat-color-icons", "dislike"),  # hearts
+        ("flat-color-icons", "like"),
+        ("ri", "dislike-fill"),
+        ("ri", "dislike-line"),
+        ("mynaui", "music-diamond"),  # a note on a square
+        ("mynaui", "music-diamond-solid"),
+        ("hugeicons", "money-send-01"),  # banknotes
+        ("hugeicons", "money-send-02"),
+        *(  # three circles
+            (prefix, f"color-filter{ending}")
+            for prefix, ending in (
+                ("icon-park", ""),
+                ("icon-park-outline", ""),
+                ("icon-park-solid", ""),
+                ("icon-park-twotone", ""),
+                ("iconoir", ""),
+                ("mingcute", "-fill"),
+                ("mingcute", "-line"),
+                ("ri", "-fill"),
+                ("ri", "-line"),
+            )
+        ),
+    }
+)
+"""Sets and icons that show something else than their name, found by looking; they are left out."""

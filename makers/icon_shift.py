@@ -17,7 +17,7 @@ from PIL import Image
 
 from makers._building import command, write_zip
 from makers._emoji_sources import IconSet, Packages, render, words_of
-from makers._icon_classes import THINGS
+from makers._icon_classes import MISNAMED, THINGS
 from makers._icon_sources import EMOJI, FAMILIES, LICENCES, fingerprint, look
 from tether._files import sha256_file, write_atomically, write_json
 from tether.data import icon_shift
@@ -257,6 +257,8 @@ def _found(packages: Packages, sets: Mapping[str, IconSet]) -> dict[str, list[tu
                 names[icon].append(_plain(packages.emojis[code].name))
         before: Counter[str] = Counter()
         for icon, own in names.items():
+            if (prefix, icon) in MISNAMED:
+                continue
             if thing := next((things[name] for name in own if name in things), None):
                 found[thing].append((before[thing], prefix, icon))
                 before[thing] += 1
@@ -334,7 +336,8 @@ set and the name and checked by the share of ink: where the two disagree, the pi
 sizes and variants of one drawing count once; a family has at most {PER_FAMILY} pictures of one class in one look.
 Pictures have {index["size"]} × {index["size"]} pixels on white, lossless WebP, otherwise unchanged.
 
-**Known limits.** Labels are designers' names for their icons, and nobody has looked at every one: a "medal" may be a
+**Known limits.** Labels are designers' names for their icons, and nobody has looked at every one (eighteen that were
+seen to show something else are left out): a "medal" may be a
 rosette, an "inbox" a tray or an envelope. Pixel, hand-drawn and emoji come from few designers, so their numbers say
 little about other designers' pixels or hands; where the table has more than ± 1.5 %, there are no more pictures. Every
 look has its own balance of classes. Emoji are of three vendors, of which two are test domains of emoji-shift too. The
@@ -392,12 +395,16 @@ def _splits(index: dict) -> str:
 def _sources(index: dict) -> str:
     return "\n".join(
         f"| {family} | {entry['fold']} | {prefix} | {index['sets'][prefix]['title']} by "
-        f"{index['sets'][prefix]['author']} | [{index['sets'][prefix]['licence']}]"
-        f"({index['sets'][prefix]['licence_url']}) | {index['sets'][prefix]['pictures']} |"
+        f"{index['sets'][prefix]['author']} | {_licence(index['sets'][prefix])} | {index['sets'][prefix]['pictures']} |"
         for family, entry in index["families"].items()
         for prefix in entry["sets"]
         if prefix in index["sets"]
     )
+
+
+def _licence(entry: Mapping) -> str:
+    """A licence's name, with its address where the set gives one."""
+    return f"[{entry['licence']}]({entry['licence_url']})" if entry["licence_url"] else entry["licence"]
 
 
 if __name__ == "__main__":
