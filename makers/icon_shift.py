@@ -336,7 +336,7 @@ set and the name and checked by the share of ink: where the two disagree, the pi
 sizes and variants of one drawing count once; a family has at most {PER_FAMILY} pictures of one class in one look.
 Pictures have {index["size"]} × {index["size"]} pixels on white, lossless WebP, otherwise unchanged.
 
-**Known limits.** Labels are designers' names for their icons, and nobody has looked at every one (eighteen that were
+**Known limits.** Labels are designers' names for their icons, and nobody has looked at every one (seventeen that were
 seen to show something else are left out): a "medal" may be a
 rosette, an "inbox" a tray or an envelope. Pixel, hand-drawn and emoji come from few designers, so their numbers say
 little about other designers' pixels or hands; where the table has more than ± 1.5 %, there are no more pictures. Every
