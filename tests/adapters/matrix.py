@@ -16,8 +16,10 @@ from transformers import SiglipConfig, SiglipModel
 
 from tether.adapters import (
     BiasOnlyConfig,
+    BottleneckConfig,
     FullConfig,
     LastBlocksConfig,
+    MonaConfig,
     NormOnlyConfig,
     RAdapterConfig,
 )
@@ -32,13 +34,19 @@ from . import models
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "backbones.md"
 BEGIN, END = "<!-- made by python -m tests.adapters.matrix -->\n", "<!-- end -->\n"
 
-METHODS: dict[str, AdapterConfig] = {
+MERGEABLE: dict[str, AdapterConfig] = {
     "full": FullConfig(),
     "last_blocks": LastBlocksConfig(),
     "norm_only": NormOnlyConfig(),
     "bias_only": BiasOnlyConfig(),
     "r_adapter": RAdapterConfig(),
     "r_adapter of MLPs, rank 2": RAdapterConfig(rank=2, select=Select(kinds=("mlp",))),
+}
+METHODS: dict[str, AdapterConfig] = {
+    **MERGEABLE,
+    "mona": MonaConfig(hidden=4, initialisation="zero"),
+    "bottleneck": BottleneckConfig(hidden=4),
+    "bottleneck, Adapter+": BottleneckConfig(variant="adapter_plus", hidden=4, initialisation="zero"),
 }
 
 
@@ -76,10 +84,10 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
 }
 
 NO_SITES = "The blocks of ResNets are not listed as sites.", "The sites of ResNet are not known"
+ANY_BACKBONE = ("full", "norm_only", "bias_only")
+"""Methods that need no site."""
 IMPOSSIBLE: dict[tuple[str, str], tuple[str, str]] = {
-    ("last_blocks", "torchvision ResNet"): NO_SITES,
-    ("r_adapter", "torchvision ResNet"): NO_SITES,
-    ("r_adapter of MLPs, rank 2", "torchvision ResNet"): NO_SITES,
+    **{(method, "torchvision ResNet"): NO_SITES for method in METHODS if method not in ANY_BACKBONE},
     ("r_adapter", "torchvision Swin"): (
         "Its attention reads the last linear inside of a function of its own, so an adapter after that could not be "
         "merged: adapt the MLPs alone, `select.kinds=[mlp]`.",

@@ -3,13 +3,17 @@
 from tether.adapters.attach import attach
 from tether.adapters.attached import Attached
 from tether.adapters.bias_only import BiasOnlyAttached, BiasOnlyConfig
+from tether.adapters.bottleneck import Bottleneck, BottleneckConfig
 from tether.adapters.files import Adapter, apply, load_adapter, save_adapter
 from tether.adapters.frozen import FrozenConfig
 from tether.adapters.full import FullAttached, FullConfig
 from tether.adapters.head import Head
 from tether.adapters.last_blocks import LastBlocksAttached, LastBlocksConfig
 from tether.adapters.mergeable import Mergeable, MergeReport
+from tether.adapters.mona import Mona, MonaConfig
 from tether.adapters.norm_only import NormOnlyAttached, NormOnlyConfig
+from tether.adapters.placed import PlacedAttached, PlacedConfig
+from tether.adapters.placed_module import Placed
 from tether.adapters.r_adapter.arithmetic import add, average, combine
 from tether.adapters.r_adapter.method import RAdapterConfig, RAttached
 from tether.adapters.r_adapter.module import RAdapter
@@ -22,6 +26,8 @@ __all__ = [
     "Attached",
     "BiasOnlyAttached",
     "BiasOnlyConfig",
+    "Bottleneck",
+    "BottleneckConfig",
     "Factored",
     "FrozenConfig",
     "FullAttached",
@@ -31,8 +37,13 @@ __all__ = [
     "LastBlocksConfig",
     "MergeReport",
     "Mergeable",
+    "Mona",
+    "MonaConfig",
     "NormOnlyAttached",
     "NormOnlyConfig",
+    "Placed",
+    "PlacedAttached",
+    "PlacedConfig",
     "RAdapter",
     "RAdapterConfig",
     "RAttached",

@@ -65,7 +65,7 @@ class Attached(ABC):
     """
 
     mergeable: ClassVar[bool] = False
-    identity_at_start: ClassVar[bool] = True
+    identity_at_start: bool = True
     moves_weights: ClassVar[bool] = False
 
     def __init__(self, model: Any, config: Any) -> None:
