@@ -163,7 +163,7 @@ def test_what_makes_no_sense_is_refused(unchecked):
     with pytest.raises(TetherError, match=r"texts have none.*select\.tower=image"):
         attach(open_clip_model(), MonaConfig(select=Select()))
     attached = attach(timm_model(), MonaConfig(hidden=HIDDEN))
-    placed = attached._placed["blocks.0"]
+    placed = attached._placed["blocks.0.mona"]
     with pytest.raises(TetherError, match=r"has 7 tokens, where 1 in front of 2 × 2 patches"):
         placed(torch.randn(1, 7, 16))
 

@@ -17,7 +17,7 @@ from tether._alpha import TOWERS
 from tether.adapters.attached import Attached
 from tether.adapters.placed_module import KeptRows, Placed, Times, Whole
 from tether.adapters.r_adapter.masks import keep_rows, signed, stream
-from tether.adapters.taps import tap, untap
+from tether.adapters.taps import check_tappable, tap, untap
 from tether.config import method_of
 from tether.errors import TetherError, near_misses
 from tether.families import AdapterConfig
@@ -101,7 +101,7 @@ class PlacedConfig(AdapterConfig):
 class PlacedAttached(Attached):
     """Modules at the sites of a model; see `PlacedConfig`.
 
-    The state names each tensor by the module at which it stands: `blocks.0.norm2.mona.down.weight`.
+    The state names each tensor by the module that is read: `blocks.0.norm2.mona.down.weight`.
 
     Args:
         model: a `tether.Model` or any module.
@@ -126,31 +126,43 @@ class PlacedAttached(Attached):
         self.identity_at_start = config.identity_at_start
         self.sites = config.sites(self.module)
         self._name = str(method_of(type(config)))
-        self._placed: dict[str, Placed] = {}
-        for index, site in enumerate(self.sites):
-            self._check(site)
-            generator = torch.Generator().manual_seed(stream(seed, index) >> 1)
-            placed = config.module(site, generator)
-            placed.drop = config.rate
-            self._placed[site.path] = placed
+        self._placed = {self._named(site): self._new(index, site) for index, site in enumerate(self.sites)}
         self._engaged = False
         self._absent: frozenset[str] = frozenset()  # towers whose modules are left out, at alpha 0
         self._start()
 
-    def _check(self, site: Site) -> None:
-        if site.path in self._placed or hasattr(self.module.get_submodule(site.path), self._name):
-            raise TetherError(f"{site.path} has something named {self._name} already.")
+    def _named(self, site: Site) -> str:
+        """The path that a site's module gets in the model.
+
+        It is a child of what is read; of what stands around that where that calls all of its children in turn.
+        """
+        holder, name = site.path, self._name
+        while holder and isinstance(self.module.get_submodule(holder), nn.Sequential):
+            holder, _, last = holder.rpartition(".")
+            name = f"{name}_{last}"
+        return f"{holder}.{name}" if holder else name
+
+    def _new(self, index: int, site: Site) -> Placed:
+        holder, _, name = self._named(site).rpartition(".")
+        if hasattr(self.module.get_submodule(holder), name):
+            raise TetherError(f"{holder} has something named {name} already, where an adapter was to be put.")
+        for port in (site.reads, *site.writes):
+            check_tappable(self.module.get_submodule(port.path), port.path)
+        generator = torch.Generator().manual_seed(stream(self.seed, index) >> 1)
+        placed = self.config.module(site, generator)
+        placed.drop = self.config.rate
+        return placed
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return {
-            f"{path}.{self._name}.{name}": parameter
+            f"{path}.{name}": parameter
             for path, placed in self._placed.items()
             for name, parameter in placed.named_parameters()
         }
 
     def state_dict(self) -> dict[str, Tensor]:
         return {
-            f"{path}.{self._name}.{name}": tensor
+            f"{path}.{name}": tensor
             for path, placed in self._placed.items()
             for name, tensor in placed.state_dict().items()
         }
@@ -168,8 +180,8 @@ class PlacedAttached(Attached):
         )
 
     def scale(self, alphas: Mapping[str, float]) -> None:
-        for site in self.sites:
-            placed, alpha = self._placed[site.path], alphas[site.tower]
+        for placed in self._placed.values():
+            alpha = alphas[placed.site.tower]
             device = next(placed.parameters()).device
             placed.share = Whole() if alpha == 1 else Times(alpha, device)
         absent = frozenset(tower for tower in TOWERS if alphas[tower] == 0)
@@ -192,35 +204,37 @@ class PlacedAttached(Attached):
         if not rate:
             return
         for tower, keys in (("image", image_keys), ("text", text_keys)):
-            here = [(index, site) for index, site in enumerate(self.sites) if site.tower == tower]
+            here = [(i, one) for i, one in enumerate(self._placed.values()) if one.site.tower == tower]
             if keys is None or not here:
                 continue
             streams = torch.tensor([signed(stream(self.seed, step, index)) for index, _ in here])
             kept = keep_rows(streams, keys.cpu(), rate)
-            device = next(self._placed[here[0][1].path].parameters()).device
+            device = next(here[0][1].parameters()).device
             factors = (kept.float() / (1 - rate)).to(device)
-            for (_, site), factor in zip(here, factors, strict=True):
-                self._placed[site.path].share = KeptRows(factor)
+            for (_, placed), factor in zip(here, factors, strict=True):
+                placed.share = KeptRows(factor)
 
     def _engage(self) -> None:
         self._engaged = True
-        for site in self.sites:
-            if site.tower in self._absent:
+        for path, placed in self._placed.items():
+            if placed.site.tower in self._absent:
                 continue
-            owner, placed = self.module.get_submodule(site.path), self._placed[site.path]
-            placed.to(_device(self.module, site.path))
+            holder, _, name = path.rpartition(".")
+            owner = self.module.get_submodule(holder)
+            placed.to(_device(self.module, holder))
             placed.train(owner.training)
-            setattr(owner, self._name, placed)
+            setattr(owner, name, placed)
             for port, act in placed.taps():
                 tap(self.module.get_submodule(port.path), port, [act])
 
     def _withdraw(self) -> None:
         self._engaged = False
-        for site in self.sites:
-            owner = self.module.get_submodule(site.path)
-            if hasattr(owner, self._name):
-                delattr(owner, self._name)
-            for port in (site.reads, *site.writes):
+        for path, placed in self._placed.items():
+            holder, _, name = path.rpartition(".")
+            owner = self.module.get_submodule(holder)
+            if hasattr(owner, name):
+                delattr(owner, name)
+            for port, _ in placed.taps():
                 untap(self.module.get_submodule(port.path))
 
 

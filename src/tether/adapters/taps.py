@@ -46,21 +46,25 @@ def tapped(own: type[nn.Module]) -> type[nn.Module]:
 
 
 def tap(module: nn.Module, port: Port, taps: Iterable[Tap]) -> None:
-    """Have what passes a module's port pass `taps` too, after those that are there already.
-
-    Raises:
-        TetherError: the module's forward was replaced by somebody.
-    """
+    """Have what passes a module's port pass `taps` too, after those that are there already."""
     if not isinstance(module, Tapped):
-        if "forward" in vars(module):
-            raise TetherError(
-                f"The forward of {port.path} ({type(module).__name__}) was replaced by another library, so nothing "
-                f"can be attached there. Attach first, or take that off."
-            )
         module.__class__ = tapped(type(module))
         module._taps_in = module._taps_out = ()
     name = "_taps_in" if port.side == "input" else "_taps_out"
     setattr(module, name, (*getattr(module, name), *taps))
+
+
+def check_tappable(module: nn.Module, path: str) -> None:
+    """Refuse a module whose forward is not its class's.
+
+    Raises:
+        TetherError: somebody replaced it.
+    """
+    if "forward" in vars(module):
+        raise TetherError(
+            f"The forward of {path} ({type(module).__name__}) was replaced by another library, so nothing can be "
+            f"attached there. Attach first, or take that off."
+        )
 
 
 def untap(module: nn.Module) -> None:
