@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from transformers import SiglipConfig, SiglipModel
 
 from tether.adapters import (
+    AdaptFormerConfig,
     BiasOnlyConfig,
     BottleneckConfig,
+    ConvpassConfig,
     FullConfig,
     LastBlocksConfig,
+    LoRandConfig,
     MonaConfig,
     NormOnlyConfig,
     RAdapterConfig,
@@ -47,6 +50,9 @@ METHODS: dict[str, AdapterConfig] = {
     "mona": MonaConfig(hidden=4, initialisation="zero"),
     "bottleneck": BottleneckConfig(hidden=4),
     "bottleneck, Adapter+": BottleneckConfig(variant="adapter_plus", hidden=4, initialisation="zero"),
+    "adaptformer": AdaptFormerConfig(hidden=4),
+    "convpass": ConvpassConfig(hidden=4),
+    "lorand": LoRandConfig(branches=2, rank=2),
 }
 
 

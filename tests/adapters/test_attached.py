@@ -7,10 +7,13 @@ import torch
 from torch import nn
 
 from tether.adapters import (
+    AdaptFormerConfig,
     BiasOnlyConfig,
     BottleneckConfig,
+    ConvpassConfig,
     FullConfig,
     LastBlocksConfig,
+    LoRandConfig,
     MonaConfig,
     NormOnlyConfig,
     RAdapterConfig,
@@ -35,6 +38,9 @@ OTHERS = {
     "mona": MonaConfig(hidden=4, drop=0.2),
     "houlsby": BottleneckConfig(hidden=4),
     "adapter_plus": BottleneckConfig(variant="adapter_plus", hidden=4),
+    "adaptformer": AdaptFormerConfig(hidden=4),
+    "convpass": ConvpassConfig(hidden=4),
+    "lorand": LoRandConfig(branches=2, rank=2),
 }
 CONFIGS = MERGEABLE | OTHERS
 EVERY_METHOD = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())

@@ -1,34 +1,29 @@
 """Mona against a literal twin, its published counts, and what its options do."""
 
-import copy
 import math
 
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tether.adapters import MonaConfig, attach
 from tether.errors import TetherError
-from tether.models.site import Port, Select, Site
+from tether.models.site import Select
 
+from .checks import (
+    WIDTH,
+    assert_everything_moves,
+    assert_independent_of_the_batch,
+    assert_same_with_gradients,
+    made,
+    site,
+)
 from .models import open_clip_model, pixels, timm_model
 from .r_adapter.test_method import disturb
 
-WIDTH, HIDDEN, GRID = 12, 5, (3, 4)
-
-
-def site(prefix: int = 0, tokens: str = "BNC") -> Site:
-    return Site("here", "image", 0, "mlp", WIDTH, tokens, prefix, None, False, grid=GRID, position="after")
-
-
-def made(config: MonaConfig, at: Site) -> nn.Module:
-    """A module of doubles, with no number as it is at the start."""
-    module = config.module(at, torch.Generator().manual_seed(0)).double()
-    for parameter in module.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return module
+HIDDEN, GRID = 5, (3, 4)
 
 
 def twin(tensors: dict[str, Tensor], x: Tensor, prefix: int, skip: bool) -> Tensor:
@@ -55,22 +50,15 @@ def twin(tensors: dict[str, Tensor], x: Tensor, prefix: int, skip: bool) -> Tens
 
 @pytest.mark.parametrize(("prefix", "how"), [(0, "linear"), (1, "linear"), (5, "linear"), (2, "skip")])
 def test_forward_and_gradients_are_those_of_the_literal_form(prefix, how):
-    module = made(MonaConfig(hidden=HIDDEN, prefix=how), site(prefix)).eval()
+    module = made(MonaConfig(hidden=HIDDEN, prefix=how), site(prefix=prefix, grid=GRID))
     x = torch.randn(2, prefix + math.prod(GRID), WIDTH, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn_like(x)
     named = dict(module.named_parameters())
-    found = module(x)
     expected = torch.stack([twin(named, row, prefix, how == "skip") for row in x])
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    leaves = [x, *named.values()]
-    ours = torch.autograd.grad((found * weights).sum(), leaves)
-    theirs = torch.autograd.grad((expected * weights).sum(), leaves)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert_same_with_gradients(module(x), expected, [x, *named.values()])
 
 
 def test_a_map_is_the_same_as_a_sequence():
-    module = made(MonaConfig(hidden=HIDDEN), site()).eval()
+    module = made(MonaConfig(hidden=HIDDEN), site(grid=GRID))
     x = torch.randn(2, *GRID, WIDTH, dtype=torch.float64)
     torch.testing.assert_close(module(x).flatten(1, 2), module(x.flatten(1, 2)))
 
@@ -99,9 +87,7 @@ def test_counts_are_those_of_the_published_code(name):
 
 @torch.no_grad()
 def test_the_first_values_are_the_published_ones():
-    module = MonaConfig(hidden=64).module(
-        Site("here", "image", 0, "mlp", 512, "BNC", 0, None, False), torch.Generator().manual_seed(0)
-    )
+    module = MonaConfig(hidden=64).module(site(512), torch.Generator().manual_seed(0))
     named = dict(module.named_parameters())
     assert (named["scale_norm"] == 1e-6).all() and (named["scale_input"] == 1).all()
     for name in ("down", "up"):
@@ -119,27 +105,13 @@ def test_the_first_values_are_the_published_ones():
     )  # measured on the published code with unit noise of this width
 
 
-@pytest.mark.parametrize("initialisation", ["official", "zero"])
-def test_every_parameter_gets_a_gradient(initialisation):
-    model = timm_model()
-    attached = attach(model, MonaConfig(hidden=HIDDEN, initialisation=initialisation))
-    optimizer = torch.optim.SGD(attached.named_parameters().values(), lr=0.1)
-    for step in range(1 if initialisation == "official" else 2):
-        attached.train_mode()
-        attached.begin_step(step)
-        optimizer.zero_grad()
-        model.forward_features(pixels()).square().sum().backward()  # of every token: none is pooled away
-        optimizer.step()
-    assert all(bool(parameter.grad.any()) for parameter in attached.named_parameters().values())
+@pytest.mark.parametrize(("initialisation", "steps"), [("official", 1), ("zero", 2)])
+def test_every_parameter_gets_a_gradient(initialisation, steps):
+    assert_everything_moves(MonaConfig(hidden=HIDDEN, initialisation=initialisation), steps)
 
 
-@torch.no_grad()
 def test_a_picture_has_the_same_features_in_any_batch():
-    model = timm_model()
-    disturb(attach(model, MonaConfig(hidden=HIDDEN)))
-    together = model(pixels())
-    alone = torch.cat([model(picture[None]) for picture in pixels()])
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    assert_independent_of_the_batch(MonaConfig(hidden=HIDDEN))
 
 
 @torch.no_grad()
@@ -156,7 +128,7 @@ def test_a_skipped_prefix_sees_patches_only_through_the_model():
 def test_what_makes_no_sense_is_refused(unchecked):
     with pytest.raises(TetherError, match="did you mean 'zero'"):
         MonaConfig(initialisation="zeros")
-    with pytest.raises(TetherError, match="hidden is a width from 1"):
+    with pytest.raises(TetherError, match="hidden is a whole number from 1"):
         MonaConfig(hidden=0)
     with pytest.raises(TetherError, match="dropout is a probability"):
         MonaConfig(dropout=1.0)
@@ -166,14 +138,3 @@ def test_what_makes_no_sense_is_refused(unchecked):
     placed = attached._placed["blocks.0.mona"]
     with pytest.raises(TetherError, match=r"has 7 tokens, where 1 in front of 2 × 2 patches"):
         placed(torch.randn(1, 7, 16))
-
-
-def test_port_of_a_site_is_its_own():
-    """A module copied with its model computes with the copy's tensors."""
-    model = timm_model()
-    attach(model, MonaConfig(hidden=HIDDEN))
-    twin_model = copy.deepcopy(model)
-    with torch.no_grad():
-        twin_model.blocks[0].mona.up.bias += 1
-        assert not torch.equal(model(pixels()), twin_model(pixels()))
-    assert site().reads == Port("here", "output", "BNC")

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tether.adapters.layers import Linear, normal
-from tether.adapters.placed import PlacedConfig, require_known, require_probability
+from tether.adapters.placed import PlacedConfig, require_known, require_probability, require_width
 from tether.adapters.placed_module import Placed, Rows
 from tether.config import method
 from tether.errors import TetherError
@@ -73,8 +73,7 @@ class BottleneckConfig(PlacedConfig):
         require_known(self, variant=tuple(VARIANTS), initialisation=("published", "zero"))
         super().__post_init__()
         require_probability("dropout", self.dropout)
-        if self.hidden is not None and self.hidden < 1:
-            raise TetherError(f"hidden is a number of channels from 1, or None, not {self.hidden!r}.")
+        require_width("hidden", self.hidden)
         if self.std is not None and not 0 < self.std < float("inf"):
             raise TetherError(
                 f"std is a positive number or None, not {self.std!r}: with D and U at 0 nothing but a bias would "

@@ -26,10 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tether.adapters.layers import Linear, normal, pytorch_default
-from tether.adapters.placed import PlacedConfig, require_known, require_probability
+from tether.adapters.placed import PlacedConfig, require_known, require_probability, require_width
 from tether.adapters.placed_module import Placed, Rows
 from tether.config import method
-from tether.errors import TetherError
 from tether.models.site import Position, Select, Site
 
 KERNELS = (3, 5, 7)
@@ -63,8 +62,7 @@ class MonaConfig(PlacedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden < 1:
-            raise TetherError(f"hidden is a width from 1, not {self.hidden!r}.")
+        require_width("hidden", self.hidden)
         require_probability("dropout", self.dropout)
         require_known(self, initialisation=("official", "zero"), prefix=("linear", "skip"))
 

@@ -248,6 +248,16 @@ def require_probability(name: str, value: float) -> None:
         raise TetherError(f"{name} is a probability from 0 to below 1, not {value!r}.")
 
 
+def require_width(name: str, value: int | None) -> None:
+    """Refuse an option that is no number of channels, where None leaves the choice to the method.
+
+    Raises:
+        TetherError: it is below 1.
+    """
+    if value is not None and value < 1:
+        raise TetherError(f"{name} is a whole number from 1, not {value!r}.")
+
+
 def require_known(options: Any, **known: tuple[str, ...]) -> None:
     """Refuse options of a config whose value is not among the known words.
 
