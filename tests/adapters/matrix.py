@@ -25,6 +25,8 @@ from tether.adapters import (
     MonaConfig,
     NormOnlyConfig,
     RAdapterConfig,
+    SCTConfig,
+    VPTConfig,
 )
 from tether.adapters._tensors import tensors_of
 from tether.families import AdapterConfig
@@ -53,6 +55,8 @@ METHODS: dict[str, AdapterConfig] = {
     "adaptformer": AdaptFormerConfig(hidden=4),
     "convpass": ConvpassConfig(hidden=4),
     "lorand": LoRandConfig(branches=2, rank=2),
+    "sct": SCTConfig(channels=4, selection="seed"),
+    "vpt": VPTConfig(tokens=2),
 }
 
 
@@ -90,6 +94,13 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
 }
 
 NO_SITES = "The blocks of ResNets are not listed as sites.", "The sites of ResNet are not known"
+NO_ATTENTION = "It stands behind attention, and ConvNeXt has none.", "No site is of kind attention"
+NO_PROMPTS = (
+    "Prompts need a sequence in which every token sees every other: there is none in windows and convolutions.",
+    "no site at position 'prompt'",
+)
+CONVNEXTS = tuple(name for name in BACKBONES if "ConvNeXt" in name)
+SWINS = tuple(name for name in BACKBONES if "Swin" in name)
 ANY_BACKBONE = ("full", "norm_only", "bias_only")
 """Methods that need no site."""
 IMPOSSIBLE: dict[tuple[str, str], tuple[str, str]] = {
@@ -99,6 +110,8 @@ IMPOSSIBLE: dict[tuple[str, str], tuple[str, str]] = {
         "merged: adapt the MLPs alone, `select.kinds=[mlp]`.",
         "ShiftedWindowAttention with a forward of its own",
     ),
+    **{("sct", name): NO_ATTENTION for name in CONVNEXTS},
+    **{("vpt", name): NO_PROMPTS for name in CONVNEXTS + SWINS},
 }
 """By method and backbone: why not, for people, and what `attach` says."""
 

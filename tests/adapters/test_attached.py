@@ -17,6 +17,8 @@ from tether.adapters import (
     MonaConfig,
     NormOnlyConfig,
     RAdapterConfig,
+    SCTConfig,
+    VPTConfig,
     attach,
 )
 from tether.errors import TetherError
@@ -41,6 +43,9 @@ OTHERS = {
     "adaptformer": AdaptFormerConfig(hidden=4),
     "convpass": ConvpassConfig(hidden=4),
     "lorand": LoRandConfig(branches=2, rank=2),
+    "sct": SCTConfig(channels=4, selection="seed"),
+    "vpt": VPTConfig(tokens=2),
+    "vpt shallow": VPTConfig(tokens=2, variant="shallow"),
 }
 CONFIGS = MERGEABLE | OTHERS
 EVERY_METHOD = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -263,6 +268,9 @@ def test_a_path_scales_what_does_not_merge_and_leaves_it_as_it_was(config):
             assert all(torch.equal(a, b) for a, b in zip(features(model), base, strict=True))
             path.set(1.0)
             assert all(torch.equal(a, b) for a, b in zip(features(model), tuned, strict=True))
+            if isinstance(config, VPTConfig):
+                path.restore()  # it is there or not
+                continue
             path.set(0.5)
             for half, one, other, moves in zip(features(model), base, tuned, towers, strict=True):
                 assert torch.equal(half, one) != moves and (torch.equal(half, other) != moves)

@@ -23,6 +23,8 @@ from tether.adapters.r_adapter.module import RAdapter
 from tether.adapters.r_adapter.rank import Factored, at_rank
 from tether.adapters.r_adapter.states import full_rank, matrices
 from tether.adapters.ranks import RankResult, size_in_bytes, smallest_within
+from tether.adapters.sct import SalientChannels, SCTAttached, SCTConfig
+from tether.adapters.vpt import Prompts, VPTAttached, VPTConfig
 
 __all__ = [
     "AdaptFormer",
@@ -53,10 +55,16 @@ __all__ = [
     "Placed",
     "PlacedAttached",
     "PlacedConfig",
+    "Prompts",
     "RAdapter",
     "RAdapterConfig",
     "RAttached",
     "RankResult",
+    "SCTAttached",
+    "SCTConfig",
+    "SalientChannels",
+    "VPTAttached",
+    "VPTConfig",
     "add",
     "apply",
     "at_rank",

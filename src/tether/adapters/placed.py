@@ -36,12 +36,14 @@ class PlacedConfig(AdapterConfig):
 
     Attributes:
         spatial: whether f works on a map, so that texts have no place for it.
+        scalable: whether alpha can be anything but 0 and 1: f(x) is added, and so can be scaled.
 
     Raises:
         TetherError: `drop` is out of range.
     """
 
     spatial: ClassVar[bool] = False
+    scalable: ClassVar[bool] = True
 
     select: Select = field(default_factory=Select)
     drop: float = 0.0
@@ -149,9 +151,13 @@ class PlacedAttached(Attached):
         for port in (site.reads, *site.writes):
             check_tappable(self.module.get_submodule(port.path), port.path)
         generator = torch.Generator().manual_seed(stream(self.seed, index) >> 1)
-        placed = self.config.module(site, generator)
+        placed = self._made(site, generator)
         placed.drop = self.config.rate
         return placed
+
+    def _made(self, site: Site, generator: torch.Generator) -> Placed:
+        """f of one site."""
+        return self.config.module(site, generator)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return {
@@ -180,10 +186,11 @@ class PlacedAttached(Attached):
         )
 
     def scale(self, alphas: Mapping[str, float]) -> None:
+        if not self.config.scalable:
+            super().scale({tower: alphas[tower] for tower in {site.tower for site in self.sites}})
         for placed in self._placed.values():
             alpha = alphas[placed.site.tower]
-            device = next(placed.parameters()).device
-            placed.share = Whole() if alpha == 1 else Times(alpha, device)
+            placed.share = Whole() if alpha in (0, 1) else Times(alpha, next(placed.parameters()).device)
         absent = frozenset(tower for tower in TOWERS if alphas[tower] == 0)
         if absent != self._absent:
             engaged = self._engaged
