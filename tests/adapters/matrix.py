@@ -25,7 +25,9 @@ from tether.adapters import (
     MonaConfig,
     NormOnlyConfig,
     RAdapterConfig,
+    RepAdapterConfig,
     SCTConfig,
+    SSFConfig,
     VPTConfig,
 )
 from tether.adapters._tensors import tensors_of
@@ -46,6 +48,8 @@ MERGEABLE: dict[str, AdapterConfig] = {
     "bias_only": BiasOnlyConfig(),
     "r_adapter": RAdapterConfig(),
     "r_adapter of MLPs, rank 2": RAdapterConfig(rank=2, select=Select(kinds=("mlp",))),
+    "rep_adapter": RepAdapterConfig(hidden=4),
+    "ssf": SSFConfig(initialisation="identity"),
 }
 METHODS: dict[str, AdapterConfig] = {
     **MERGEABLE,

@@ -17,12 +17,15 @@ from tether.adapters import (
     MonaConfig,
     NormOnlyConfig,
     RAdapterConfig,
+    RepAdapterConfig,
     SCTConfig,
+    SSFConfig,
     VPTConfig,
     attach,
 )
 from tether.errors import TetherError
 from tether.models.fingerprint import fingerprint
+from tether.models.site import Select
 from tether.models.weight_path import WeightPath
 
 from .models import TEXTS, features, open_clip_model, pixels, timm_model
@@ -35,6 +38,8 @@ MERGEABLE = {
     "bias_only": BiasOnlyConfig(),
     "norm_only": NormOnlyConfig(),
     "last_blocks": LastBlocksConfig(blocks=1),
+    "rep_adapter": RepAdapterConfig(hidden=4),
+    "ssf": SSFConfig(select=Select()),
 }
 OTHERS = {
     "mona": MonaConfig(hidden=4, drop=0.2),
@@ -351,7 +356,7 @@ def test_weights_that_are_no_numbers_are_not_merged(config):
     attached = attach(model, config)
     train(attached)
     state = {name: tensor.clone() for name, tensor in attached.state_dict().items()}
-    name = next(name for name in state if "weight" in name or "bias" in name or "up" in name)
+    name = next(name for name in state if name.rpartition(".")[2] in ("weight", "bias", "up", "shift"))
     state[name].view(-1)[0] = torch.inf
     before = snapshot(model)
     with pytest.raises(
@@ -372,7 +377,7 @@ def test_a_merged_model_that_answers_no_numbers_on_the_probe_is_undone(config):
         train(attached)
     state = {name: tensor.clone() for name, tensor in attached.state_dict().items()}
     for name, tensor in state.items():
-        if name.startswith("transformer.") and not name.endswith(("scale", "down")):
+        if name.startswith("transformer.") and not name.endswith("scale") and ".down" not in name:
             tensor.fill_(1e37)
     before = snapshot(model)
     with pytest.raises(

@@ -23,7 +23,9 @@ from tether.adapters.r_adapter.module import RAdapter
 from tether.adapters.r_adapter.rank import Factored, at_rank
 from tether.adapters.r_adapter.states import full_rank, matrices
 from tether.adapters.ranks import RankResult, size_in_bytes, smallest_within
+from tether.adapters.rep_adapter import RepAdapter, RepAdapterAttached, RepAdapterConfig
 from tether.adapters.sct import SalientChannels, SCTAttached, SCTConfig
+from tether.adapters.ssf import SSFAttached, SSFConfig
 from tether.adapters.vpt import Prompts, VPTAttached, VPTConfig
 
 __all__ = [
@@ -60,8 +62,13 @@ __all__ = [
     "RAdapterConfig",
     "RAttached",
     "RankResult",
+    "RepAdapter",
+    "RepAdapterAttached",
+    "RepAdapterConfig",
     "SCTAttached",
     "SCTConfig",
+    "SSFAttached",
+    "SSFConfig",
     "SalientChannels",
     "VPTAttached",
     "VPTConfig",

@@ -131,7 +131,11 @@ class PlacedAttached(Attached):
         self._placed = {self._named(site): self._new(index, site) for index, site in enumerate(self.sites)}
         self._engaged = False
         self._absent: frozenset[str] = frozenset()  # towers whose modules are left out, at alpha 0
+        self._prepare()
         self._start()
+
+    def _prepare(self) -> None:
+        """What else a method looks up, before anything is changed."""
 
     def _named(self, site: Site) -> str:
         """The path that a site's module gets in the model.
