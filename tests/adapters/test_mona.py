@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tether.adapters import MonaConfig, attach
+from tether.adapters.taps import Tapped
 from tether.errors import TetherError
 from tether.models.site import Select
 
+from ..models.image_models import IMAGE_MODELS, TIMM_SWIN, TIMM_VIT
 from .checks import (
     WIDTH,
     assert_everything_moves,
@@ -123,6 +125,37 @@ def test_a_skipped_prefix_sees_patches_only_through_the_model():
         last = Select(kinds=("mlp",), depths=(-1, -1), tower="image")
         disturb(attach(model, MonaConfig(hidden=HIDDEN, prefix=how, select=last)))
         assert torch.equal(model(pixels()), before) != moves
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "grids"),
+    [  # a picture of 16 × 64 pixels has as many patches as one of 32 × 32
+        ("timm Swin", {"strict_img_size": False}, [(8, 32)] * 2 + [(4, 16)] * 4),
+        ("transformers Swin", {}, [(8, 32)] * 2 + [(4, 16)] * 4),
+        ("torchvision Swin", {}, [(8, 32)] * 2 + [(4, 16)] * 4),
+        ("transformers DINOv2", {}, [(2, 8)] * 4),
+        ("timm ViT", {"dynamic_img_size": True}, [(2, 8)] * 4),
+    ],
+)
+@torch.no_grad()
+def test_pictures_of_any_shape_have_their_own_grid(name, options, grids):
+    of_any_size = {
+        "timm Swin": lambda: timm.create_model("swin_tiny_patch4_window7_224", **TIMM_SWIN, **options),
+        "timm ViT": lambda: timm.create_model("vit_tiny_patch16_224", **TIMM_VIT, **options),
+    }
+    model = of_any_size.get(name, IMAGE_MODELS[name][0])()
+    attached = attach(model.eval(), MonaConfig(hidden=4))
+    seen = []
+    for placed in attached._placed.values():
+        placed.convolutions.register_forward_pre_hook(
+            lambda part, given: seen.append(tuple(given[0].shape[1:3]))
+        )
+    model(torch.randn(1, 3, 32, 32))
+    seen.clear()
+    model(torch.randn(2, 3, 16, 64))
+    assert seen == grids
+    attached.detach()
+    assert not any(isinstance(part, Tapped) for part in model.modules())
 
 
 def test_what_makes_no_sense_is_refused(unchecked):

@@ -157,7 +157,6 @@ class MonaOfPatches(Mona):
 
     def forward(self, x: Rows) -> Rows:
         prefix = self.site.prefix_tokens
-        grid = self.site.grid_of(x.shape[1])
         z = self.narrowed(x[:, prefix:])
-        b = self.convolutions(z.unflatten(1, grid)).flatten(1, 2)
+        b = self.convolutions(z.unflatten(1, self.grid.of(x.shape[1]))).flatten(1, 2)
         return F.pad(self.widened(b), (0, 0, prefix, 0))

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from tether._alpha import TOWERS
 from tether.adapters.attached import Attached
+from tether.adapters.patch_grid import sights
 from tether.adapters.placed_module import KeptRows, Placed, Times, Whole
 from tether.adapters.r_adapter.masks import keep_rows, signed, stream
-from tether.adapters.taps import check_tappable, tap, untap
+from tether.adapters.taps import Tap, check_tappable, tap, untap
 from tether.config import method_of
 from tether.errors import TetherError, near_misses
 from tether.families import AdapterConfig
-from tether.models.site import Kind, Position, Select, Site
+from tether.models.site import Kind, Port, Position, Select, Site
 from tether.models.sites import sites as find_sites
 
 
@@ -131,8 +132,16 @@ class PlacedAttached(Attached):
         self._placed = {self._named(site): self._new(index, site) for index, site in enumerate(self.sites)}
         self._engaged = False
         self._absent: frozenset[str] = frozenset()  # towers whose modules are left out, at alpha 0
+        self._acts = {path: self._taps(placed) for path, placed in self._placed.items()}
+        for path in dict.fromkeys(port.path for acts in self._acts.values() for port, _ in acts):
+            check_tappable(self.module.get_submodule(path), path)
         self._prepare()
         self._start()
+
+    def _taps(self, placed: Placed) -> list[tuple[Port, Tap]]:
+        """What one module does at which port."""
+        seen = sights(self.module, placed.grid) if placed.mixes_tokens else ()
+        return [*seen, *placed.taps()]
 
     def _prepare(self) -> None:
         """What else a method looks up, before anything is changed."""
@@ -152,8 +161,6 @@ class PlacedAttached(Attached):
         holder, _, name = self._named(site).rpartition(".")
         if hasattr(self.module.get_submodule(holder), name):
             raise TetherError(f"{holder} has something named {name} already, where an adapter was to be put.")
-        for port in (site.reads, *site.writes):
-            check_tappable(self.module.get_submodule(port.path), port.path)
         generator = torch.Generator().manual_seed(stream(self.seed, index) >> 1)
         placed = self._made(site, generator)
         placed.drop = self.config.rate
@@ -235,17 +242,17 @@ class PlacedAttached(Attached):
             placed.to(_device(self.module, holder))
             placed.train(owner.training)
             setattr(owner, name, placed)
-            for port, act in placed.taps():
+            for port, act in self._acts[path]:
                 tap(self.module.get_submodule(port.path), port, [act])
 
     def _withdraw(self) -> None:
         self._engaged = False
-        for path, placed in self._placed.items():
+        for path in self._placed:
             holder, _, name = path.rpartition(".")
             owner = self.module.get_submodule(holder)
             if hasattr(owner, name):
                 delattr(owner, name)
-            for port, _ in placed.taps():
+            for port, _ in self._acts[path]:
                 untap(self.module.get_submodule(port.path))
 
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tether.adapters.taps import added, rows_first
+from tether.adapters.patch_grid import PatchGrid
+from tether.adapters.taps import Tap, added, rows_first
 from tether.errors import TetherError
 from tether.models.site import Port, Site
 
@@ -86,6 +87,7 @@ class Placed(nn.Module, ABC):
 
     Attributes:
         mixes_tokens: whether f of a token depends on others, as in a convolution.
+        grid: rows and columns of the patches, where tokens are a sequence.
         share: what becomes of f(x) before it is added, swapped for every step and every alpha.
     """
 
@@ -95,6 +97,7 @@ class Placed(nn.Module, ABC):
     def __init__(self, site: Site) -> None:
         super().__init__()
         self.site = site
+        self.grid = PatchGrid(site)
         self.share: nn.Module = Whole()
         self._delta: Tensor | None = None
 
@@ -107,7 +110,7 @@ class Placed(nn.Module, ABC):
         """Whether what is read must have all tokens of the block (see `fast_last_block`)."""
         return self.mixes_tokens or self.site.writes != (self.site.reads,)
 
-    def taps(self) -> list[tuple[Port, Callable[[Tensor], Tensor]]]:
+    def taps(self) -> list[tuple[Port, Tap]]:
         """What is to be done at which port, in the order of a forward."""
         reads, writes = self.site.reads, self.site.writes
         if writes == (reads,):
@@ -134,8 +137,7 @@ class Placed(nn.Module, ABC):
         if z.dim() == 4:
             return mix(z)
         prefix = self.site.prefix_tokens
-        grid = self.site.grid_of(z.shape[1])
-        patches = mix(z[:, prefix:].unflatten(1, grid)).flatten(1, 2)
+        patches = mix(z[:, prefix:].unflatten(1, self.grid.of(z.shape[1]))).flatten(1, 2)
         return torch.cat([rest(z[:, :prefix]), patches], dim=1) if prefix else patches
 
     def train(self, mode: bool = True) -> "Placed":
@@ -161,14 +163,14 @@ class _Tap:
 class Add(_Tap):
     """x + f(x)."""
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *_: Any) -> Tensor:
         return added(x, self.placed.delta(x, self.port), self.port.tokens)
 
 
 class Read(_Tap):
     """x; f(x) is kept for later."""
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *_: Any) -> Tensor:
         self.placed._delta = self.placed.delta(x, self.port)
         return x
 
@@ -176,7 +178,7 @@ class Read(_Tap):
 class ReadAndAdd(_Tap):
     """x + f(x), and f(x) is kept for later."""
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *_: Any) -> Tensor:
         delta = self.placed._delta = self.placed.delta(x, self.port)
         return added(x, delta, self.port.tokens)
 
@@ -184,13 +186,13 @@ class ReadAndAdd(_Tap):
 class AddRead(_Tap):
     """y + f(x) of what was read before."""
 
-    def __call__(self, y: Tensor) -> Tensor:
+    def __call__(self, y: Tensor, *_: Any) -> Tensor:
         return added(y, self.placed._delta, self.port.tokens)
 
 
 class AddLast(_Tap):
     """The same, and f(x) is forgotten."""
 
-    def __call__(self, y: Tensor) -> Tensor:
+    def __call__(self, y: Tensor, *_: Any) -> Tensor:
         delta, self.placed._delta = self.placed._delta, None
         return added(y, delta, self.port.tokens)

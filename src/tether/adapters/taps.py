@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tether.errors import TetherError
 from tether.models.site import Layout, Port
 
-Tap = Callable[[Tensor], Tensor]
-"""What a tensor becomes where it passes."""
+Tap = Callable[..., Tensor]
+"""What a tensor becomes where it passes; on the way in, what is given beside it comes after it."""
 
 
 class Tapped(nn.Module):
@@ -27,7 +27,7 @@ class Tapped(nn.Module):
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         for tap in self._taps_in:
-            inputs = (tap(inputs[0]), *inputs[1:])
+            inputs = (tap(*inputs), *inputs[1:])
         result = super().forward(*inputs, **options)
         y, others = (result[0], result[1:]) if isinstance(result, tuple) else (result, None)
         for tap in self._taps_out:

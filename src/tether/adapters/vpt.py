@@ -12,7 +12,6 @@ made for the patches alone.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tether.adapters.layers import uniform
+from tether.adapters.patch_grid import patch_embedding
 from tether.adapters.placed import (
     PlacedAttached,
     PlacedConfig,
@@ -30,7 +30,7 @@ from tether.adapters.placed import (
     require_width,
 )
 from tether.adapters.placed_module import Placed
-from tether.adapters.taps import rows_first
+from tether.adapters.taps import Tap, rows_first
 from tether.config import method
 from tether.errors import TetherError
 from tether.models.site import Kind, Layout, Port, Position, Select, Site
@@ -120,7 +120,7 @@ class Prompts(Placed):
         super().__init__(site)
         self.prompts, self.dropout = nn.Parameter(prompts), dropout
 
-    def taps(self) -> list[tuple[Port, Callable[[Tensor], Tensor]]]:
+    def taps(self) -> list[tuple[Port, Tap]]:
         reads, (last,) = self.site.reads, self.site.writes
         return [(reads, Enter(self, reads.tokens)), (last, Leave(self, last.tokens))]
 
@@ -144,7 +144,7 @@ class _Tap:
 class Enter(_Tap):
     """Puts prompts into a sequence."""
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *_: Any) -> Tensor:
         return rows_first(self.prompts(rows_first(x, self.tokens)), self.tokens)  # twice is as it was
 
 
@@ -161,11 +161,8 @@ class VPTAttached(PlacedAttached):
     config: VPTConfig
 
     def _made(self, site: Site, generator: torch.Generator) -> Prompts:
-        embeddings = [
-            part.weight[0].numel()
-            for part in self.module.modules()
-            if isinstance(part, nn.Conv2d) and part.out_channels == site.width and part.groups == 1
-        ]
-        if not embeddings:
+        embedding = patch_embedding(self.module, site.width)
+        if embedding is None:
             return self.config.module(site, generator)
-        return self.config.prompts(site, generator, embeddings[-1])
+        fan_in = self.module.get_submodule(embedding).weight[0].numel()
+        return self.config.prompts(site, generator, fan_in)
