@@ -1,14 +1,17 @@
 """Scales and shifts against plain hooks, what they merge to, and the published count."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
 from torch import Tensor
 
-from tether.adapters import SSFConfig, attach
+from tether.adapters import Adapter, SSFConfig, attach
 from tether.adapters.ssf import operations
 from tether.errors import TetherError
 from tether.models.site import Select
+from tether.runs.average import average_adapters
 
 from ..models.image_models import IMAGE_MODELS
 from .matrix import backbone, outputs
@@ -72,6 +75,24 @@ def test_merged_equals_unmerged_at_every_alpha_and_with_another_state():
     delta = attached.delta()
     assert "visual.transformer.resblocks.0.attn.out_proj.bias" in delta
     assert not any("in_proj" in name for name in delta)
+
+
+@torch.no_grad()
+def test_the_mean_of_adapters_merges_to_the_mean_of_their_merges():
+    model = timm_model()
+    adapters, deltas = [], []
+    for seed in (0, 1):
+        attached = attach(model, SSFConfig(), seed=seed)
+        deltas.append(attached.delta())
+        state = {name: tensor.clone() for name, tensor in attached.state_dict().items()}
+        adapters.append(Adapter(attached.config, state, "same"))
+        attached.detach()
+    mean = average_adapters(adapters)
+    attached = attach(model, mean.config)
+    for name, tensor in attached.delta(mean.state).items():
+        torch.testing.assert_close(tensor, (deltas[0][name] + deltas[1][name]) / 2)
+    with pytest.raises(TetherError, match="Only adapters alike"):
+        average_adapters([adapters[0], replace(adapters[1], config=SSFConfig(initialisation="identity"))])
 
 
 def test_operations_of_whole_towers_and_of_chosen_blocks():

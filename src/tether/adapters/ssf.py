@@ -13,7 +13,7 @@ Where queries, keys and values come out of one matrix that is never called as a 
 stay as they are. Operations without a bias are only scaled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from tether._alpha import Alpha, alpha_of, tower_of
 from tether.adapters._tensors import check_state
+from tether.adapters.files import Adapter
 from tether.adapters.mergeable import Mergeable, Probe
 from tether.adapters.placed import require_known
 from tether.adapters.r_adapter.masks import stream
+from tether.adapters.shared import mean_state
 from tether.adapters.taps import check_tappable, tap, untap
 from tether.config import method, method_of
 from tether.errors import TetherError
@@ -57,6 +59,10 @@ class SSFConfig(AdapterConfig):
 
     def attach(self, model: Any, *, seed: int = 0) -> "SSFAttached":
         return SSFAttached(model, self, seed=seed)
+
+    def mean(self, adapters: Sequence[Adapter]) -> tuple["SSFConfig", dict[str, Tensor]]:
+        """Of scales and shifts."""
+        return self, mean_state(adapters)
 
 
 @dataclass(frozen=True)
