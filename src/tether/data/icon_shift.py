@@ -82,7 +82,7 @@ def load(config: IconShiftConfig) -> Benchmark:
     if missing:
         notes.append(f"No designer of this fold draws these looks: {', '.join(missing)}.")
     return Benchmark(
-        name=f"icon-shift ({home}, fold {config.fold})",
+        name=f"icon-shift {home} (fold {config.fold})",
         class_names=tuple(classes),
         templates=TEMPLATES,
         train=_split("train", home, trained, classes),

@@ -12,6 +12,7 @@ from tether.data import read_image
 from tether.data.alterations import alter
 from tether.data.records import PictureSplit
 from tether.errors import TetherError
+from tether.evaluation.overall import Answers, overall, overall_csv, overall_markdown
 from tether.evaluation.report import write_report, write_robustness_figure
 from tether.evaluation.results import Results
 from tether.evaluation.tables import differences_csv, to_csv, to_markdown
@@ -50,10 +51,40 @@ def write_comparisons(comparisons: Sequence[Comparison], folder: Path) -> list[P
     """Put into `folder`, or of several data sets each into a folder of its name in there: `results.json`,
     `report.html`, `effective_robustness.svg` (where there are shifts), `table.csv`, `table.md` and `differences.csv`.
 
+    Of several, the mean of each method over all data sets is put beside them: `overall.md` and `overall.csv`.
+
     Returns the reports.
     """
     several = len(comparisons) > 1
+    if several:
+        _write_overall(comparisons, folder)
     return [_write_comparison(one, folder / one.name if several else folder) for one in comparisons]
+
+
+def _write_overall(comparisons: Sequence[Comparison], folder: Path) -> None:
+    """The mean over data sets, where the same method is the reference on all and all have shifts."""
+    data_sets = {
+        one.name: Answers(
+            runs=one.runs,
+            in_distribution=one.results.of_kind("in-distribution")[0].name,
+            shifted=[domain.name for domain in one.results.of_kind("shifted")],
+        )
+        for one in comparisons
+    }
+    references = {difference.reference for one in comparisons for difference in one.results.differences}
+    if len(references) != 1 or not all(tested.shifted for tested in data_sets.values()):
+        return
+    (reference,) = references
+    rows = overall(data_sets, reference)
+    for name, text in (
+        ("overall.md", overall_markdown(rows, data_sets, reference)),
+        ("overall.csv", overall_csv(rows)),
+    ):
+        _write_text(folder / name, text)
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _write_comparison(comparison: Comparison, folder: Path) -> Path:
@@ -64,10 +95,7 @@ def _write_comparison(comparison: Comparison, folder: Path) -> Path:
         ("table.md", to_markdown),
         ("differences.csv", differences_csv),
     ):
-        text = make(results)
-        write_atomically(
-            folder / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8")
-        )
+        _write_text(folder / name, make(results))
     write_robustness_figure(results, folder / "effective_robustness.svg")
     write_report(results, folder / REPORT, _pictures(comparison.tests))
     return folder / REPORT

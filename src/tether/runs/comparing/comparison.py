@@ -25,6 +25,7 @@ from tether.runs.comparing.results import (
     ZERO_SHOT,
     Comparison,
     Trained,
+    all_runs,
     make_results,
     pooled_tests,
     row_name,
@@ -211,7 +212,10 @@ def _comparison(
         notes=notes(plan, trained),
     )
     return Comparison(
-        name=_folder_name(short, taken), results=results, tests=pooled_tests(benchmarks, trained[0].left_out)
+        name=_folder_name(short, taken),
+        results=results,
+        tests=pooled_tests(benchmarks, trained[0].left_out),
+        runs=all_runs(trained),
     )
 
 
