@@ -1,10 +1,12 @@
 import csv
 import io
+from itertools import pairwise
 
 import pytest
 
 from tether.errors import TetherError
 from tether.evaluation.overall import PLACES, Answers, overall, overall_csv, overall_markdown
+from tether.evaluation.overall_figure import label_places, overall_figure
 from tether.evaluation.summary import MEAN_OF_SHIFTED, differences
 
 from .demo import SHIFTED, demo_runs
@@ -78,3 +80,22 @@ def test_the_tables_hold_the_numbers(data_sets):
     assert f"| {REFERENCE} | {100 * rows[0].values['shifted']:.1f}" not in page
     assert len([line for line in page.splitlines() if line.startswith("|")]) == len(rows) + 2
     assert "p = " in page and "-0" not in page
+
+
+def test_the_picture_names_every_method_apart(data_sets):
+    rows = overall(data_sets, REFERENCE, draws=50)
+    picture = overall_figure(rows, REFERENCE, "R-Adapter", {"zero-shot"})
+    for row in rows:
+        assert f">{row.method}<" in picture
+    assert picture.startswith("<svg") and 'fill="white"' in picture
+
+
+def test_labels_lie_beside_their_points_and_not_on_each_other():
+    points = {f"method {number}": (0.4 + number / 500, 0.5) for number in range(6)} | {
+        "far right": (0.97, 0.2)
+    }
+    places = label_places(points)
+    heights = sorted(y for name, (_, y) in places.items() if name != "far right")
+    assert all(second - first > 0.04 for first, second in pairwise(heights))
+    assert places["method 0"] == (pytest.approx(0.42), 0.5)
+    assert places["far right"][0] < 0.97 - 0.1

@@ -13,6 +13,7 @@ from tether.data.alterations import alter
 from tether.data.records import PictureSplit
 from tether.errors import TetherError
 from tether.evaluation.overall import Answers, overall, overall_csv, overall_markdown
+from tether.evaluation.overall_figure import overall_figure
 from tether.evaluation.report import write_report, write_robustness_figure
 from tether.evaluation.results import Results
 from tether.evaluation.tables import differences_csv, to_csv, to_markdown
@@ -51,7 +52,8 @@ def write_comparisons(comparisons: Sequence[Comparison], folder: Path) -> list[P
     """Put into `folder`, or of several data sets each into a folder of its name in there: `results.json`,
     `report.html`, `effective_robustness.svg` (where there are shifts), `table.csv`, `table.md` and `differences.csv`.
 
-    Of several, the mean of each method over all data sets is put beside them: `overall.md` and `overall.csv`.
+    Of several, the mean of each method over all data sets is put beside them: `overall.md`,
+    `overall.csv` and `overall.svg`.
 
     Returns the reports.
     """
@@ -76,9 +78,12 @@ def _write_overall(comparisons: Sequence[Comparison], folder: Path) -> None:
         return
     (reference,) = references
     rows = overall(data_sets, reference)
+    zero_shot = {name for one in comparisons for name in one.runs if name.startswith(ZERO_SHOT)}
+    figure = overall_figure(rows, reference, comparisons[0].results.highlighted, zero_shot)
     for name, text in (
         ("overall.md", overall_markdown(rows, data_sets, reference)),
         ("overall.csv", overall_csv(rows)),
+        ("overall.svg", figure),
     ):
         _write_text(folder / name, text)
 

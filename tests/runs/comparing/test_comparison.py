@@ -336,6 +336,7 @@ def test_several_models_and_data_sets_give_a_table_per_data_set(
         "birds",
         "overall.md",
         "overall.csv",
+        "overall.svg",
     }
     for name in ("flowers", "birds"):
         assert f"Table and report: out/{name}/report.html" in said
