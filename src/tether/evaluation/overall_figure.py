@@ -63,8 +63,9 @@ def overall_figure(
 
 
 def label_places(points: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """Where labels begin, in shares of the axes, so that none lies on another or on a point: right of their points, or left of them
-    where the axes end, moved up as far as is needed.
+    """Where labels begin, in shares of the axes, so that none lies on another or on a point.
+
+    They are right of their points, or left of them where the axes end, and moved up as far as is needed.
     """
     taken = [(x - 0.012, y, 0.024) for x, y in points.values()]
     places = {}
