@@ -1,9 +1,9 @@
 """How near `icon-shift` is to the pre-training pictures: `python -m makers.icon_shift_overlap PICTURES SHIFT STEM`.
 
 For every picture of the benchmark, the pre-training picture of the nearest shape (`fingerprint`) and the one that the
-built-in model's stem, as it was before pre-training, sees as the most similar. The designers are others, so what is found
-are things that everybody draws alike, or a set that was derived from another. `--pairs FILE` draws the most similar
-pairs that the shapes do not tell, to be looked at.
+built-in model's stem, as it was before pre-training, sees as the most similar. The designers are others, so what is
+found are things that everybody draws alike, or a set that was derived from another. `--pairs FILE` draws the most
+similar pairs that the shapes do not tell, to be looked at.
 """
 
 import argparse
