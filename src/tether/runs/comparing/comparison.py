@@ -109,7 +109,7 @@ def compare(
 
     Args:
         launch: who does the runs; this process alone by default.
-        announce: told about every run that begins or is found finished.
+        announce: told how many runs and trainings there are, and about every run that begins or is found finished.
 
     Raises:
         TetherError: what the report is to be about is not there, or a run fails.
