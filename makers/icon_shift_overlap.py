@@ -20,7 +20,7 @@ from PIL import Image
 from makers._building import errors_as_lines
 from makers._icon_sources import fingerprint
 from makers.builtin_clip.stem import load_stem
-from makers.icon_shift import LEAST_DIFFERENCE
+from makers.icon_shift import LEAST_DIFFERENCE, SIZE
 from tether._files import read_json
 from tether.data import icon_shift
 from tether.data.icon_shift import LOOKS
@@ -94,7 +94,9 @@ def _features(archive: Path, files: Sequence[str], stem: LiteStem) -> np.ndarray
     with zipfile.ZipFile(archive) as opened:
         for start in range(0, len(files), 128):
             images = [
-                np.asarray(Image.open(io.BytesIO(opened.read(file))).convert("RGB"), np.float32)
+                np.asarray(
+                    Image.open(io.BytesIO(opened.read(file))).convert("RGB").resize((SIZE, SIZE)), np.float32
+                )
                 for file in files[start : start + 128]
             ]
             pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
