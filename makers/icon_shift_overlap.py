@@ -94,10 +94,7 @@ def _features(archive: Path, files: Sequence[str], stem: LiteStem) -> np.ndarray
     with zipfile.ZipFile(archive) as opened:
         for start in range(0, len(files), 128):
             images = [
-                np.asarray(
-                    Image.open(io.BytesIO(opened.read(file))).convert("RGB").resize((SIZE, SIZE)), np.float32
-                )
-                for file in files[start : start + 128]
+                np.asarray(_on_white(opened.read(file)), np.float32) for file in files[start : start + 128]
             ]
             pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
             maps = stem(pixels)
@@ -105,6 +102,14 @@ def _features(archive: Path, files: Sequence[str], stem: LiteStem) -> np.ndarray
                 torch.nn.functional.normalize((maps - maps.mean((2, 3), keepdim=True)).flatten(1), dim=1)
             )
     return torch.cat(rows).numpy()
+
+
+def _on_white(data: bytes) -> Image.Image:
+    """A drawing as the benchmark has it: `SIZE` pixels a side, on white."""
+    drawing = Image.open(io.BytesIO(data)).convert("RGBA").resize((SIZE, SIZE))
+    canvas = Image.new("RGBA", drawing.size, "white")
+    canvas.alpha_composite(drawing)
+    return canvas.convert("RGB")
 
 
 def _draw(
@@ -130,9 +135,9 @@ def _draw(
             left, top = number % 12 * 116, number // 12 * 236
             with zipfile.ZipFile(shift / f"{look}.zip") as opened:
                 own = icon_shift.pictures(index, look)[place].file
-                sheet.paste(Image.open(io.BytesIO(opened.read(own))).convert("RGB"), (left, top))
+                sheet.paste(_on_white(opened.read(own)), (left, top))
             other = trained[found[look][2][place]]
-            sheet.paste(Image.open(io.BytesIO(others.read(other))).convert("RGB"), (left, top + 114))
+            sheet.paste(_on_white(others.read(other)), (left, top + 114))
     sheet.save(file)
 
 
