@@ -95,7 +95,7 @@ ABLATION := $(call METHOD,$(addprefix r-adapter-,no-drop no-accumulation no-resc
 	cross-entropy)) full $(call METHOD,full-without-stem) flyp
 LOOKS := $(addprefix experiments/icon-shift/,$(addsuffix .yaml,colour solid line))
 results: setup
-	@echo "icon-shift: about ICON_HOURS hours on two idle cores, if nothing of it is there yet"
+	@echo "icon-shift: some 5 hours (an estimate) on two idle cores, if nothing of it is there yet"
 	$(COMPARE) full $(call METHOD,wise-ft-ce) flyp wise-ft r-adapter --data $(LOOKS) --folds 0 1 2 --set alpha.curve=false \
 		--reference full --highlight r-adapter --out results/icon-shift
 
