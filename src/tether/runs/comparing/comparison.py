@@ -198,8 +198,10 @@ def _comparison(
     short = data_set.split(" (")[0]
     if len(plan.folds) > 1:
         data_set = f"{short} (folds {', '.join(map(str, plan.folds))} pooled)"
+    runs = all_runs(trained)
     results = make_results(
         trained,
+        runs,
         title=report.title or f"{count(len(trained), 'method')} on {short}",
         data_set=data_set,
         **rows,
@@ -215,7 +217,7 @@ def _comparison(
         name=_folder_name(short, taken),
         results=results,
         tests=pooled_tests(benchmarks, trained[0].left_out),
-        runs=all_runs(trained),
+        runs=runs,
     )
 
 
