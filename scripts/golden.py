@@ -116,7 +116,7 @@ def record(tree: Path, out: Path, table: Path, only: str) -> None:
     os.chdir(tree)
     data = f"data={{method: manifest, path: {table}, root: {table.parent}}}"
     left: dict[str, dict[str, Any]] = {}
-    folders = [tree / "src" / "tether" / "recipes", tree / "experiments" / "emoji-shift"]
+    folders = [tree / "src" / "tether" / "recipes", tree / "experiments" / "methods"]
     recipes = sorted(path for folder in folders for path in folder.glob("*.yaml"))
     recipes = [path for path in recipes if path.stem != "retrieval"]  # the cut has classes, no captions
     runs = out / "runs"

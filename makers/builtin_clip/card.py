@@ -1,4 +1,4 @@
-"""The card of the built-in model, with its zero-shot numbers measured anew: `python -m makers.builtin_clip.card FOLDER PICTURES`."""
+"""The card of the built-in model, with its zero-shot numbers measured anew: `python -m makers.builtin_clip.card FOLDER PICTURES TYPEFACES`."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from makers._building import errors_as_lines
-from tether._files import read_json, sha256_file, write_atomically
-from tether.data import ImageRef, icon_shift, read_image, test_transform
+from tether._files import read_json, sha256_file, write_text
+from tether.data import ImageRef, ManifestConfig, icon_shift, read_image, test_transform
 from tether.data.emoji_classes import CLASS_NAMES
 from tether.data.emoji_shift import TEMPLATES, captioned, vendors
 from tether.evaluation import class_embeddings
@@ -33,12 +33,16 @@ class ZeroShot:
 
 @torch.no_grad()
 def zero_shot(
-    model: Model, domain: str, pictures: Sequence[tuple[ImageRef, str]], names: Sequence[str]
+    model: Model,
+    domain: str,
+    pictures: Sequence[tuple[ImageRef, str]],
+    names: Sequence[str],
+    templates: Sequence[str] = TEMPLATES,
 ) -> ZeroShot:
     """Zero-shot accuracy on pictures with their names, against all `names`."""
     model.eval()
     transform = test_transform(model.image)
-    texts = class_embeddings(model, names, TEMPLATES)
+    texts = class_embeddings(model, names, templates)
     images = torch.cat(
         [
             model.encode_image(
@@ -90,21 +94,41 @@ def icon_looks(model: Model) -> list[ZeroShot]:
     ]
 
 
-def card(folder: Path, pictures: Path, history: str) -> str:
+def typeface_styles(model: Model, folder: Path) -> list[ZeroShot]:
+    """On the test pictures of every style of `typefaces`, as `make typefaces` put them into `folder`."""
+    data = ManifestConfig(
+        path=str(folder / "typefaces.csv"), root=str(folder / "pictures.zip"), templates="characters"
+    ).load()
+    return [
+        zero_shot(
+            model,
+            style,
+            [(example.image, data.class_names[example.label]) for example in split.examples],
+            data.class_names,
+            data.templates,
+        )
+        for style, split in data.tests.items()
+    ]
+
+
+def card(folder: Path, pictures: Path, typefaces: Path, history: str) -> str:
     """The text of the card.
 
     Args:
         pictures: folder of the pre-training pictures, whose sets are credited.
-        history: how long the shipped weights were trained, in a sentence.
+        typefaces: folder of the data set `typefaces`.
+        history: how long the shipped weights were trained, and what else was tried, in sentences.
     """
     model = load(str(folder))
     names, classes, looks = emoji_names(model), emoji_classes(model), icon_looks(model)
+    styles = typeface_styles(model, typefaces)
     vendor_rows = "\n".join(
         f"| {name.domain} | {name.pictures} | {_percent(name)} | {name.top5:.1%} | {_percent(own)} | {own.top5:.1%} |"
         for name, own in zip(names, classes, strict=True)
     )
-    look_rows = "\n".join(
-        f"| {look.domain} | {look.pictures} | {_percent(look)} | {look.top5:.1%} |" for look in looks
+    look_rows, style_rows = (
+        "\n".join(f"| {row.domain} | {row.pictures} | {_percent(row)} | {row.top5:.1%} |" for row in rows)
+        for rows in (looks, styles)
     )
     described = read_json(pictures / "pictures.json")
     sets = described["sets"]
@@ -143,6 +167,12 @@ Vendors of `emoji-shift`, over all {names[0].names:,} emoji names, and over its 
 |---|---|---|---|---|---|
 {vendor_rows}
 
+Styles of `typefaces`, over its {styles[0].names} letters and digits, of which it saw only those in emoji and icons:
+
+| style | pictures | top-1 | top-5 |
+|---|---|---|---|
+{style_rows}
+
 ## Credits
 
 {credits}.
@@ -158,13 +188,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("pictures", type=Path)
+    parser.add_argument("typefaces", type=Path)
     parser.add_argument("--history", default="with its default options")
     options = parser.parse_args()
     with errors_as_lines():
-        text = card(options.folder, options.pictures, options.history)
-        write_atomically(
-            options.folder / "CARD.md", lambda temporary: temporary.write_text(text, encoding="utf-8")
-        )
+        text = card(options.folder, options.pictures, options.typefaces, options.history)
+        write_text(options.folder / "CARD.md", text)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Recipe:
     task: TaskConfig = field(
         default_factory=lambda: made(TaskConfig, "classification"), metadata={"added": True}
     )
-    data: DataConfig = field(default_factory=lambda: made(DataConfig, "emoji_shift"))
+    data: DataConfig = field(default_factory=lambda: made(DataConfig, "icon_shift"))
     adapter: AdapterConfig = field(default_factory=lambda: made(AdapterConfig, "r_adapter"))
     objective: ObjectiveConfig = field(default_factory=lambda: made(ObjectiveConfig, "mpm_nce"))
     regularizers: tuple[RegularizerConfig, ...] = ()

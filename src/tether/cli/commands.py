@@ -178,7 +178,7 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
     from tether.models import load
     from tether.runs.show import show_table
 
-    benchmark = _benchmark({"method": "emoji_shift"}, options.overrides)
+    benchmark = _benchmark({"method": "icon_shift"}, options.overrides)
     model = load(options.model, device=device)
     with _progress() as progress:
         reader = zero_shot_reader(model, benchmark, benchmark.tests.values(), progress=progress)
@@ -249,7 +249,7 @@ def rank(options: argparse.Namespace) -> int:
     if not data and not options.overrides:
         raise TetherError(
             f"{options.adapter} lies in no run, so say which pictures to judge by: data.method=folder "
-            f"data.train=PICTURES, or data.method=emoji_shift for the built-in ones."
+            f"data.train=PICTURES, or data.method=icon_shift for the built-in ones."
         )
     benchmark = _benchmark(data, options.overrides)
     with _progress() as progress:
@@ -381,7 +381,7 @@ def _data_words(path: Path | None) -> list[str]:
     if "method" not in block:
         raise TetherError(
             f"{path} should hold the options of the data alone, such as `method: folder` and `train: PICTURES`; found "
-            f"{', '.join(map(str, block)) or 'nothing'}. Add its method: folder, manifest, imagenet or emoji_shift."
+            f"{', '.join(map(str, block)) or 'nothing'}. Add its method: folder, manifest, imagenet or icon_shift."
         )
     return [f"data={json.dumps(block, default=str)}"]
 

@@ -37,7 +37,7 @@ class IconShiftConfig(DataConfig):
 
     fold: int = 0
     """Which third of the designers is tested: 0, 1 or 2."""
-    train_on: str = "line"
+    train_on: str = "colour"
     """The look of training, validation and in-distribution test: line, solid or colour."""
     shifted: Sequence[str] | None = None
     """Looks to test beside it; all others if not given."""
@@ -82,7 +82,7 @@ def load(config: IconShiftConfig) -> Benchmark:
     if missing:
         notes.append(f"No designer of this fold draws these looks: {', '.join(missing)}.")
     return Benchmark(
-        name=f"icon-shift ({home}, fold {config.fold})",
+        name=f"icon-shift {home} (fold {config.fold})",
         class_names=tuple(classes),
         templates=TEMPLATES,
         train=_split("train", home, trained, classes),

@@ -105,7 +105,7 @@ def differences(
             if name == reference:
                 continue
             _same_splits({0: next(iter(base.values())), 1: next(iter(runs.values()))})
-            statistics = {domain: _paired(runs, base, domain) for domain in members}
+            statistics = {domain: paired(runs, base, domain) for domain in members}
             estimates[name] = bootstrap(statistics, _identities(base, members), draws=draws)
         adjusted = holm({name: estimate.p_value for name, estimate in estimates.items()})
         results += [
@@ -169,7 +169,7 @@ def changed_answers(
     )
 
 
-def _paired(runs: Runs, base: Runs, domain: str) -> list[Statistic]:
+def paired(runs: Runs, base: Runs, domain: str) -> list[Statistic]:
     """The differences of runs to those that they are paired with, see `differences`."""
     by_seed = {seed: scores[domain].statistic for seed, scores in runs.items()}
     references = {seed: scores[domain].statistic for seed, scores in base.items()}

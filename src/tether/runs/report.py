@@ -7,15 +7,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from tether._files import write_atomically
+from tether._files import write_text
 from tether.data import read_image
 from tether.data.alterations import alter
 from tether.data.records import PictureSplit
 from tether.errors import TetherError
+from tether.evaluation.overall import Answers, overall, overall_csv, overall_markdown
+from tether.evaluation.overall_figure import overall_figure
 from tether.evaluation.report import write_report, write_robustness_figure
 from tether.evaluation.results import Results
 from tether.evaluation.tables import differences_csv, to_csv, to_markdown
-from tether.runs.comparing.results import ZERO_SHOT, Comparison, Trained, make_results
+from tether.runs.comparing.results import ZERO_SHOT, Comparison, Trained, all_runs, make_results
 from tether.runs.outcome import Outcome
 from tether.training.environment import package_versions
 
@@ -50,10 +52,45 @@ def write_comparisons(comparisons: Sequence[Comparison], folder: Path) -> list[P
     """Put into `folder`, or of several data sets each into a folder of its name in there: `results.json`,
     `report.html`, `effective_robustness.svg` (where there are shifts), `table.csv`, `table.md` and `differences.csv`.
 
+    Of several, the mean of each method over all data sets is put beside them: `overall.md`,
+    `overall.csv` and `overall.svg`.
+
     Returns the reports.
     """
     several = len(comparisons) > 1
+    if several:
+        _write_overall(comparisons, folder)
     return [_write_comparison(one, folder / one.name if several else folder) for one in comparisons]
+
+
+def _write_overall(comparisons: Sequence[Comparison], folder: Path) -> None:
+    """The mean over data sets, where the same method is the reference on all and all have shifts."""
+    data_sets = {
+        one.name: Answers(
+            runs=one.runs,
+            in_distribution=one.results.of_kind("in-distribution")[0].name,
+            shifted=[domain.name for domain in one.results.of_kind("shifted")],
+        )
+        for one in comparisons
+    }
+    references = {difference.reference for one in comparisons for difference in one.results.differences}
+    if len(references) != 1 or not all(tested.shifted for tested in data_sets.values()):
+        return
+    (reference,) = references
+    rows = overall(data_sets, reference)
+    zero_shot = {
+        method.name
+        for one in comparisons
+        for method in one.results.methods
+        if method.trained_parameters is None
+    }
+    figure = overall_figure(rows, reference, comparisons[0].results.highlighted, zero_shot)
+    for name, text in (
+        ("overall.md", overall_markdown(rows, data_sets, reference)),
+        ("overall.csv", overall_csv(rows)),
+        ("overall.svg", figure),
+    ):
+        write_text(folder / name, text)
 
 
 def _write_comparison(comparison: Comparison, folder: Path) -> Path:
@@ -64,10 +101,7 @@ def _write_comparison(comparison: Comparison, folder: Path) -> Path:
         ("table.md", to_markdown),
         ("differences.csv", differences_csv),
     ):
-        text = make(results)
-        write_atomically(
-            folder / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8")
-        )
+        write_text(folder / name, make(results))
     write_robustness_figure(results, folder / "effective_robustness.svg")
     write_report(results, folder / REPORT, _pictures(comparison.tests))
     return folder / REPORT
@@ -82,8 +116,10 @@ def write_run(outcome: Outcome) -> None:
     recipe, tests = outcome.recipe, outcome.benchmark.tests
     if recipe.name == ZERO_SHOT:  # the name of the other row
         recipe = replace(recipe, name="tuned")
+    trained = [Trained(recipe=recipe, tuning=None, by_seed={recipe.training.seed: [outcome]})]
     results = make_results(
-        [Trained(recipe=recipe, tuning=None, by_seed={recipe.training.seed: [outcome]})],
+        trained,
+        all_runs(trained),
         title=f"{recipe.name} on {outcome.benchmark.name}",
         data_set=outcome.benchmark.name,
         highlighted=recipe.name,

@@ -2,13 +2,15 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from tether._files import read_json
 from tether.cli import main
+from tether.config import method
+from tether.data import FolderConfig
 from tether.errors import TetherError
 from tether.evaluation import Results
 from tether.recipe import from_plain
@@ -329,7 +331,13 @@ def test_several_models_and_data_sets_give_a_table_per_data_set(
     assert (
         "[3/4] head (small), data set 2, seed 0, fold 0" in said and "[4/4] head (other), data set 2" in said
     )
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"flowers", "birds"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "flowers",
+        "birds",
+        "overall.md",
+        "overall.csv",
+        "overall.svg",
+    }
     for name in ("flowers", "birds"):
         assert f"Table and report: out/{name}/report.html" in said
         results = Results.load(tmp_path / "out" / name / "results.json")
@@ -352,6 +360,38 @@ def test_several_models_and_data_sets_give_a_table_per_data_set(
     assert [method.name for method in one.methods] == ["zero-shot", "head"]
     assert replace(one.method("head"), name="") == replace(results.method("head (other)"), name="")
     assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
+def test_a_fold_may_lack_a_shift(tiny_recipe, tmp_path, own_methods):
+    """As the hand-drawn look of icon-shift, of which all designers lie in two folds."""
+
+    @method("folded")
+    @dataclass(frozen=True, kw_only=True)
+    class FoldedConfig(FolderConfig):
+        fold: int = 0
+
+        def load(self):
+            benchmark = super().load()
+            halves = {
+                name: replace(split, examples=split.examples[self.fold :: 2])
+                for name, split in benchmark.tests.items()
+            }
+            tests = halves if self.fold == 0 else {"colour": halves["colour"]}
+            return replace(benchmark, tests=tests)
+
+    recipe = from_plain({**tiny_recipe, "data": {**tiny_recipe["data"], "method": "folded"}})
+    (first,) = compare(Plan(recipes=[recipe], root=tmp_path, folds=(0,)), show_progress=False)
+    (both,) = compare(Plan(recipes=[recipe], root=tmp_path, folds=(0, 1)), show_progress=False)
+    assert [domain.name for domain in both.results.domains] == ["colour", "outline"]
+    counts = {domain.name: domain.n for domain in both.results.domains}
+    alone = {domain.name: domain.n for domain in first.results.domains}
+    assert alone["colour"] < counts["colour"] and alone["outline"] == counts["outline"]
+    assert {name: len(split) for name, split in both.tests.items()} == counts
+    pooled, single = both.results.method("tiny"), first.results.method("tiny")
+    assert pooled.measures["outline"] == single.measures["outline"]
+    assert [point.measures["outline"] for point in pooled.path] == [
+        point.measures["outline"] for point in single.path
+    ]
 
 
 @pytest.fixture

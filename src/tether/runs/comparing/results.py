@@ -56,15 +56,18 @@ class Comparison:
     Attributes:
         name: of the data set, fit for a folder.
         tests: the test splits that the results are of, those of all folds together.
+        runs: the test answers of every row.
     """
 
     name: str
     results: Results
     tests: Mapping[str, PictureSplit]
+    runs: Mapping[str, Runs]
 
 
 def make_results(
     trained: Sequence[Trained],
+    runs: Mapping[str, Runs],
     *,
     highlighted: str,
     reference: str,
@@ -77,7 +80,8 @@ def make_results(
     """The rows of all methods and of the zero-shot models, their differences, and what the report explains.
 
     Args:
-        trained: on one data set, each with a name of its own; before the first of a model comes that model's own row.
+        trained: on one data set, each with a name of its own.
+        runs: the test answers of every row, see `all_runs`.
         highlighted: the method that the report is about.
         reference: the method that all others are tested against.
         baselines: methods that are ordinary models, for the line of effective robustness.
@@ -88,15 +92,9 @@ def make_results(
     """
     benchmark = trained[0].outcomes[0].benchmark
     models = [one.recipe.model for one in trained]
-    runs: dict[str, Runs] = {}
     by_name = {one.recipe.name: one for one in trained}
-    for name, one in by_name.items():
-        zero_shot = row_name(ZERO_SHOT, one.recipe.model, models)
-        if zero_shot not in runs:
-            runs[zero_shot] = {0: _pool([run.test.at(0.0) for run in next(iter(one.by_seed.values()))])}
-        runs[name] = one.runs()
     zero_shot = row_name(ZERO_SHOT, by_name[highlighted].recipe.model, models)
-    corruptions = [n for n, split in benchmark.tests.items() if split.is_corruption]
+    corruptions = [name for name, scores in runs[zero_shot][0].items() if scores.split.is_corruption]
     domains = describe_domains(runs[zero_shot][0], benchmark.in_distribution, corruptions)
     shifted = [domain.name for domain in domains if domain.kind == "shifted"]
     tested = [domain.name for domain in domains if domain.kind != "corruption" or len(corruptions) == 1]
@@ -146,6 +144,18 @@ def make_results(
     return results
 
 
+def all_runs(trained: Sequence[Trained]) -> dict[str, Runs]:
+    """The test answers of every row, by its name; before the first row of a model comes that model's own."""
+    models = [one.recipe.model for one in trained]
+    runs: dict[str, Runs] = {}
+    for one in trained:
+        zero_shot = row_name(ZERO_SHOT, one.recipe.model, models)
+        if zero_shot not in runs:
+            runs[zero_shot] = {0: _pool([run.test.at(0.0) for run in next(iter(one.by_seed.values()))])}
+        runs[one.recipe.name] = one.runs()
+    return runs
+
+
 def outcome_texts(benchmark: PictureBenchmark) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names of classes and the templates of their prompts; empty where the data has no classes."""
     return getattr(benchmark, "class_names", ()), getattr(benchmark, "templates", ())
@@ -160,7 +170,8 @@ def pooled_tests(
         examples = [one for split in splits for one in split.examples if one.identity not in left_out]
         return replace(splits[0], examples=tuple(examples))
 
-    return {name: pooled([own.tests[name] for own in benchmarks]) for name in benchmarks[0].tests}
+    names = dict.fromkeys(name for own in benchmarks for name in own.tests)
+    return {name: pooled([own.tests[name] for own in benchmarks if name in own.tests]) for name in names}
 
 
 def without(outcome: Outcome, identities: Collection[str]) -> Outcome:
@@ -223,7 +234,11 @@ def _choice(trained: Trained) -> AlphaChoice | None:
 
 def _pool(parts: Sequence[Mapping[str, Scores]]) -> dict[str, Scores]:
     """Answers on the test pictures of several folds as answers on one split per domain."""
-    return {name: parts[0][name].pooled([part[name] for part in parts]) for name in parts[0]}
+    pooled = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        own = [part[name] for part in parts if name in part]  # a fold may lack a domain
+        pooled[name] = own[0].pooled(own)
+    return pooled
 
 
 def _path(ones: Sequence[Outcome], in_distribution: str, shifted: Sequence[str]) -> tuple[PathPoint, ...]:
@@ -232,11 +247,12 @@ def _path(ones: Sequence[Outcome], in_distribution: str, shifted: Sequence[str])
     points = []
     for alpha in shared if len(shared) > 2 and shifted else ():
         scores = [one.test.at(alpha) for one in ones]
-        measures = {
-            name: sum(own[name].value for own in scores) / len(scores) for name in (in_distribution, *shifted)
-        }
+        measures = {}
+        for name in (in_distribution, *shifted):
+            values = [own[name].value for own in scores if name in own]  # a fold may lack a shift
+            measures[name] = sum(values) / len(values)
         home = measures[in_distribution]
-        away = sum(own[name].value for own in scores for name in shifted) / (len(scores) * len(shifted))
+        away = sum(measures[name] for name in shifted) / len(shifted)
         points.append(PathPoint(alpha=alpha, in_distribution=home, shifted_mean=away, measures=measures))
     return tuple(points)
 
