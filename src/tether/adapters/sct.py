@@ -122,7 +122,7 @@ class SCTAttached(PlacedAttached):
         self._settle()
 
     def select_channels(
-        self, batches: Iterable[tuple[Any, Int[Tensor, " b"]]], run: Callable[[Any], Any] | None = None
+        self, batches: Iterable[tuple[Any, Tensor]], run: Callable[[Any], Any] | None = None
     ) -> None:
         """Choose the most salient channels of every site, by the frozen model.
 
