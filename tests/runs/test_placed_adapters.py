@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from tether import recipe as recipes
+from tether.adapters import attach
 from tether.adapters.files import apply, load_adapter
+from tether.data import load_benchmark, test_transform
+from tether.data.dataset import ImageDataset
 from tether.models import load
 from tether.runs import train as fine_tuning
 
@@ -39,3 +42,17 @@ def test_what_has_two_ends_only_says_so(tiny_recipe, tmp_path):
     options = tiny_recipe | {"adapter": adapter, "alpha": {"value": 1.0, "grid": [0.0, 1.0]}}
     run = fine_tuning.run(recipes.from_plain(options), tmp_path, show_progress=False).run
     assert set(json.loads((run / "result.json").read_text())["test"]) >= {"0.0", "1.0"}
+
+
+def test_salient_channels_are_chosen_by_all_training_pictures_before_training(tiny_recipe, tmp_path):
+    adapter = {"method": "sct", "channels": 3}
+    recipe = recipes.from_plain(tiny_recipe | {"adapter": adapter, "optimizer": {"lr": 1e-2}})
+    saved = load_adapter(fine_tuning.run(recipe, tmp_path, show_progress=False).run / "adapter")
+    model = load(recipe.model)
+    train = ImageDataset(load_benchmark(recipe.data).train, test_transform(model.image))
+    items = [train[index] for index in range(len(train))]
+    pixels, labels = torch.stack([item["pixels"] for item in items]), [item["label"] for item in items]
+    attached = attach(model, recipe.adapter)
+    attached.select_channels([(pixels, torch.tensor(labels))], model.encode_image)
+    chosen = {name: tensor for name, tensor in attached.state_dict().items() if name.endswith("chosen")}
+    assert chosen and all(torch.equal(saved.state[name], tensor) for name, tensor in chosen.items())

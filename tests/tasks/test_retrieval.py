@@ -125,6 +125,7 @@ def test_an_adapter_of_it_merges(retrieval_options, outcome, tmp_path, monkeypat
             "A batch of 5 captions cannot be divided into groups of 2",
         ),
         ({"regularizers": [{"method": "star_ft"}]}, "classes"),
+        ({"adapter": {"method": "sct", "channels": 3}}, "sct looks at the training pictures by class"),
     ],
 )
 def test_what_makes_no_sense_in_it_is_refused(retrieval_options, changes, message, tmp_path):

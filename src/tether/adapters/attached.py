@@ -1,7 +1,7 @@
 """What every method gives back when it is attached to a model: one handle with the same few verbs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any, ClassVar
@@ -147,6 +147,18 @@ class Attached(ABC):
             TetherError: a trained parameter is float16, in which optimizers make NaN.
         """
         self._check_precision()
+
+    def look(  # noqa: B027: most methods have nothing to do here
+        self, batches: Iterable[tuple[Tensor, Tensor]], run: Callable[[Tensor], Any]
+    ) -> None:
+        """Look at the training pictures before the first step, where a method learns from the frozen model.
+
+        Most methods do not: they read no batch.
+
+        Args:
+            batches: pixels and classes of all training pictures, unaugmented.
+            run: runs the image tower on pixels.
+        """
 
     def train_mode(self) -> None:
         """Set the module to training mode.

@@ -121,6 +121,10 @@ class SCTAttached(PlacedAttached):
         super().__init__(model, config, seed=seed)
         self._settle()
 
+    def look(self, batches: Iterable[tuple[Tensor, Tensor]], run: Callable[[Tensor], Any]) -> None:
+        if self.config.selection == "data":
+            self.select_channels(batches, run)
+
     def select_channels(
         self, batches: Iterable[tuple[Any, Tensor]], run: Callable[[Any], Any] | None = None
     ) -> None:

@@ -5,8 +5,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from tether._text import quoted
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
 from tether.adapters.head import HEAD_FILE, Head, save_head
-from tether.config import plain
+from tether.config import method_of, plain
 from tether.data import load_benchmark, require_readable, test_transform, train_transform
-from tether.data.records import PictureBenchmark
+from tether.data.dataset import ImageDataset
+from tether.data.records import Benchmark, PictureBenchmark
 from tether.ensembles.accumulation import Accumulation
 from tether.errors import TetherError
+from tether.evaluation.reading import read_ahead
 from tether.evaluation.scoring import Progress
 from tether.heads.probe import probed_head
 from tether.models import Model, load
@@ -257,6 +259,8 @@ def _train(
         task.head.data = probed_head(
             directory.path / PROBE, recipe.probe, model, training.data, task.head.detach(), **options
         )
+    if attached:
+        attached.look(_training_pictures(task, progress), model.encode_image)
     parameters = task.named_parameters()
     zeros = dict.fromkeys(attached.zero_anchored() & parameters.keys()) if attached else None
     optimizer = create(
@@ -290,3 +294,26 @@ def _train(
             show_progress=show_progress,
         )
     return accumulation.average() if accumulation else task.trained()
+
+
+def _training_pictures(task: Task, progress: Progress | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixels and classes of all training pictures, unaugmented; every process reads them all.
+
+    Raises:
+        TetherError: the pictures have no classes.
+    """
+    split, model = task.benchmark.train, task.model
+    if not isinstance(task.benchmark, Benchmark):
+        raise TetherError(
+            f"{method_of(type(task.recipe.adapter))} looks at the training pictures by class before it is trained, "
+            f"and {task.benchmark.name} has {task.benchmark.knows}. Take another adapter, or for sct "
+            f"adapter.selection=seed."
+        )
+    data = ImageDataset(split, test_transform(model.image))
+    size, done = task.recipe.training.batch_size, 0
+    with closing(read_ahead(data, range(len(split)), batch_size=size, workers=0)) as batches:
+        for batch in batches:
+            yield batch["pixels"].to(model.device), batch["label"]
+            done += len(batch["label"])
+            if progress:
+                progress("looking at training pictures", done, len(split))
