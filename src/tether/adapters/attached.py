@@ -148,7 +148,7 @@ class Attached(ABC):
         """
         self._check_precision()
 
-    def look(  # noqa: B027: most methods have nothing to do here
+    def look(  # noqa: B027
         self, batches: Iterable[tuple[Tensor, Tensor]], run: Callable[[Tensor], Any]
     ) -> None:
         """Look at the training pictures before the first step, where a method learns from the frozen model.

@@ -306,7 +306,7 @@ def _training_pictures(task: Task, progress: Progress | None) -> Iterator[tuple[
     if not isinstance(task.benchmark, Benchmark):
         raise TetherError(
             f"{method_of(type(task.recipe.adapter))} looks at the training pictures by class before it is trained, "
-            f"and {task.benchmark.name} has {task.benchmark.knows}. Take another adapter, or for sct "
+            f"and those of {task.benchmark.name} have no classes. Take another adapter, or for sct "
             f"adapter.selection=seed."
         )
     data = ImageDataset(split, test_transform(model.image))
