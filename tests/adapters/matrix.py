@@ -21,6 +21,7 @@ from tether.adapters import (
     ConvpassConfig,
     FullConfig,
     LastBlocksConfig,
+    LoRAConfig,
     LoRandConfig,
     MonaConfig,
     NormOnlyConfig,
@@ -50,6 +51,7 @@ MERGEABLE: dict[str, AdapterConfig] = {
     "r_adapter of MLPs, rank 2": RAdapterConfig(rank=2, select=Select(kinds=("mlp",))),
     "rep_adapter": RepAdapterConfig(hidden=4),
     "ssf": SSFConfig(initialisation="identity"),
+    "lora": LoRAConfig(rank=2),
 }
 METHODS: dict[str, AdapterConfig] = {
     **MERGEABLE,
