@@ -69,8 +69,8 @@ class AdapterConfig(Family, folder="tether.adapters"):
             TetherError: there is none.
         """
         raise TetherError(
-            f"An adapter of the method {method_of(type(self))} is no LoRA, which is what other libraries read. Merge it "
-            f"(tether merge) where the method allows it."
+            f"An adapter of the method {method_of(type(self))} is no LoRA, which is what peft reads. Merge it (tether "
+            f"merge) where the method allows it."
         )
 
     def mean(self, adapters: Sequence[Any]) -> tuple["AdapterConfig", dict[str, Tensor]]:

@@ -1,5 +1,5 @@
-"""LoRA (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022) and its kin, as the library peft has
-them: its layers stand in the model while it is attached, and are ours in nothing but where they are put.
+"""LoRA (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022) and its kin, as the library peft
+has them: its layers stand in the model while the method is attached, and only where they are put is ours.
 
     lora      W' = W + s B A,                               s = a / r
     rslora    the same with                                 s = a / √r     (Kalajdzievski 2023, arXiv 2312.03732)

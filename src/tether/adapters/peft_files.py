@@ -19,6 +19,7 @@ from tether.adapters._tensors import not_finite
 from tether.adapters.attach import attach
 from tether.adapters.attached import Attached
 from tether.adapters.files import Adapter
+from tether.adapters.head import HEAD_FILE, Head
 from tether.adapters.lora import LoRAConfig, at_alpha, peft, peft_config, targets
 from tether.errors import TetherError, near_misses
 from tether.models.fingerprint import fingerprint_of
@@ -46,6 +47,7 @@ def save_peft(
     *,
     state: Mapping[str, Tensor] | None = None,
     alpha: Alpha = 1.0,
+    head: Head | None = None,
 ) -> Path:
     """Write what is attached as a folder of peft's: a LoRA, or an R-Adapter of low rank, which is one.
 
@@ -57,6 +59,8 @@ def save_peft(
         attached: the handle.
         state: the state to write, such as an average; None is the current one.
         alpha: ensemble weight, which becomes part of the numbers.
+        head: the linear head that was trained with it; its weight at this alpha goes into a file beside peft's, which
+            peft does not read.
 
     Returns:
         The folder.
@@ -101,6 +105,8 @@ def save_peft(
             name: sorted(value) if isinstance(value, set) else value
             for name, value in description.to_dict().items()
         }
+        if head is not None:
+            save_tensors(temporary / HEAD_FILE, {"weight": head.at(alpha_of(alpha, "text"))})
         write_json(temporary / CONFIG, plain)
     return folder
 
@@ -132,8 +138,8 @@ def load_peft(path: str | Path, model: Any) -> Adapter:
     options = read_json(folder / CONFIG, dict)
     _check_kind(options, folder)
     module = model if isinstance(model, nn.Module) else model.module
-    found = _by_path(read_tensors(folder / TENSORS), module, folder)
-    scalings = {path: _scaling(options, path, tensors) for path, tensors in found.items()}
+    found, names = _by_path(read_tensors(folder / TENSORS), module, folder)
+    scalings = {path: _scaling(options, names[path], tensors) for path, tensors in found.items()}
     rank = max(len(tensors["lora_A.weight"]) for tensors in found.values())
     alike = len(set(scalings.values())) == 1 and all(len(t["lora_A.weight"]) == rank for t in found.values())
     rslora = bool(options.get("use_rslora")) and alike
@@ -168,8 +174,8 @@ def _check_kind(options: Mapping[str, Any], folder: Path) -> None:
     """Refuse what is none of the three variants."""
     if options.get("peft_type") != "LORA":
         raise TetherError(
-            f"{folder} holds an adapter of type {options.get('peft_type')}, and LORA is what can be read. Merge it with "
-            f"peft (merge_and_unload) and load the merged model."
+            f"{folder} holds an adapter of type {options.get('peft_type')}, and LORA is what can be read. Merge it "
+            f"with peft (merge_and_unload) and load the merged model."
         )
     first = options.get("init_lora_weights")
     if isinstance(first, str) and first.startswith(MOVED_BASE):
@@ -185,16 +191,18 @@ def _check_kind(options: Mapping[str, Any], folder: Path) -> None:
             )
 
 
-def _by_path(tensors: Mapping[str, Tensor], module: nn.Module, folder: Path) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each layer, by the path of its module in the model, as float32."""
-    paths = dict(module.named_modules())
+def _by_path(
+    tensors: Mapping[str, Tensor], module: nn.Module, folder: Path
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+    """The tensors of each layer as float32, and the path that peft has for it, by that of its module in the model."""
+    paths, names = dict(module.named_modules()), {}
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         match = TENSOR.fullmatch(name.removeprefix(PREFIX))
         if match is None:
             raise TetherError(
-                f"{name} in {folder} is no tensor of a LoRA: it was trained beside it (modules_to_save, bias), and there "
-                f"is no place for it. Merge the whole with peft (merge_and_unload) and load the merged model."
+                f"{name} in {folder} is no tensor of a LoRA: it was trained beside it (modules_to_save, bias), and "
+                f"there is no place for it. Merge the whole with peft (merge_and_unload) and load the merged model."
             )
         path = match["path"]
         if ".base_layer." in path:
@@ -212,6 +220,7 @@ def _by_path(tensors: Mapping[str, Tensor], module: nn.Module, folder: Path) -> 
                 f"{folder} has a LoRA on {path}, which the model {type(module).__name__} has not"
                 f"{near_misses(path, list(paths))} Name the model that it was trained on (--model)."
             )
+        names[shortened] = path
         found.setdefault(shortened, {})[match["kind"]] = tensor.to(
             torch.promote_types(tensor.dtype, torch.float32)
         )
@@ -222,14 +231,16 @@ def _by_path(tensors: Mapping[str, Tensor], module: nn.Module, folder: Path) -> 
             )
     if not found:
         raise TetherError(f"{folder / TENSORS} holds no tensors. Copy it again.")
-    return found
+    return found, names
 
 
 def _scaling(options: Mapping[str, Any], path: str, tensors: Mapping[str, Tensor]) -> float:
     """s of one layer, of which the rank is that of its tensors."""
-    pattern = options.get("alpha_pattern") or {}
-    rank = len(tensors["lora_A.weight"])
-    alpha = pattern.get(peft().utils.get_pattern_key(pattern, path), options.get("lora_alpha", 8))
+    rank, pattern = len(tensors["lora_A.weight"]), options.get("alpha_pattern") or {}
+    matching = [
+        value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", path)
+    ]  # as peft does
+    alpha = matching[0] if matching else options.get("lora_alpha", 8)
     return alpha / (rank**0.5 if options.get("use_rslora") else rank)
 
 
@@ -246,8 +257,8 @@ def _check_ends(paths: list[str], names: Iterable[str]) -> None:
         for name in names:
             if name.endswith(f".{path}") and name not in paths:
                 raise TetherError(
-                    f"peft finds a parameter by the end of its name, and {name} ends as {path} does, so that it would be "
-                    f"adapted too. Adapt both, or the MLPs alone: select.kinds=[mlp]."
+                    f"peft finds a parameter by the end of its name, and {name} ends as {path} does, so that it would "
+                    f"be adapted too. Adapt both, or the MLPs alone: select.kinds=[mlp]."
                 )
 
 
