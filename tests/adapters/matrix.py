@@ -116,6 +116,11 @@ IMPOSSIBLE: dict[tuple[str, str], tuple[str, str]] = {
         "merged: adapt the MLPs alone, `select.kinds=[mlp]`.",
         "ShiftedWindowAttention with a forward of its own",
     ),
+    ("lora", "torchvision Swin"): (
+        "Its attention reads its linears inside of a function of its own, where LoRA would do nothing: adapt the MLPs "
+        "alone, `select.kinds=[mlp]`.",
+        "calls none, so that LoRA on them would do nothing",
+    ),
     **{("sct", name): NO_ATTENTION for name in CONVNEXTS},
     **{("vpt", name): NO_PROMPTS for name in CONVNEXTS + SWINS},
 }

@@ -173,7 +173,10 @@ def test_a_config_refuses_what_makes_no_sense(options, message, unchecked):
         ({"modules": ("out_proj",)}, r"out_proj is read by its attention and never called.*Name .*attn"),
         ({"modules": ("c_projj",)}, "did you mean 'c_proj'"),
         ({"modules": ("ln_1",)}, "ln_1 is a LayerNorm, and LoRA is on nn.Linear"),
-        ({"select": Select(kinds=("block",))}, "comes from none"),
+        (
+            {"select": Select(kinds=("block",))},
+            r"0 is of kind block. Choose sites of kind 'attention' and 'mlp'",
+        ),
     ],
 )
 def test_a_model_refuses_what_it_has_no_place_for(options, message):
@@ -183,6 +186,20 @@ def test_a_model_refuses_what_it_has_no_place_for(options, message):
         attach(model, LoRAConfig(**options))
     assert_same(snapshot(model), base)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_branch_stands_for_its_linears_and_a_linear_for_itself():
+    def ends(model, **options):
+        attached = attach(model, LoRAConfig(select=Select(depths=(-1, -1), **options)))
+        attached.detach()
+        return {path.partition(".1.")[2] for path in attached.targets}
+
+    model, fused = transformers_model(), open_clip_model()
+    attention = {f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")}
+    assert ends(model, kinds=("attention",)) == attention
+    assert ends(model, tower="text") == attention | {"mlp.fc1", "mlp.fc2"}
+    assert ends(model, kinds=("linear",), pattern="*.v_proj") == {"self_attn.v_proj"}
+    assert ends(fused) == {"attn", "mlp.c_fc", "mlp.c_proj"} and ends(fused, kinds=("attention",)) == {"attn"}
 
 
 def test_linears_without_a_bias_and_at_two_places_are_refused():

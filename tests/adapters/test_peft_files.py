@@ -164,7 +164,7 @@ def test_what_is_no_lora_is_not_written(tmp_path):
     with pytest.raises(TetherError, match=r"finds a parameter by the end of its name.*visual\.transformer"):
         save_peft(
             tmp_path / "out",
-            attach(open_clip_model(), LoRAConfig(select=Select(tower="text", kinds=("linear",)))),
+            attach(open_clip_model(), LoRAConfig(select=Select(tower="text"))),
         )
     attached = attach(timm_model(), LoRAConfig(variant="dora"))
     with pytest.raises(TetherError, match=r"DoRA is not linear.*--alpha 1"):

@@ -33,10 +33,9 @@ from tether.adapters.r_adapter.masks import stream
 from tether.config import method
 from tether.errors import TetherError, near_misses
 from tether.families import AdapterConfig
-from tether.models.site import Select, Tower
+from tether.models.site import Select, Site, Tower
 from tether.models.sites import sites as find_sites
 
-LINEARS = Select(kinds=("linear",))
 NAME = "default"
 """What peft calls an adapter that was given no name."""
 IN_PROJ = "in_proj_weight"
@@ -53,8 +52,8 @@ class LoRAConfig(AdapterConfig):
         dropout: probability with which single values of the input of A are dropped in training.
         variant: "lora", "rslora" or "dora".
         bias: also train a bias beside B, which merges into the linear's (peft's `lora_bias`).
-        select: which linears. Kind `linear` is all in the blocks, `attention` and `mlp` are the last of each. Of a
-            fused attention both `linear`, without a pattern, and `attention` are its queries, keys and values.
+        select: which linears. A site of kind `attention` or `mlp` stands for all linears of that branch, in a fused
+            attention for its queries, keys and values; one of kind `linear` for itself.
         modules: in place of `select`, names of linears and fused attentions, such as ("q_proj", "v_proj"): paths, or
             ends of paths.
 
@@ -63,11 +62,11 @@ class LoRAConfig(AdapterConfig):
     """
 
     rank: int = 8
-    lora_alpha: float = 8.0
+    lora_alpha: float | int = 8
     dropout: float = 0.0
     variant: Literal["lora", "rslora", "dora"] = "lora"
     bias: bool = False
-    select: Select = field(default_factory=lambda: LINEARS)
+    select: Select = field(default_factory=Select)
     modules: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -82,7 +81,7 @@ class LoRAConfig(AdapterConfig):
             raise TetherError("peft has no DoRA with a bias. Take bias=False, or variant='lora'.")
         if self.modules is not None and (isinstance(self.modules, str) or not self.modules):
             raise TetherError(f"modules is a tuple such as ('q_proj', 'v_proj'), not {self.modules!r}.")
-        if self.modules is not None and self.select != LINEARS:
+        if self.modules is not None and self.select != Select():
             raise TetherError("Both select and modules say which linears are adapted. Give one of them.")
 
     @property
@@ -94,7 +93,7 @@ class LoRAConfig(AdapterConfig):
         return LoRAAttached(model, self, seed=seed)
 
     def as_lora(self, attached: "LoRAAttached", state: Mapping[str, Tensor]) -> tuple["LoRAConfig", dict]:
-        return replace(self, select=LINEARS, modules=tuple(attached.targets)), dict(state)
+        return replace(self, select=Select(), modules=tuple(attached.targets)), dict(state)
 
 
 @dataclass(frozen=True)
@@ -309,20 +308,51 @@ def peft() -> ModuleType:
 
 
 def _selected(module: nn.Module, select: Select) -> dict[str, Target]:
-    found = find_sites(module, select)
-    if "linear" in select.kinds and select.pattern is None:
-        around = find_sites(module, replace(select, kinds=("attention", "mlp"), count=None))
-        found += [site for site in around if site.fused and _is_fused(module.get_submodule(site.path))]
     result = {}
-    for site in found:
-        path = site.path if site.fused else site.linear
-        if path is None:
+    for site in find_sites(module, select):
+        if site.kind == "linear":
+            paths = [site.path]
+        elif site.kind in ("attention", "mlp"):
+            paths = _branch(module, site)
+        else:
             raise TetherError(
-                f"LoRA is on linears, and what {site.path or 'the model'} ({site.kind}) gives comes from none. Choose "
-                f"sites of kind 'linear', 'attention' or 'mlp'."
+                f"LoRA is on linears, and {site.path or 'the model'} is of kind {site.kind}. Choose sites of kind "
+                f"'attention' and 'mlp', for all linears of a branch, or 'linear'."
             )
-        result[path] = _target(module, path, site.tower)
+        result |= {path: _target(module, path, site.tower) for path in paths}
     return result
+
+
+def _branch(module: nn.Module, site: Site) -> list[str]:
+    """The linears of an attention or an MLP, or the fused attention as a whole.
+
+    Raises:
+        TetherError: it calls none.
+    """
+    if site.fused and _is_fused(module.get_submodule(site.path)):
+        return [site.path]
+    every = find_sites(module, Select(kinds=("block", "attention", "linear"), tower=site.tower))
+    block = next(
+        one.path for one in every if one.kind == "block" and f"{site.path}.".startswith(f"{one.path}.")
+    )
+    inside = [one for one in every if one.path.startswith(f"{block}.")]
+    owners = [
+        f"{block}.{one.path.removeprefix(f'{block}.').partition('.')[0]}."
+        for one in inside
+        if one.kind == "attention"
+    ]
+    found = [
+        one.path
+        for one in inside
+        if one.kind == "linear" and one.path.startswith(tuple(owners)) == (site.kind == "attention")
+    ]
+    if not found:
+        owner = type(module.get_submodule(site.path)).__name__
+        raise TetherError(
+            f"{site.path} ({owner}) reads its linears inside of a function and calls none, so that LoRA on them would "
+            f"do nothing. Leave it out: select.kinds=[mlp]."
+        )
+    return found
 
 
 def _named(module: nn.Module, names: Sequence[str]) -> dict[str, Target]:
@@ -360,7 +390,7 @@ def _target(module: nn.Module, path: str, tower: Tower) -> Target:
     if not isinstance(owner, nn.Linear) or type(owner).forward is not nn.Linear.forward:
         raise TetherError(
             f"{path} is a {type(owner).__name__}, and LoRA is on nn.Linear and on the matrix of nn.MultiheadAttention "
-            f"that makes queries, keys and values. Leave it out: select.kinds=[linear] takes what can be adapted."
+            f"that makes queries, keys and values. Leave it out."
         )
     return Target(path, tower, False)
 

@@ -21,6 +21,7 @@ from tether.adapters.attached import Attached
 from tether.adapters.files import Adapter
 from tether.adapters.head import HEAD_FILE, Head
 from tether.adapters.lora import LoRAConfig, at_alpha, peft, peft_config, targets
+from tether.config import build
 from tether.errors import TetherError, near_misses
 from tether.models.fingerprint import fingerprint_of
 from tether.models.load import absolute
@@ -146,7 +147,7 @@ def load_peft(path: str | Path, model: Any) -> Adapter:
     config = LoRAConfig(
         rank=rank,
         lora_alpha=next(iter(scalings.values())) * (rank**0.5 if rslora else rank) if alike else float(rank),
-        dropout=options.get("lora_dropout", 0.0),
+        dropout=float(build(float, options.get("lora_dropout", 0.0), "lora_dropout")),
         variant="dora" if options.get("use_dora") else "rslora" if rslora else "lora",
         bias=any("lora_B.bias" in tensors for tensors in found.values()),
         modules=tuple(found),
@@ -236,11 +237,14 @@ def _by_path(
 
 def _scaling(options: Mapping[str, Any], path: str, tensors: Mapping[str, Tensor]) -> float:
     """s of one layer, of which the rank is that of its tensors."""
-    rank, pattern = len(tensors["lora_A.weight"]), options.get("alpha_pattern") or {}
+    rank, pattern = (
+        len(tensors["lora_A.weight"]),
+        build(dict[str, float], options.get("alpha_pattern") or {}, "alpha_pattern"),
+    )
     matching = [
         value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", path)
     ]  # as peft does
-    alpha = matching[0] if matching else options.get("lora_alpha", 8)
+    alpha = matching[0] if matching else build(float, options.get("lora_alpha", 8), "lora_alpha")
     return alpha / (rank**0.5 if options.get("use_rslora") else rank)
 
 
