@@ -356,7 +356,7 @@ def _branch(module: nn.Module, site: Site) -> list[str]:
 
 
 def _named(module: nn.Module, names: Sequence[str]) -> dict[str, Target]:
-    parts = dict(module.named_modules())
+    parts, uncalled = dict(module.named_modules()), _uncalled(module)
     result = {}
     for name in names:
         paths = [name] if name in parts else [path for path in parts if path.endswith(f".{name}")]
@@ -367,9 +367,22 @@ def _named(module: nn.Module, names: Sequence[str]) -> dict[str, Target]:
                 f"modules names {name!r}, which no module is{near_misses(name, ends + linears)}"
             )
         for path in paths:
+            if path.startswith(uncalled):
+                raise TetherError(
+                    f"{path} is read by its attention and never called, so that LoRA on it would do nothing. Leave it "
+                    f"out of modules, or take method r_adapter."
+                )
             tower = tower_of(path) if hasattr(module, "logit_scale") else "image"
             result[path] = _target(module, path, tower)
     return result
+
+
+def _uncalled(module: nn.Module) -> tuple[str, ...]:
+    """Beginnings of paths of what a fused attention reads, in models of a known family."""
+    try:
+        return tuple(f"{site.path}." for site in find_sites(module) if site.fused)
+    except TetherError:  # of no known family
+        return ()
 
 
 def _target(module: nn.Module, path: str, tower: Tower) -> Target:
@@ -385,7 +398,7 @@ def _target(module: nn.Module, path: str, tower: Tower) -> Target:
     if last == "out_proj" and isinstance(module.get_submodule(around), nn.MultiheadAttention):
         raise TetherError(
             f"{path} is read by its attention and never called, so that LoRA on it would do nothing. Name {around}, "
-            f"whose queries, keys and values can be adapted, or take method r_adapter."
+            f"whose queries, keys and values can be adapted."
         )
     if not isinstance(owner, nn.Linear) or type(owner).forward is not nn.Linear.forward:
         raise TetherError(
