@@ -60,6 +60,19 @@ class AdapterConfig(Family, folder="tether.adapters"):
             f"a rank to choose."
         )
 
+    def as_lora(
+        self, attached: Any, state: Mapping[str, Tensor]
+    ) -> tuple["AdapterConfig", dict[str, Tensor]]:
+        """Config and state of the LoRA (`tether.adapters.LoRAConfig`) that computes the same as a state of `attached`.
+
+        Raises:
+            TetherError: there is none.
+        """
+        raise TetherError(
+            f"An adapter of the method {method_of(type(self))} is no LoRA, which is what peft reads. Merge it (tether "
+            f"merge) where the method allows it."
+        )
+
     def mean(self, adapters: Sequence[Any]) -> tuple["AdapterConfig", dict[str, Tensor]]:
         """Config and state of the adapter whose merge is the mean of the merges of `adapters`, all of this method.
 

@@ -21,6 +21,7 @@ from tether.adapters import (
     ConvpassConfig,
     FullConfig,
     LastBlocksConfig,
+    LoRAConfig,
     LoRandConfig,
     MonaConfig,
     NormOnlyConfig,
@@ -50,6 +51,7 @@ MERGEABLE: dict[str, AdapterConfig] = {
     "r_adapter of MLPs, rank 2": RAdapterConfig(rank=2, select=Select(kinds=("mlp",))),
     "rep_adapter": RepAdapterConfig(hidden=4),
     "ssf": SSFConfig(initialisation="identity"),
+    "lora": LoRAConfig(rank=2),
 }
 METHODS: dict[str, AdapterConfig] = {
     **MERGEABLE,
@@ -113,6 +115,11 @@ IMPOSSIBLE: dict[tuple[str, str], tuple[str, str]] = {
         "Its attention reads the last linear inside of a function of its own, so an adapter after that could not be "
         "merged: adapt the MLPs alone, `select.kinds=[mlp]`.",
         "ShiftedWindowAttention with a forward of its own",
+    ),
+    ("lora", "torchvision Swin"): (
+        "Its attention reads its linears inside of a function of its own, where LoRA would do nothing: adapt the MLPs "
+        "alone, `select.kinds=[mlp]`.",
+        "calls none, so that LoRA on them would do nothing",
     ),
     **{("sct", name): NO_ATTENTION for name in CONVNEXTS},
     **{("vpt", name): NO_PROMPTS for name in CONVNEXTS + SWINS},

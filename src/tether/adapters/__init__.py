@@ -11,10 +11,12 @@ from tether.adapters.frozen import FrozenConfig
 from tether.adapters.full import FullAttached, FullConfig
 from tether.adapters.head import Head
 from tether.adapters.last_blocks import LastBlocksAttached, LastBlocksConfig
+from tether.adapters.lora import LoRAAttached, LoRAConfig
 from tether.adapters.lorand import LoRand, LoRandConfig
 from tether.adapters.mergeable import Mergeable, MergeReport
 from tether.adapters.mona import Mona, MonaConfig
 from tether.adapters.norm_only import NormOnlyAttached, NormOnlyConfig
+from tether.adapters.peft_files import load_peft, save_peft
 from tether.adapters.placed import PlacedAttached, PlacedConfig
 from tether.adapters.placed_module import Placed
 from tether.adapters.r_adapter.arithmetic import add, average, combine
@@ -46,6 +48,8 @@ __all__ = [
     "Head",
     "LastBlocksAttached",
     "LastBlocksConfig",
+    "LoRAAttached",
+    "LoRAConfig",
     "LoRand",
     "LoRandConfig",
     "MergeReport",
@@ -80,8 +84,10 @@ __all__ = [
     "combine",
     "full_rank",
     "load_adapter",
+    "load_peft",
     "matrices",
     "save_adapter",
+    "save_peft",
     "size_in_bytes",
     "smallest_within",
 ]

@@ -289,10 +289,39 @@ def average(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
+    if options.peft:
+        return _export_peft(options)
+    if options.model is not None or options.alpha is not None:
+        raise TetherError("--model and --alpha belong to an adapter for peft; say so: --peft.")
     from tether.runs.predictor import export_predictor
 
     export_predictor(options.run, options.out)
     say(f"Predictor: {options.out} (tether.runs.predictor.load_predictor reads it)")
+    return 0
+
+
+def _export_peft(options: argparse.Namespace) -> int:
+    from tether.adapters.head import HEAD_FILE
+    from tether.evaluation.scores import alpha_text
+    from tether.runs.export import adapter_folder
+    from tether.runs.peft import export_peft
+
+    adapter = adapter_folder(options.run) or options.run
+    alpha = export_peft(options.model, adapter, options.out, alpha=options.alpha)
+    say(f"LoRA at alpha {alpha_text(alpha)}: {options.out} (peft.PeftModel.from_pretrained reads it)")
+    if (options.out / HEAD_FILE).is_file():
+        say(f"Its linear head, which peft does not read: {options.out / HEAD_FILE}")
+    return 0
+
+
+def import_(options: argparse.Namespace) -> int:
+    from tether.runs.peft import import_peft
+
+    adapter = import_peft(options.folder, options.out, options.model)
+    say(
+        f"Adapter of {len(adapter.config.modules)} linears, rank {adapter.config.rank}: {options.out} (tether merge, "
+        f"try and search take it)"
+    )
     return 0
 
 

@@ -233,10 +233,36 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
 
     export = add(
-        "export", commands.export, "copy a run's ensemble of answers (output, VRF) to a folder that predicts"
+        "export",
+        commands.export,
+        "copy a run's ensemble of answers (output, VRF) to a folder that predicts, or an adapter to one of peft's",
     )
-    export.add_argument("run", type=Path, help="a finished run whose recipe has such an ensemble")
+    export.add_argument(
+        "run",
+        type=Path,
+        help="a finished run whose recipe has such an ensemble; with --peft an adapter or its run",
+    )
     export.add_argument("out", type=Path, help="new folder")
+    export.add_argument(
+        "--peft",
+        action="store_true",
+        help="write an adapter (LoRA, or R-Adapter of low rank) as the library peft loads it",
+    )
+    export.add_argument(
+        "--model", help="with --peft: the base (default: the model the adapter was trained on)"
+    )
+    export.add_argument(
+        "--alpha",
+        type=_alpha,
+        help="with --peft: ensemble weight from 0 to 1 (default: the one the adapter was saved with)",
+    )
+
+    import_ = add("import", commands.import_, "make a LoRA that the library peft trained an adapter")
+    import_.add_argument(
+        "folder", type=Path, help="what peft saved: adapter_config.json, adapter_model.safetensors"
+    )
+    import_.add_argument("out", type=Path, help="folder for the adapter; must not exist")
+    import_.add_argument("--model", help="the base (default: the one that the folder names)")
 
     search = add("search", commands.search, "find pictures in a folder by a text, with any model or adapter")
     search.add_argument("model", help="anything tether.load takes: builtin, a folder, hf:org/name …")

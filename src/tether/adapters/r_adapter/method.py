@@ -14,6 +14,7 @@ from tether.adapters.mergeable import Mergeable, Probe
 from tether.adapters.r_adapter.arithmetic import combined_state
 from tether.adapters.r_adapter.drop import DropRows, DropTokens, KeepAll
 from tether.adapters.r_adapter.fold import break_even, fold_in, safe_to_fold, skip
+from tether.adapters.r_adapter.low_rank import lora_of
 from tether.adapters.r_adapter.masks import keep, keep_rows, signed, stream
 from tether.adapters.r_adapter.module import (
     AdaptedAttention,
@@ -115,6 +116,13 @@ class RAdapterConfig(AdapterConfig):
         state = combined_state([adapter.state for adapter in adapters], [1 / len(adapters)] * len(adapters))
         return self.fitting(state), state
 
+    def as_lora(
+        self, attached: "RAttached", state: Mapping[str, Tensor]
+    ) -> tuple[AdapterConfig, dict[str, Tensor]]:
+        adapters = attached.by_linear(state)
+        with attached.ordinary() as module:
+            return lora_of(module, adapters)
+
     def rank_of(self, tower: str, path: str) -> Rank:
         """The rank of one adapter."""
         if not isinstance(self.rank, Mapping):
@@ -189,6 +197,10 @@ class RAttached(Mergeable):
     def products(self) -> dict[str, Tensor]:
         """The state with one full matrix s · F or s · U D per adapter: what an exact average averages."""
         return full_rank(self.state_dict())
+
+    def by_linear(self, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """The tensors of each adapter of a state, by the path of the linear that it merges into."""
+        return {self._linears[path]: tensors for path, tensors in self._tensors(state).items()}
 
     def delta(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         result = {}
