@@ -54,6 +54,19 @@ def test_the_numbers_are_those_of_the_features_at_alpha_0(retrieval_options, out
     assert torch.equal(scores.text_ranks, best_ranks(texts, images, pairs.flip(1)))
 
 
+def test_zero_shot_is_what_the_run_has_at_alpha_0(retrieval_options, outcome, capsys):
+    data = [f"data.{name}={json.dumps(value)}" for name, value in retrieval_options["data"].items()]
+    assert main(["zero-shot", *data, "--model", retrieval_options["model"]]) == 0
+    shown = capsys.readouterr().out
+    for name, scores in outcome.test.at(0.0).items():
+        row = next(line for line in shown.splitlines() if name in line and "│" in line)
+        values = scores.values()
+        assert all(
+            f"{values[metric]:.1%}" in row
+            for metric in ("recall", "text_to_image_recall_at_1", "image_to_text_recall_at_1")
+        )
+
+
 @pytest.mark.parametrize("rule", ["bounded loss", "mean"])
 def test_alpha_is_chosen_by_recall_on_validation_pictures(retrieval_options, tmp_path, rule):
     alpha = {"value": "auto", "grid": [0.0, 1.0], "curve": False, "simulated_pictures": 4}

@@ -9,6 +9,9 @@ from typing import Any
 from tether._text import cell, printable, quoted
 from tether.errors import TetherError
 
+SHOWN_BESIDE = ("top5", "text_to_image_recall_at_1", "image_to_text_recall_at_1")
+"""Metrics that `tether zero-shot` prints after the first one of a task."""
+
 
 def say(text: str, stream: Any = None) -> None:
     """Print lines that may hold texts from outside, on stdout by default."""
@@ -173,29 +176,37 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from tether.data.captions import CaptionBenchmark
     from tether.evaluation import evaluate, zero_shot_reader
+    from tether.evaluation.retrieval_scores import caption_reader
     from tether.evaluation.tables import marked
     from tether.models import load
     from tether.runs.show import show_table
 
     benchmark = _benchmark({"method": "icon_shift"}, options.overrides)
     model = load(options.model, device=device)
+    tests = benchmark.tests
     with _progress() as progress:
-        reader = zero_shot_reader(model, benchmark, benchmark.tests.values(), progress=progress)
-        scores = evaluate(model, benchmark.tests, reader, progress=progress)
-    table = Table("domain", "pictures", "top-1", "95 % interval", "top-5")
+        if isinstance(benchmark, CaptionBenchmark):
+            reader = caption_reader(model, tests.values(), progress=progress)
+        else:
+            reader = zero_shot_reader(model, benchmark, tests.values(), progress=progress)
+        scores = evaluate(model, tests, reader, progress=progress)
+    first, *rest = next(iter(scores.values())).metrics
+    rest = [metric for metric in rest if metric.name in SHOWN_BESIDE]
+    columns = [first.title, "95 % interval", *(metric.title for metric in rest)]
+    table = Table("domain", "pictures", *columns)
     table.title = cell(f"{options.model} on {benchmark.name}")
     home = benchmark.in_distribution
     for name in sorted(scores, key=lambda name: name != home):
-        domain_scores = scores[name]
-        top5 = "" if domain_scores.top5 is None else f"{domain_scores.top5:.1%}"
-        shown = marked(name, "in-distribution" if name == home else "")
+        of_domain, values = scores[name], scores[name].values()
+        shown = [values[metric.name] for metric in rest]
         table.add_row(
-            cell(shown),
-            str(domain_scores.n),
-            f"{domain_scores.top1:.1%}",
-            f"{domain_scores.interval.low:.1%} – {domain_scores.interval.high:.1%}",
-            top5,
+            cell(marked(name, "in-distribution" if name == home else "")),
+            str(of_domain.n),
+            f"{values[first.name]:.1%}",
+            f"{of_domain.interval.low:.1%} – {of_domain.interval.high:.1%}",
+            *("" if value is None else f"{value:.1%}" for value in shown),
         )
     show_table(table, Console())
     return 0

@@ -1,7 +1,7 @@
 """What a model's retrieval on one split is worth: ranks both ways, and where pictures and texts lie."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from tether.data.captions import CaptionSplit
 from tether.errors import TetherError
+from tether.evaluation.classifier import evaluating
 from tether.evaluation.results import Found, Query
 from tether.evaluation.retrieval import KS, best_ranks, feature_space, hits, pairs_of_groups, recall, top_k
-from tether.evaluation.scoring import Metric, Scores
+from tether.evaluation.scoring import Metric, Progress, Scores
 from tether.evaluation.significance import Interval
+from tether.models import Model
 
 SHOWN = 5
 """Pictures that are kept for each caption, to be shown."""
@@ -168,6 +170,33 @@ class CaptionReader:
     def scorer(self, split: Any) -> "RetrievalScorer":
         """Ranks among all pictures and captions of a split."""
         return RetrievalScorer(split, self.texts[split.captions])
+
+
+def caption_reader(
+    model: Model, splits: Iterable[CaptionSplit], *, progress: Progress | None = None
+) -> CaptionReader:
+    """The captions of some splits as the model encodes them now; those that several splits have, once.
+
+    evaluate(model, benchmark.tests, caption_reader(model, benchmark.tests.values()))
+    """
+    distinct = dict.fromkeys(split.captions for split in splits)  # a simulated shift has the same
+    return CaptionReader({captions: _encoded(model, captions, progress) for captions in distinct})
+
+
+def _encoded(
+    model: Model, captions: Sequence[str], progress: Progress | None, batch_size: int = 256
+) -> Float[Tensor, "captions dim"]:
+    """Features of captions; short ones together."""
+    order = sorted(range(len(captions)), key=lambda index: len(captions[index]))
+    parts = []
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            texts = [captions[index] for index in order[start : start + batch_size]]
+            parts.append(model.encode_text(model.tokenize(texts)).cpu())
+            if progress:
+                progress("encoding captions", min(start + batch_size, len(order)), len(order))
+    features = torch.cat(parts)
+    return torch.empty_like(features).index_copy_(0, torch.tensor(order), features)
 
 
 class RetrievalScorer:

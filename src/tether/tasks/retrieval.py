@@ -9,18 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tether._distributed import world_size
 from tether.config import method
 from tether.data.caption_dataset import CaptionDataset, collate_captions
-from tether.data.captions import CaptionBenchmark, CaptionSplit
+from tether.data.captions import CaptionBenchmark
 from tether.data.records import PictureBenchmark, PictureSplit
 from tether.errors import TetherError
-from tether.evaluation.classifier import evaluating
-from tether.evaluation.retrieval_scores import CaptionReader, RetrievalScores
+from tether.evaluation.retrieval_scores import CaptionReader, RetrievalScores, caption_reader
 from tether.evaluation.scoring import Progress
 from tether.families import TaskConfig
 from tether.models import Model
@@ -135,25 +133,7 @@ class Retrieval(Task):
         return loss, {}, features
 
     def reader(self, splits: Mapping[str, PictureSplit]) -> Callable[[float], CaptionReader]:
-        distinct = {split.captions: split for split in splits.values()}  # a simulated shift has the same
-
-        def reader(alpha: float) -> CaptionReader:
-            return CaptionReader({captions: self._encoded(split) for captions, split in distinct.items()})
-
-        return reader
+        return lambda alpha: caption_reader(self.model, splits.values(), progress=self.progress)
 
     def live_reader(self, split: PictureSplit) -> CaptionReader:
-        return CaptionReader({split.captions: self._encoded(split)})
-
-    def _encoded(self, split: CaptionSplit, batch_size: int = 256) -> Tensor:
-        """Features of all captions; short ones together."""
-        order = sorted(range(len(split.captions)), key=lambda index: len(split.captions[index]))
-        parts = []
-        with evaluating(self.model):
-            for start in range(0, len(order), batch_size):
-                texts = [split.captions[index] for index in order[start : start + batch_size]]
-                parts.append(self.model.encode_text(self.model.tokenize(texts)).cpu())
-                if self.progress:
-                    self.progress("encoding captions", min(start + batch_size, len(order)), len(order))
-        features = torch.cat(parts)
-        return torch.empty_like(features).index_copy_(0, torch.tensor(order), features)
+        return caption_reader(self.model, [split], progress=self.progress)
