@@ -148,6 +148,28 @@ def test_zero_shot_is_what_a_run_reports_at_alpha_0(tiny_recipe, trained, capsys
         assert f"{at_zero[name]['top1']:.1%}" in row and str(at_zero[name]["n"]) in row
 
 
+def test_a_sweep_has_the_reported_numbers_at_every_alpha(trained, capsys):
+    assert main(["sweep", str(trained), "--alphas", "0", "0.5", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "alpha 0.5 (kept)" in " ".join(shown.split())
+    result = read_json(trained / "result.json")["test"]
+    for name in ("colour", "outline"):
+        row = next(line for line in shown.splitlines() if name in line and "│" in line)
+        assert [f"{result[alpha][name]['top1']:.1%}" for alpha in ("0.0", "0.5", "1.0")] == [
+            word for word in row.split() if word.endswith("%")
+        ]
+
+
+def test_a_sweep_takes_other_data_and_says_what_it_lacks(trained, tiny_recipe, tmp_path, capsys, fails):
+    shutil.copytree(trained / "adapter", tmp_path / "alone")
+    assert "alone lies in no run, so its data is not known" in fails("sweep", "alone")
+    data = [f"data.{name}={json.dumps(value)}" for name, value in tiny_recipe["data"].items()]
+    assert main(["sweep", "alone", *data, "--alphas", "1"]) == 0
+    assert "outline" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert "is no adapter, and no run that has one" in fails("sweep", "empty", *data)
+
+
 def test_merge_gives_an_ordinary_model_with_the_reported_answers(trained, tiny_recipe, tmp_path, capsys):
     assert main(["merge", str(trained / "adapter"), "merged"]) == 0  # the base is that of the run
     assert "alpha 0.5" in capsys.readouterr().out

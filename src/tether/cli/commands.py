@@ -212,6 +212,47 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
     return 0
 
 
+def sweep(options: argparse.Namespace, device: Any) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tether.evaluation.scores import alpha_text
+    from tether.evaluation.tables import marked
+    from tether.runs.export import adapter_folder, run_config
+    from tether.runs.show import show_table
+    from tether.runs.sweep import ALPHAS, sweep
+
+    words = [*_data_words(options.data), *options.overrides]
+    folder = adapter_folder(options.adapter)
+    of_run = run_config(folder).get("data") if folder else None
+    if of_run is None and not words:
+        raise TetherError(
+            f"{options.adapter} lies in no run, so its data is not known. Name the data: --data FILE, or data.method=…"
+        )
+    anew = options.data or of_run is None or any(word.startswith("data.method=") for word in words)
+    benchmark = _benchmark({} if anew else of_run, words)
+    with _progress() as progress:
+        swept, kept = sweep(
+            options.adapter,
+            benchmark,
+            options.alphas or ALPHAS,
+            base=options.model,
+            device=device,
+            progress=progress,
+        )
+    first = next(iter(swept.scores[0].values())).metrics[0]
+    heads = [marked(alpha_text(alpha), "kept" if alpha == kept else "") for alpha in swept.alphas]
+    table = Table("domain", "pictures", *(f"alpha {head}" for head in heads))
+    table.title = cell(f"{first.title} of {options.adapter} on {benchmark.name}")
+    home = benchmark.in_distribution
+    for name in sorted(benchmark.tests, key=lambda name: name != home):
+        values = [scores[name].value for scores in swept.scores]
+        shown = cell(marked(name, "in-distribution" if name == home else ""))
+        table.add_row(shown, str(len(benchmark.tests[name])), *(f"{value:.1%}" for value in values))
+    show_table(table, Console())
+    return 0
+
+
 def merge(options: argparse.Namespace) -> int:
     from tether.adapters.files import load_adapter
     from tether.adapters.head import HEAD_FILE
@@ -330,8 +371,8 @@ def import_(options: argparse.Namespace) -> int:
 
     adapter = import_peft(options.folder, options.out, options.model)
     say(
-        f"Adapter of {len(adapter.config.modules)} linears, rank {adapter.config.rank}: {options.out} (tether merge, "
-        f"try and search take it)"
+        f"Adapter of {len(adapter.config.modules)} linears, rank {adapter.config.rank}: {options.out} (tether sweep, "
+        f"merge, try and search take it)"
     )
     return 0
 

@@ -182,6 +182,20 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     zero_shot.add_argument("--model", default="builtin", help="anything tether.load takes (%(default)s)")
     _add_overrides(zero_shot, "options of the data, such as data.method=folder data.train=PICTURES")
 
+    sweep = add(
+        "sweep",
+        commands.sweep,
+        "an adapter on any data at every alpha, without training anything",
+        joins=True,
+    )
+    sweep.add_argument("adapter", type=Path, help="folder of the adapter, or of the run that made it")
+    sweep.add_argument(
+        "--alphas", type=_alpha, nargs="+", default=None, metavar="ALPHA", help="which (0 0.2 0.4 0.6 0.8 1)"
+    )
+    sweep.add_argument("--model", help="the base (default: the model the adapter was trained on)")
+    sweep.add_argument("--data", type=Path, metavar="FILE", help="YAML with the options of the data")
+    _add_overrides(sweep, "options of the data (by default that of the adapter's run)")
+
     merge = add("merge", commands.merge, "put an adapter into its base and save an ordinary model")
     merge.add_argument("adapter", type=Path, help="folder of the adapter, or of the run that made it")
     merge.add_argument("out", type=Path, help="folder for the merged model; must not exist")
