@@ -60,6 +60,22 @@ class ImageRef:
 
 
 @dataclass(frozen=True, slots=True)
+class MadeImage(ImageRef):
+    """A picture that lies in no file and is made when it is read: `root` names its maker, `name` all that decides it.
+
+    Whoever derives from it says in `make` how.
+    """
+
+    def make(self) -> Any:
+        """The picture (a `PIL.Image.Image`, RGB), the same every time.
+
+        Raises:
+            TetherError: what it is made from is missing.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One labelled picture.
 
