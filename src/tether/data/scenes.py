@@ -189,9 +189,8 @@ class SceneTarget:
 
     @property
     def key(self) -> Any:
-        """The maker, by name and number, and the classes' drawings, by their number."""
-        counts = [len(drawings) for drawings in self.image.studio.drawings]
-        return [self.image.root, self.image.name, counts]
+        """The maker, the scene's number, and a hash of the names of the drawings."""
+        return [self.image.root, self.image.name, self.image.studio.digest]
 
     def read(self, height: int, width: int) -> DenseTarget:
         return compose(self.image.studio, self.image.number).target

@@ -1,9 +1,12 @@
 """Composing a scene: several cut-out drawings on a background, with the exact mask of what can be seen of each."""
 
 import colorsys
+import hashlib
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -42,6 +45,12 @@ class Studio:
     part: str
     side: int
     seed: int
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the drawings' names, class by class."""
+        names = [[(os.path.basename(image.root), image.name) for image in own] for own in self.drawings]
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
