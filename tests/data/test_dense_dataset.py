@@ -72,6 +72,12 @@ def test_the_whole_picture_is_fitted_and_padded(square):
     assert (red(item) == item["masks"][0]).float().mean() > 0.97
 
 
+def test_a_model_of_square_pictures_gives_its_size_by_one_number(square):
+    spec = ImageSpec(size=32, mean=SPEC.mean, std=SPEC.std)
+    for transform in (dense_test_transform(spec), dense_train_transform(spec)):
+        assert DenseDataset(square, transform)[0]["pixels"].shape == (3, 32, 32)
+
+
 def test_a_squashed_picture_fills_the_input(square, unchecked):
     item = DenseDataset(square, dense_test_transform(SPEC, fit="squash"))[0]
     assert item["content"] == (48, 64) and (item["semantic"] >= 1).all()

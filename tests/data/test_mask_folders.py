@@ -80,6 +80,7 @@ def test_lines_of_one_name_are_one_class(tmp_path):
         ("sky\n", "line 1: expected an index or a colour"),
         ("0\tsky\n0\troad\n", "line 2: 0 stands for 'sky' already"),
         ("1 2 300\tsky\n", "0 to 255"),
+        ("70000\tsky\n", "at most 65535"),
         ("0\tvoid\n", "no classes"),
         ("", "no classes"),
     ],

@@ -6,6 +6,7 @@ draw outlines write it too.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ class CocoConfig(DataConfig):
             )
 
     def load(self) -> DenseBenchmark:
-        """Read the annotations; of COCO's training set that takes about 20 seconds and 3 GB for a while.
+        """Read the annotations, about 24,000 a second: COCO's training set takes half a minute.
 
         Raises:
             TetherError: a file that is none of COCO's, or contradicts itself; pictures that are missing; a shifted
@@ -353,8 +354,7 @@ def _whole(item: Mapping[str, Any], name: str, where: str) -> int:
 
 
 def _is_numbers(value: Any) -> bool:
-    """Whether a value is a list of finite numbers."""
-    return isinstance(value, list) and all(
-        isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 1e9
-        for number in value
-    )
+    """Whether a value is a list of numbers, and of none that is NaN, infinite or beyond 10⁹."""
+    if not isinstance(value, list) or not set(map(type, value)) <= {int, float}:
+        return False
+    return not value or (max(value) < 1e9 and min(value) > -1e9 and not any(map(math.isnan, value)))

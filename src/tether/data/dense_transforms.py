@@ -60,9 +60,10 @@ def dense_train_transform(
     from torchvision.transforms import v2
 
     augmentation = augmentation or DenseAugmentationConfig()
+    size = (spec.height, spec.width)
     fill = {Image.Image: _mean_colour(spec), "others": 0}
-    steps: list = [v2.ScaleJitter(spec.size, augmentation.scale, antialias=True)]
-    steps.append(v2.RandomCrop(spec.size, pad_if_needed=True, fill=fill))
+    steps: list = [v2.ScaleJitter(size, augmentation.scale, antialias=True)]
+    steps.append(v2.RandomCrop(size, pad_if_needed=True, fill=fill))
     if augmentation.flip:
         steps.append(v2.RandomHorizontalFlip())
     if strength := augmentation.color_jitter:
@@ -71,7 +72,7 @@ def dense_train_transform(
 
     def transform(picture: Image.Image, target: DenseTarget) -> Item:
         image, wrapped = moved(picture, _wrap(target, picture))
-        return _item(image, wrapped, target.objects, spec, spec.size, augmentation.kept)
+        return _item(image, wrapped, target.objects, spec, size, augmentation.kept)
 
     return transform
 
@@ -97,11 +98,11 @@ def dense_test_transform(spec: ImageSpec, *, fit: Fit = "pad") -> DenseTransform
 
     if fit not in get_args(Fit):
         raise TetherError(f"fit is {fit!r}{near_misses(str(fit), get_args(Fit))}")
-    height, width = spec.size
+    height, width = spec.height, spec.width
     fill = {Image.Image: _mean_colour(spec), "others": 0}
 
     def transform(picture: Image.Image, target: DenseTarget) -> Item:
-        size = spec.size
+        size = (height, width)
         if fit == "pad":
             factor = min(height / picture.height, width / picture.width)
             size = (
@@ -185,8 +186,8 @@ def _item(
     if objects is None:
         return item
     whole = wrapped["boxes"].as_subclass(Tensor)
-    height, width = spec.size
-    boxes = torch.minimum(whole.clamp(min=0), torch.tensor([width, height, width, height]))
+    edges = torch.tensor([spec.width, spec.height] * 2)
+    boxes = torch.minimum(whole.clamp(min=0), edges)
     masks = wrapped["masks"].as_subclass(Tensor).bool() if "masks" in wrapped else None
     share = _areas(boxes) / _areas(whole).clamp(min=1e-6)
     before = _areas(torch.from_numpy(objects.boxes)).clamp(min=1e-6)

@@ -169,8 +169,10 @@ def class_table(
             )
         digits = [int(word) for word in re.split(r"[\s,]+", matched[1])]
         value = digits[0] if len(digits) == 1 else (digits[0], digits[1], digits[2])
-        if len(digits) == 3 and max(digits) > 255:
-            raise TetherError(f"{path}, line {number}: a colour has three values from 0 to 255.")
+        if max(digits) > (65535 if len(digits) == 1 else 255):
+            raise TetherError(
+                f"{path}, line {number}: an index is at most 65535, and a colour three values from 0 to 255."
+            )
         if value in values:
             raise TetherError(f"{path}, line {number}: {matched[1]} stands for {values[value]!r} already.")
         values[value] = " ".join(matched[2].replace("_", " ").split())

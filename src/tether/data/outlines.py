@@ -21,18 +21,22 @@ def polygon_mask(
     Exact for continuous coordinates: the rectangle from (2, 3) to (6, 8) has 4 × 5 pixels, and polygons that share an
     edge share no pixel. (Pillow's polygons hold the pixels that their border touches, too.)
     """
+    mask = np.zeros((height, width), bool)
     x, y = corners.astype(np.float64).T
+    left, right = np.ceil(np.array([x.min(), x.max()]) - 0.5).clip(0, width).astype(np.int64)
+    top, bottom = np.ceil(np.array([y.min(), y.max()]) - 0.5).clip(0, height).astype(np.int64)
     x2, y2 = np.roll(x, -1), np.roll(y, -1)
     first = np.ceil(np.minimum(y, y2) - 0.5).clip(0, height).astype(np.int64)
     end = np.ceil(np.maximum(y, y2) - 0.5).clip(0, height).astype(np.int64)
-    crossed = np.zeros((height, width + 1), np.int32)
     counts = end - first  # rows whose centre line an edge crosses
     edge = np.repeat(np.arange(len(x)), counts)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
     slope = (x2 - x)[edge] / (y2 - y)[edge]
-    at = x[edge] + (row + 0.5 - y[edge]) * slope
-    np.add.at(crossed, (row, np.ceil(at - 0.5).clip(0, width).astype(np.int64)), 1)
-    return (np.cumsum(crossed[:, :width], axis=1) % 2).astype(bool)
+    at = np.ceil(x[edge] + (row + 0.5 - y[edge]) * slope - 0.5).clip(left, right).astype(np.int64)
+    crossed = np.zeros((bottom - top, right - left + 1), np.int32)
+    np.add.at(crossed, (row - top, at - left), 1)
+    mask[top:bottom, left:right] = np.cumsum(crossed[:, :-1], axis=1) % 2
+    return mask
 
 
 def run_length_mask(counts: Int[np.ndarray, " runs"], height: int, width: int) -> Bool[np.ndarray, "h w"]:

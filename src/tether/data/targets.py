@@ -108,30 +108,50 @@ class MaskCoding:
             TetherError: a value or colour that the coding does not know, or a kind of file that it cannot be read from.
         """
         if self.indices and image.mode in ("P", "L", "1", "I;16", "I"):
-            values = np.asarray(image).astype(np.int64)
-            known, what = self.indices, "value"
-            if values.min() < 0 or values.max() > 0xFFFF:
+            values = np.asarray(image)
+            if values.dtype.kind != "u" and (values.min() < 0 or values.max() > 0xFFFF):
                 raise TetherError("its values do not fit in 16 bits.")
+            values = values.astype(np.uint16, copy=False)
+            labels = self._by_index[values]
+            self._refuse_unknown(labels, values, "value")
         elif self.colours and image.mode != "F" and not image.mode.startswith("I"):
-            red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.int64), -1, 0)
+            red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.int32), -1, 0)
             values = red << 16 | green << 8 | blue
-            known = {r << 16 | g << 8 | b: label for (r, g, b), label in self.colours.items()}
-            what = "colour"
+            codes, known = self._by_colour
+            place = np.minimum(np.searchsorted(codes, values), len(codes) - 1)
+            labels = np.where(codes[place] == values, known[place], np.int16(_UNKNOWN))
+            self._refuse_unknown(labels, values, "colour")
         else:
             wanted = "indices (a grey or palette picture)" if self.indices else "colours"
             raise TetherError(f"it is of Pillow's mode {image.mode!r}, but {wanted} were expected.")
-        codes = np.array(sorted(known))
-        place = np.minimum(np.searchsorted(codes, values), len(codes) - 1)
-        labels = np.array([known[code] for code in codes.tolist()], np.int16)[place]
-        if (unknown := codes[place] != values).any():
-            found = np.unique(values[unknown]).tolist()
-            shown = [f"({v >> 16}, {v >> 8 & 255}, {v & 255})" if what == "colour" else str(v) for v in found]
-            more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
-            raise TetherError(
-                f"it holds the {what} {', '.join(shown[:5])}{more} on {int(unknown.sum()):,} pixels, which stands for "
-                f"no class. Add it to the classes, or name it as one to ignore."
-            )
         return labels
+
+    @cached_property
+    def _by_index(self) -> Int[np.ndarray, "65536"]:
+        table = np.full(2**16, _UNKNOWN, np.int16)
+        for value, label in self.indices.items():
+            table[value] = label
+        return table
+
+    @cached_property
+    def _by_colour(self) -> tuple[Int[np.ndarray, " colours"], Int[np.ndarray, " colours"]]:
+        """Codes of the colours, ascending, and their classes."""
+        pairs = sorted((r << 16 | g << 8 | b, label) for (r, g, b), label in self.colours.items())
+        codes, labels = zip(*pairs, strict=True)
+        return np.array(codes, np.int32), np.array(labels, np.int16)
+
+    @staticmethod
+    def _refuse_unknown(labels: np.ndarray, values: np.ndarray, what: str) -> None:
+        unknown = labels == _UNKNOWN
+        if not unknown.any():
+            return
+        found = np.unique(values[unknown]).tolist()
+        shown = [f"({v >> 16}, {v >> 8 & 255}, {v & 255})" if what == "colour" else str(v) for v in found]
+        more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+        raise TetherError(
+            f"it holds the {what} {', '.join(shown[:5])}{more} on {int(unknown.sum()):,} pixels, which stands for no "
+            f"class. Add it to the classes, or name it as one to ignore."
+        )
 
 
 @dataclass(frozen=True)
