@@ -102,6 +102,7 @@ class DenseBenchmark(PictureBenchmark):
             identity or picture on two sides of the train, validation and test borders.
     """
 
+    knows = "masks or boxes"
     name: str
     class_names: tuple[str, ...]
     answers: tuple[Answer, ...]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from tether.data.prompts import check_templates
 from tether.errors import TetherError, is_utf8, near_misses
@@ -149,8 +149,10 @@ class PictureBenchmark:
         tests: test splits by name.
         in_distribution: the name in `tests` of the split that looks like the training data.
         notes: what a reader of the numbers must know about how the splits were made.
+        knows: what is known of its pictures, in a word, for messages.
     """
 
+    knows: ClassVar[str] = "pictures alone"
     name: str
     train: PictureSplit
     validation: PictureSplit
@@ -271,6 +273,7 @@ class Benchmark(PictureBenchmark):
             without a class; an identity or a picture on two sides of the train, validation and test borders.
     """
 
+    knows = "classes"
     name: str
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
