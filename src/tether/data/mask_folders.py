@@ -35,7 +35,8 @@ class MaskFoldersConfig(DataConfig):
     Args:
         train: root of what is trained on.
         classes: the class table, see above.
-        validation, test: roots of in-distribution pictures; what is not given is cut from `train`.
+        validation, test: roots of in-distribution pictures; what is not given is cut from `train`, picture by picture:
+            for frames of a video, of which neighbours look alike, give both.
         shifted: domain → root of test pictures that look different.
         domain: name of the look of `train`, `validation` and `test`.
         images, masks: names of the two folders in a root; with "." the pictures lie in the root itself.
