@@ -6,7 +6,7 @@ MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296
 TETHER := $(MEMORY) $(VENV)/bin/tether
 PACKAGES := build/packages
 
-.PHONY: demo test test-slow test-gpu test-browser golden lint benchmarks setup packages data icons pictures stem pretrain typefaces results results-captions results-typefaces
+.PHONY: demo test test-slow test-gpu test-browser golden lint benchmarks setup packages data icons pictures stem pretrain typefaces results results-emoji results-captions results-typefaces
 
 demo: setup
 	$(TETHER) demo
@@ -77,36 +77,46 @@ build/typefaces/CARD.md: | setup
 pretrain: pictures stem
 	$(MEMORY) $(PYTHON) -m makers.builtin_clip.pretraining build/pictures --stem build/stem.safetensors
 
-# The tables in results/; stopped, it goes on where it was, and further processes may join.
-SHIFT := experiments/emoji-shift
+# The tables in results/, each with the hours that it takes on two idle cores. Stopped, it goes on where it was, and
+# further processes may join.
+METHODS := experiments/methods
 COMPARE := $(TETHER) compare --seeds 0 1 2 --workers 2
-ON_SHIFT := $(COMPARE) --set data.corruptions=mixture
+METHOD = $(addprefix $(METHODS)/,$(addsuffix .yaml,$(1)))
+ON_EMOJI := $(COMPARE) --set data.method=emoji_shift --set data.corruptions=mixture
 TUNED := --tune 3 --baselines linear-probe,full,flyp
-ORDINARY := linear-probe full $(SHIFT)/wise-ft-ce.yaml flyp wise-ft
-OPTIMIZERS := $(addprefix $(SHIFT)/,$(addsuffix .yaml,ftp tpgm spd digrap l2-sp mars-sp))
-ENSEMBLES := $(addprefix $(SHIFT)/,$(addsuffix .yaml,output-ensemble vrf fisher lp-ft))
-REGULARIZERS := $(addprefix $(SHIFT)/,$(addsuffix .yaml,car-ft lipsum-ft star-ft function-space carot m2-mix m3-mix))
-COMBINATIONS := $(addprefix $(SHIFT)/,$(addsuffix .yaml,spd-wise-ft spd-vrf r-adapter-cross-entropy \
-	r-adapter-cross-entropy-vrf r-adapter-vrf r-adapter-spd r-adapter-spd-vrf))
-RECOMMENDED := $(addprefix $(SHIFT)/,$(addsuffix .yaml,vrf spd-vrf spd-wise-ft r-adapter-cross-entropy \
-	r-adapter-cross-entropy-vrf function-space))
-ABLATION := $(addprefix $(SHIFT)/r-adapter-,$(addsuffix .yaml,no-drop no-accumulation no-rescaling no-margin \
-	no-smoothing without-stem cross-entropy)) full $(SHIFT)/full-without-stem.yaml flyp
+ORDINARY := linear-probe full $(call METHOD,wise-ft-ce) flyp wise-ft
+OPTIMIZERS := $(call METHOD,ftp tpgm spd digrap l2-sp mars-sp)
+ENSEMBLES := $(call METHOD,output-ensemble vrf fisher lp-ft)
+REGULARIZERS := $(call METHOD,car-ft lipsum-ft star-ft function-space carot m2-mix m3-mix)
+COMBINATIONS := $(call METHOD,spd-wise-ft spd-vrf r-adapter-cross-entropy r-adapter-cross-entropy-vrf r-adapter-vrf \
+	r-adapter-spd r-adapter-spd-vrf)
+RECOMMENDED := $(call METHOD,vrf spd-vrf spd-wise-ft r-adapter-cross-entropy r-adapter-cross-entropy-vrf function-space)
+ABLATION := $(call METHOD,$(addprefix r-adapter-,no-drop no-accumulation no-rescaling no-margin no-smoothing without-stem \
+	cross-entropy)) full $(call METHOD,full-without-stem) flyp
+LOOKS := $(addprefix experiments/icon-shift/,$(addsuffix .yaml,colour solid line))
 results: setup
-	$(ON_SHIFT) $(ORDINARY) r-adapter $(RECOMMENDED) $(TUNED) --folds 0 1 2 --highlight r-adapter --out results/emoji-shift
-	$(ON_SHIFT) r-adapter $(ABLATION) --reference r-adapter --out results/r-adapter-ablation
-	$(ON_SHIFT) $(ORDINARY) r-adapter $(OPTIMIZERS) $(ENSEMBLES) $(REGULARIZERS) $(COMBINATIONS) $(TUNED) \
+	@echo "icon-shift: some 5 hours (an estimate) on two idle cores, if nothing of it is there yet"
+	$(COMPARE) full $(call METHOD,wise-ft-ce) flyp wise-ft r-adapter --data $(LOOKS) --folds 0 1 2 --set alpha.curve=false \
+		--reference full --highlight r-adapter --out results/icon-shift
+
+results-emoji: setup
+	@echo "emoji-shift: about 20 hours on two idle cores, if nothing of it is there yet"
+	$(ON_EMOJI) $(ORDINARY) r-adapter $(RECOMMENDED) $(TUNED) --folds 0 1 2 --highlight r-adapter --out results/emoji-shift
+	$(ON_EMOJI) r-adapter $(ABLATION) --reference r-adapter --out results/r-adapter-ablation
+	$(ON_EMOJI) $(ORDINARY) r-adapter $(OPTIMIZERS) $(ENSEMBLES) $(REGULARIZERS) $(COMBINATIONS) $(TUNED) \
 		--out results/all-methods
 
 # Retrieval: pictures for captions and captions for pictures.
 results-captions: setup
+	@echo "emoji-captions: about an hour on two idle cores, if nothing of it is there yet"
 	$(COMPARE) retrieval experiments/emoji-captions --reference full --highlight r-adapter-auto --out results/emoji-captions
 
 # The same on a very different data set: letters and digits, trained on text faces, tested on others.
 TYPEFACES := {method: manifest, path: build/typefaces/typefaces.csv, root: build/typefaces/pictures.zip, \
 	templates: characters, corruptions: mixture}
 results-typefaces: typefaces
-	$(COMPARE) $(ORDINARY) r-adapter $(addprefix $(SHIFT)/,spd.yaml vrf.yaml r-adapter-cross-entropy-vrf.yaml) $(TUNED) \
+	@echo "typefaces: about 5 hours on two idle cores, if nothing of it is there yet"
+	$(COMPARE) $(ORDINARY) r-adapter $(call METHOD,spd vrf r-adapter-cross-entropy-vrf) $(TUNED) \
 		--set 'data=$(TYPEFACES)' --set training.epochs=2 --out results/typefaces
 
 # Speed: FLOPs, saved activations, memory and pictures per second, side by side in one process.

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
+
 from tether._files import write_atomically
 from tether.errors import TetherError
 
@@ -39,6 +41,13 @@ def command(build: Callable[[Path, Path], None], description: str, packages: str
     arguments = parser.parse_args()
     with errors_as_lines():
         build(arguments.packages, arguments.out)
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """A transparent picture on white paper."""
+    canvas = Image.new("RGBA", picture.size, "white")
+    canvas.alpha_composite(picture.convert("RGBA"))
+    return canvas.convert("RGB")
 
 
 def member(name: str) -> zipfile.ZipInfo:

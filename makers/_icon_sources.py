@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageOps
 
+from makers._building import on_white
+
 LICENCES = ("MIT", "Apache-2.0", "ISC", "CC0-1.0", "CC-BY-4.0", "CC-BY-3.0", "BSD-3-Clause", "Unlicense")
 """They ask for no more than naming the author."""
 
@@ -120,9 +122,7 @@ def fingerprint(picture: Image.Image, side: int = 16) -> bytes:
 
     The drawing fills the square, so that margins do not matter; a bit says whether there is more ink than on average.
     """
-    canvas = Image.new("RGBA", picture.size, "white")
-    canvas.alpha_composite(picture.convert("RGBA"))
-    drawn = ImageOps.invert(canvas.convert("L"))
+    drawn = ImageOps.invert(on_white(picture).convert("L"))
     drawn = drawn.crop(drawn.getbbox() or (0, 0, *drawn.size)).resize((side, side), Image.Resampling.BOX)
     dark = np.asarray(drawn, np.float32)
     return np.packbits(dark > dark.mean()).tobytes()

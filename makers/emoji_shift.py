@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from makers._building import command, write_zip
+from makers._building import command, on_white, write_zip
 from makers._emoji_sources import Emoji, IconSet, Packages, render
-from tether._files import sha256_file, write_atomically, write_json
+from tether._files import sha256_file, write_json, write_text
 from tether.data.emoji_classes import CLASS_NAMES
 
 SIZE, QUALITY, FOLDS = 128, 80, 3
@@ -65,7 +65,7 @@ def build(packages: Packages, out: Path) -> None:
     }
     write_json(out / "index.json", index)
     card = _card(index)
-    write_atomically(out / "CARD.md", lambda temporary: temporary.write_text(card, encoding="utf-8"))
+    write_text(out / "CARD.md", card)
 
 
 def assign_folds(emojis: list[Emoji]) -> dict[str, int]:
@@ -88,10 +88,8 @@ def assign_folds(emojis: list[Emoji]) -> dict[str, int]:
 
 
 def _webp(picture: Image.Image) -> bytes:
-    canvas = Image.new("RGBA", picture.size, "white")
-    canvas.alpha_composite(picture)
     buffer = io.BytesIO()
-    canvas.convert("RGB").save(buffer, "webp", quality=QUALITY, method=6)
+    on_white(picture).save(buffer, "webp", quality=QUALITY, method=6)
     return buffer.getvalue()
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from makers._building import command, write_zip
+from makers._building import command, on_white, write_zip
 from makers._emoji_sources import IconSet, Packages, render, words_of
 from makers._icon_classes import MISNAMED, THINGS
 from makers._icon_sources import EMOJI, FAMILIES, LICENCES, fingerprint, look
-from tether._files import sha256_file, write_atomically, write_json
+from tether._files import sha256_file, write_json, write_text
 from tether.data import icon_shift
 from tether.data.icon_shift import LOOKS, TRAINED_LOOKS
 from tether.errors import TetherError
@@ -140,7 +140,7 @@ def build(packages: Packages, out: Path) -> None:
     }
     write_json(out / "index.json", index)
     text = card(index)
-    write_atomically(out / "CARD.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(out / "CARD.md", text)
 
 
 def distinct(drawings: Iterator[Drawing]) -> Iterator[Drawing]:
@@ -283,10 +283,8 @@ def _drawn(
 
 
 def _webp(picture: Image.Image) -> bytes:
-    canvas = Image.new("RGBA", picture.size, "white")
-    canvas.alpha_composite(picture)
     buffer = io.BytesIO()
-    canvas.convert("RGB").save(buffer, "webp", lossless=True, quality=75, method=4)
+    on_white(picture).save(buffer, "webp", lossless=True, quality=75, method=4)
     return buffer.getvalue()
 
 

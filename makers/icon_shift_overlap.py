@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from makers._building import errors_as_lines
+from makers._building import errors_as_lines, on_white
 from makers._icon_sources import fingerprint
 from makers.builtin_clip.stem import load_stem
-from makers.icon_shift import LEAST_DIFFERENCE
+from makers.icon_shift import LEAST_DIFFERENCE, SIZE
 from tether._files import read_json
 from tether.data import icon_shift
 from tether.data.icon_shift import LOOKS
@@ -69,22 +69,18 @@ def report(pictures: Path, shift: Path, stem: LiteStem, pairs_file: Path | None 
 
 def nearest(shapes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each row of bits (as ±1) the number of bits by which the nearest known row differs, and its place."""
-    distances, places = [], []
-    for start in range(0, len(shapes), 256):
-        products = shapes[start : start + 256] @ known.T
-        places.append(products.argmax(1))
-        distances.append((shapes.shape[1] - products.max(1)) / 2)
-    return np.concatenate(distances), np.concatenate(places)
+    products, places = _most_similar(shapes, known)
+    return (shapes.shape[1] - products) / 2, places
 
 
-def _most_similar(features: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each row of unit length the largest cosine to a known row, and its place."""
-    cosines, places = [], []
-    for start in range(0, len(features), 256):
-        products = features[start : start + 256] @ known.T
+def _most_similar(rows: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each row the largest product with a known row, and its place."""
+    largest, places = [], []
+    for start in range(0, len(rows), 256):
+        products = rows[start : start + 256] @ known.T
         places.append(products.argmax(1))
-        cosines.append(products.max(1))
-    return np.concatenate(cosines), np.concatenate(places)
+        largest.append(products.max(1))
+    return np.concatenate(largest), np.concatenate(places)
 
 
 @torch.no_grad()
@@ -94,8 +90,7 @@ def _features(archive: Path, files: Sequence[str], stem: LiteStem) -> np.ndarray
     with zipfile.ZipFile(archive) as opened:
         for start in range(0, len(files), 128):
             images = [
-                np.asarray(Image.open(io.BytesIO(opened.read(file))).convert("RGB"), np.float32)
-                for file in files[start : start + 128]
+                np.asarray(_drawing(opened.read(file)), np.float32) for file in files[start : start + 128]
             ]
             pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
             maps = stem(pixels)
@@ -103,6 +98,11 @@ def _features(archive: Path, files: Sequence[str], stem: LiteStem) -> np.ndarray
                 torch.nn.functional.normalize((maps - maps.mean((2, 3), keepdim=True)).flatten(1), dim=1)
             )
     return torch.cat(rows).numpy()
+
+
+def _drawing(data: bytes) -> Image.Image:
+    """A drawing as the benchmark has it: `SIZE` pixels a side, on white."""
+    return on_white(Image.open(io.BytesIO(data)).convert("RGBA").resize((SIZE, SIZE)))
 
 
 def _draw(
@@ -128,9 +128,9 @@ def _draw(
             left, top = number % 12 * 116, number // 12 * 236
             with zipfile.ZipFile(shift / f"{look}.zip") as opened:
                 own = icon_shift.pictures(index, look)[place].file
-                sheet.paste(Image.open(io.BytesIO(opened.read(own))).convert("RGB"), (left, top))
+                sheet.paste(_drawing(opened.read(own)), (left, top))
             other = trained[found[look][2][place]]
-            sheet.paste(Image.open(io.BytesIO(others.read(other))).convert("RGB"), (left, top + 114))
+            sheet.paste(_drawing(others.read(other)), (left, top + 114))
     sheet.save(file)
 
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from makers._building import command, write_zip
 from makers._typeface_sources import LICENCES, TYPEFACES, Typeface, fetch, read_typeface
-from tether._files import sha256_file, write_atomically
+from tether._files import sha256_file, write_atomically, write_text
 from tether.errors import TetherError
 
 SIZE, INK, DRAWN = 96, 72, 160
@@ -78,7 +78,7 @@ def build(folder: Path, out: Path, typefaces: Mapping[str, Sequence[str]] = TYPE
     write_zip(out / "pictures.zip", files)
     write_atomically(out / "typefaces.csv", lambda temporary: _write_csv(temporary, rows))
     text = card(drawn, closest, sha256_file(out / "pictures.zip"), sha256_file(out / "typefaces.csv"))
-    write_atomically(out / "CARD.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(out / "CARD.md", text)
 
 
 def assign_splits(names: Sequence[str]) -> dict[str, str]:

@@ -90,8 +90,19 @@ def differences(point: AlphaPoint, pictures: int) -> torch.Tensor:
 
 
 def best(points: Sequence[AlphaPoint], competes: Callable[[AlphaPoint], bool]) -> Alpha:
-    """Of those that compete the best on the simulated shifts; of equals the one nearer to the zero-shot model."""
+    """Of those that compete the best on the simulated shifts; of equals the one nearer to the zero-shot model.
+
+    Raises:
+        TetherError: one of several that compete was not evaluated on simulated shifts.
+    """
     allowed = [point for point in points if competes(point)]
+    if len(allowed) == 1:
+        return allowed[0].alpha
+    if missing := [alpha_text(point.alpha) for point in allowed if point.simulated_mean is None]:
+        raise TetherError(
+            f"No simulated shift was evaluated at alpha {', '.join(missing)}, which competes by the former rule "
+            "though not by the present one. Such a run cannot be compared."
+        )
     return min(allowed, key=lambda point: (-round(point.simulated_mean, 12), _size(point.alpha))).alpha
 
 

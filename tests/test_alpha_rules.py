@@ -33,7 +33,9 @@ def rewrite(outcome, change):
 
 
 def point(loss, error, simulated, alpha=0.0):
-    return AlphaPoint(alpha, 0.5, {"grey": simulated}, simulated, loss, error, True)
+    return AlphaPoint(
+        alpha, 0.5, {} if simulated is None else {"grey": simulated}, simulated, loss, error, True
+    )
 
 
 @pytest.mark.parametrize(("b", "c", "n"), [(0, 0, 42), (1, 0, 42), (3, 0, 100), (7, 2, 236), (21, 19, 100)])
@@ -64,6 +66,14 @@ def test_a_row_has_both_choices_and_the_accuracies_at_them(auto, tmp_path):
     others = [scores[name].value for name in scores if name != home and not scores[name].split.is_corruption]
     assert row.accuracy == (scores[home].value, pytest.approx(sum(others) / len(others)))
     assert f"| {outcome.run.name} | 0.5 | 1 |" in tool.table([row])
+
+
+def test_what_was_not_evaluated_is_asked_for_only_where_it_would_decide():
+    points = [point(0.0, 0.0, 0.3, 0.5), point(0.2, 0.1, None, 1.0)]
+    assert tool.best(points, lambda own: own.loss < 0.1) == 0.5
+    assert tool.best([points[1]], lambda own: True) == 1.0
+    with pytest.raises(TetherError, match="No simulated shift was evaluated at alpha 1, "):
+        tool.best(points, lambda own: True)
 
 
 def test_what_a_run_says_by_the_exact_test_is_taken_as_it_is(auto):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from makers._building import errors_as_lines
-from tether._files import read_json, sha256_file, write_atomically
+from tether._files import read_json, sha256_file, write_text
 from tether.data import ImageRef, ManifestConfig, icon_shift, read_image, test_transform
 from tether.data.emoji_classes import CLASS_NAMES
 from tether.data.emoji_shift import TEMPLATES, captioned, vendors
@@ -193,9 +193,7 @@ def main() -> None:
     options = parser.parse_args()
     with errors_as_lines():
         text = card(options.folder, options.pictures, options.typefaces, options.history)
-        write_atomically(
-            options.folder / "CARD.md", lambda temporary: temporary.write_text(text, encoding="utf-8")
-        )
+        write_text(options.folder / "CARD.md", text)
 
 
 if __name__ == "__main__":

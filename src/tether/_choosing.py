@@ -1,7 +1,7 @@
 """What the configs of ensembles share: how the weight of the tuned model is chosen."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from tether._alpha import TOWERS
@@ -10,6 +10,9 @@ from tether.errors import TetherError, near_misses
 Rule = Literal["bounded loss", "in distribution", "mean"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 """The rules of `tether.evaluation.alpha`, where they are explained."""
+
+SIMULATED_PICTURES = 500
+"""So many validation pictures are altered to choose alpha by, unless a recipe says another number."""
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -22,6 +25,19 @@ def check_rule(rule: str) -> None:
     """
     if rule not in RULES:
         raise TetherError(f"There is no rule {rule!r} to choose by{near_misses(rule, RULES)}")
+
+
+def check_pictures(simulated_pictures: int | None) -> None:
+    """Refuse to alter no pictures at all.
+
+    Raises:
+        TetherError: the number is not 1 or more.
+    """
+    if simulated_pictures is not None and simulated_pictures < 1:
+        raise TetherError(
+            f"simulated_pictures is 1 or more, or null for all of them; found {simulated_pictures}. To choose by "
+            "validation accuracy alone, say rule: in distribution."
+        )
 
 
 def check_weight(name: str, value: float | str, grid: Sequence[float], rule: str) -> None:
@@ -49,6 +65,8 @@ class AlphaConfig:
     """What "auto" chooses from, and where the curve of the report is measured."""
     rule: Rule = "bounded loss"
     """How "auto" chooses, see `tether.evaluation.alpha`."""
+    simulated_pictures: int | None = field(default=SIMULATED_PICTURES, metadata={"added": True})
+    """Validation pictures of which "auto" evaluates simulated shifts, at most; null for all."""
     per_tower: bool = False
     """Choose alpha for each tower of its own, from all pairs of the grid."""
     curve: bool = True
@@ -60,5 +78,6 @@ class AlphaConfig:
             raise TetherError(
                 f"alpha.value per tower names both, image and text; found {sorted(self.value)}."
             )
+        check_pictures(self.simulated_pictures)
         for value in self.value.values() if isinstance(self.value, dict) else (self.value,):
             check_weight("alpha.value", value, self.grid, self.rule)

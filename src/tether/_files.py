@@ -136,10 +136,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8; see `write_atomically`."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinity are refused: they are not JSON."""
     text = json.dumps(value, indent=2, sort_keys=False, allow_nan=False, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def read_json(path: Path, kind: Any = Any) -> Any:

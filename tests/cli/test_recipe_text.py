@@ -15,7 +15,11 @@ from tether.cli.sources import Config, Sources
 from tether.errors import TetherError
 from tether.recipe_files import names
 
-EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").rglob("*.yaml"))
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+RECIPES = sorted(
+    path for path in EXPERIMENTS.rglob("*.yaml") if set(yaml.safe_load(path.read_text())) != {"data"}
+)
+DATA = sorted(set(EXPERIMENTS.rglob("*.yaml")) - set(RECIPES))
 
 
 def holds(printed, plain):
@@ -25,12 +29,19 @@ def holds(printed, plain):
     return all(name in printed and holds(printed[name], value) for name, value in plain.items())
 
 
-@pytest.mark.parametrize("source", [*names(), *EXPERIMENTS], ids=lambda source: Path(source).stem)
+@pytest.mark.parametrize("source", [*names(), *RECIPES], ids=lambda source: Path(source).stem)
 def test_what_is_printed_is_the_recipe(source):
     printed = yaml.safe_load(recipe_text(source))
     assert recipes.from_plain(printed) == recipes.read(source)
     assert list(printed) == [field.name for field in dataclasses.fields(recipes.Recipe)]
     assert holds(printed, recipes.to_plain(recipes.read(source)))
+
+
+@pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
+def test_data_alone_fits_a_recipe(path):
+    data = yaml.safe_load(path.read_text())["data"]
+    recipe = recipes.from_plain({"name": "any", "training": {"epochs": 1}, "data": data})
+    assert recipe.data.load().in_distribution == path.stem
 
 
 def test_every_option_of_every_method_has_a_meaning():

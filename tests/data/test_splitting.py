@@ -3,7 +3,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tether.data import Example, ImageRef, split_by_identity
-from tether.data.splitting import parts_of
+from tether.data.captions import CaptionedImage, CaptionSplit
+from tether.data.records import Split
+from tether.data.splitting import parts_of, thinned
 from tether.errors import TetherError
 
 
@@ -67,3 +69,24 @@ def test_parts_of_identities_leave_a_rest_and_depend_on_no_order():
     assert parts_of(["one"], (0.9,)) == {"one": 1} and parts_of([], (0.5,)) == {}
     with pytest.raises(TetherError, match=r"The shares \[0.6, 0.4\] must not be negative and must leave"):
         parts_of(names, (0.6, 0.4))
+
+
+@pytest.mark.parametrize("most", [1, 3, 8, 10, 29])
+def test_a_thinned_split_keeps_its_order_and_the_shares_of_its_classes(most):
+    """Whatever the order of the list: by class, or the classes in turn, which equal distances could miss."""
+    by_class = tuple(Example(ImageRef("x", f"{i}.png"), 0 if i < 20 else 1) for i in range(30))
+    mixed = tuple(by_class[i] for i in sorted(range(30), key=lambda i: (i % 10, i)))
+    for examples in (by_class, mixed):
+        found = thinned(Split(name="v", domain="d", examples=examples), most)
+        assert len(found) == most and found.domain == "d"
+        places = [examples.index(example) for example in found.examples]
+        assert places == sorted(set(places))
+        assert abs(sum(example.label == 0 for example in found.examples) - most * 2 / 3) < 1
+    whole = Split(name="v", domain="d", examples=by_class)
+    assert thinned(whole, None) is thinned(whole, 30) is thinned(whole, 1000) is whole
+
+
+def test_a_split_without_classes_is_thinned_as_the_list_is():
+    pictures = tuple(CaptionedImage(ImageRef("x", f"{i}.png"), (f"picture {i}", "one")) for i in range(10))
+    found = thinned(CaptionSplit(name="v", examples=pictures), 5)
+    assert found.examples == pictures[::2] and len(found.captions) == 10

@@ -6,8 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tether.data.simulated import SIMULATED_SHIFTS, simulated_shifts
 from tether.errors import TetherError
-from tether.evaluation.alpha import ALL_SIGNS_OF, LEVEL, choose_alpha, sign_flip_test
+from tether.evaluation.alpha import (
+    ALL_SIGNS_OF,
+    LEVEL,
+    choose_alpha,
+    choose_economically,
+    competing,
+    sign_flip_test,
+)
 from tether.evaluation.scores import SplitScores, Sweep
 from tether.evaluation.scoring import Metric, Scores
 
@@ -371,3 +379,117 @@ def test_what_does_not_fit_is_refused():
         choose_alpha(sweep, "validation")
     with pytest.raises(TetherError, match="no split 'shfit'; did you mean 'shift'"):
         choose_alpha(sweep, "validation", ["shfit"])
+
+
+class Table:
+    """Answers drawn by chance at every alpha, to the validation pictures and to every simulated shift of them."""
+
+    def __init__(self, seed, per_tower=False):
+        chance = torch.Generator().manual_seed(seed)
+        n = int(torch.randint(20, 150, (1,), generator=chance))
+        grid = [i / 4 for i in range(5)]
+        self.alphas = [{"image": a, "text": b} for a in grid[:3] for b in grid[:3]] if per_tower else grid
+        self.validation = split("validation", n)
+        flips = float(torch.rand(1, generator=chance)) * 0.2
+        self.right = {}
+        for name in ("validation", *SIMULATED_SHIFTS):
+            kept = torch.rand(len(self.alphas), 1, generator=chance) / 2 + 0.5
+            changed = torch.rand(len(self.alphas), n, generator=chance) < flips
+            right = (torch.rand(n, generator=chance) < 0.8) ^ (changed.long().cumsum(0) % 2 == 1)
+            self.right[name] = right & (torch.rand(len(self.alphas), n, generator=chance) < kept)
+        self.asked = []
+
+    def __call__(self, splits, alphas):
+        self.asked.append((list(splits), list(alphas)))
+        place = {example.image: i for i, example in enumerate(self.validation.examples)}
+        found = []
+        for alpha in alphas:
+            right = {
+                name: self.right[own.alteration.split(":")[1] if own.alteration else "validation"][
+                    self.alphas.index(alpha)
+                ]
+                for name, own in splits.items()
+            }
+            found.append(
+                {
+                    name: scores(own, right[name][[place[example.image] for example in own.examples]])
+                    for name, own in splits.items()
+                }
+            )
+        return Sweep(tuple(alphas), tuple(found))
+
+    def everything(self):
+        shifts = simulated_shifts(self.validation)
+        return self({"validation": self.validation, **shifts}, self.alphas), list(shifts)
+
+
+@pytest.mark.parametrize("per_tower", [False, True])
+@pytest.mark.parametrize("rule", ["bounded loss", "mean", "in distribution"])
+def test_the_choice_is_the_same_without_what_does_not_decide(rule, per_tower):
+    """Random tables of scores: all evaluated, and only what is needed."""
+    evaluated = set()
+    for seed in range(12):
+        table = Table(seed, per_tower)
+        sweep, shifts = table.everything()
+        expected = choose_alpha(sweep, "validation", shifts if rule != "in distribution" else [], rule=rule)
+        table.asked.clear()
+        found = choose_economically(table, table.validation, table.alphas, rule=rule, pictures=None)
+        assert found.alpha == expected.alpha and found.pictures == expected.pictures
+        assert competing(sweep, "validation", rule=rule) == competing(
+            table({"validation": table.validation}, table.alphas), "validation", rule=rule
+        )
+        decided = [point.alpha for point in expected.curve if point.allowed]
+        if rule == "in distribution" or (rule == "bounded loss" and len(decided) == 1):
+            decided = []
+        wanted = [(["validation"], table.alphas)] + [(shifts, decided)] * bool(decided)
+        assert table.asked[:-1] == wanted
+        for point, full in zip(found.curve, expected.curve, strict=True):
+            if point.alpha in decided:
+                assert point == full
+            else:
+                assert point == replace(full, simulated={}, simulated_mean=None)
+        evaluated.add(len(decided))
+    assert {"mean": {len(table.alphas)}, "in distribution": {0}}.get(rule, evaluated) == evaluated
+    assert rule != "bounded loss" or (0 in evaluated and len(evaluated) > 2)
+
+
+def test_where_one_alpha_competes_nothing_is_left_to_decide():
+    sweep = sweep_of([0.5, 0.6, 0.5], [0.5, 0.4, 0.3])
+    bare = Sweep(sweep.alphas, tuple({"validation": own["validation"]} for own in sweep.scores))
+    assert competing(bare, "validation") == ()
+    choice = choose_alpha(bare, "validation", ["shift"])
+    assert choice.alpha == choose_alpha(sweep, "validation", ["shift"]).alpha == 0.5
+    assert "That is alpha 0.5, so simulated shifts had nothing to decide. No test" in choice.reason
+
+
+def test_an_alpha_that_competes_must_have_been_evaluated():
+    sweep = sweep_of([0.5, 0.6, 0.6], [0.5, 0.4, 0.3])
+    assert competing(sweep, "validation") == (0.5, 1.0)
+    first, second, third = sweep.scores
+    bare = {"validation": third["validation"]}
+    with pytest.raises(TetherError, match=r"Alpha 1 competes, and .* not evaluated there"):
+        choose_alpha(Sweep(sweep.alphas, (first, second, bare)), "validation", ["shift"])
+    fewer = Sweep(sweep.alphas, ({"validation": first["validation"]}, second, third))
+    assert choose_alpha(fewer, "validation", ["shift"]).alpha == 0.5
+
+
+def test_some_of_the_validation_pictures_stand_for_all_in_the_simulated_shifts():
+    table = next(
+        table
+        for seed in range(40)
+        if len(competing((table := Table(seed)).everything()[0], "validation")) > 1
+    )
+    seen = []
+
+    def evaluate(splits, alphas):
+        seen.append({name: len(own) for name, own in splits.items()})
+        return table(splits, alphas)
+
+    choice = choose_economically(evaluate, table.validation, table.alphas, pictures=16)
+    assert seen == [{"validation": len(table.validation)}, dict.fromkeys(SIMULATED_SHIFTS, 16)]
+    assert choice.pictures == len(table.validation)
+    assert "on 9 simulated shifts of 16 of the same pictures" in choice.reason
+    mean = choose_economically(table, table.validation, table.alphas, rule="mean", pictures=16)
+    assert "on 9 simulated shifts of 16 of them" in mean.reason
+    everything = choose_economically(table, table.validation, table.alphas, pictures=10_000)
+    assert "on 9 simulated shifts of the same pictures" in everything.reason

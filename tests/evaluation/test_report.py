@@ -311,6 +311,37 @@ def test_a_grid_of_alphas_is_drawn_as_a_map():
     assert "Each cell is one pair of alphas" in report_page(grid)
 
 
+def unevaluated(choice, *places):
+    """A choice without the simulated accuracy of some points."""
+    curve = [
+        replace(point, simulated={}, simulated_mean=None) if place in places else point
+        for place, point in enumerate(choice.curve)
+    ]
+    return replace(choice, curve=tuple(curve))
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_what_was_not_evaluated_is_not_drawn(grid):
+    results = demo_results(seeds=1, n=80, grid=grid)
+    last = len(results.alpha.curve) - 1
+    whole, some, none = (
+        replace(results, alpha=unevaluated(results.alpha, *places))
+        for places in ((), (0, 3, last), range(last + 1))
+    )
+    told = "The copies were looked at only where they decide."
+    assert [told in report_page(one) for one in (whole, some, none)] == [False, True, False]
+    copies = ["and altered copies of them" in report_page(one) for one in (whole, some, none)]
+    assert copies == [True, True, False]
+    drawn, fewer, bare = (alpha_figure(one.alpha, None) for one in (whole, some, none))
+    shapes = [svg.count("<use ") + svg.count("<path ") for svg in (drawn, fewer, bare)]
+    assert shapes == sorted(set(shapes), reverse=True)
+    if grid:
+        assert [svg.count("alpha of the text tower") for svg in (drawn, fewer, bare)] == [2, 2, 1]
+    else:
+        named = ["mean of 3 simulated shifts of it" in report_page(one) for one in (whole, some, none)]
+        assert named == [True, True, False]
+
+
 def test_a_curve_of_one_alpha_is_only_told(results):
     alone = replace(results.alpha, curve=results.alpha.curve[:1])
     assert alpha_figure(alone, None) is None

@@ -32,6 +32,16 @@ def test_no_name_is_broken_however_wide_the_terminal(name, width):
         assert max(map(len, text.splitlines()[:-5])) <= 80
 
 
+@pytest.mark.parametrize("width", [70, 80, 84, 96])
+def test_the_last_column_is_whole_where_words_are_wrapped(width):
+    results = Results.load(KEPT / "emoji-shift" / "results.json")
+    names = ("zero-shot", "full", "wise-ft", "r-adapter")
+    few = replace(results, methods=tuple(results.method(name) for name in names), differences=())
+    lines = shown(few, width).splitlines()
+    assert max(map(len, lines)) <= width and "…" not in "".join(lines)
+    assert next(line for line in lines if line.startswith("┏")).endswith("┓")
+
+
 def test_the_in_distribution_domain_comes_first_and_is_marked():
     results = Results.load(KEPT / "typefaces" / "results.json")
     first = shown(results, 400).splitlines()[4]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tether.data.dataset
+import tether.data.simulated
 from tether import recipe as recipes
 from tether._files import read_json, read_tensors
 from tether.adapters.files import apply, load_adapter
@@ -15,6 +16,7 @@ from tether.adapters.head import HEAD_FILE, read_head
 from tether.data import load_benchmark
 from tether.errors import TetherError
 from tether.evaluation import Classifier, class_embeddings, evaluate, zero_shot_classifier
+from tether.evaluation import alpha as deciding
 from tether.evaluation.reading import read_ahead
 from tether.models import load
 from tether.runs import train as fine_tuning
@@ -235,6 +237,49 @@ def test_alpha_is_chosen_without_a_look_at_any_test_picture(tiny_recipe, tmp_pat
     reads.clear()  # the same run, continued with the test: alpha stays, and now every test picture is read
     again = quiet(changed(tiny_recipe, alpha=alpha), tmp_path, resume=outcome.run)
     assert again.alpha == outcome.alpha and tested <= set(reads)
+
+
+@pytest.mark.parametrize("per_tower", [False, True])
+def test_alpha_is_the_same_where_everything_is_evaluated(tiny_recipe, tmp_path, monkeypatch, per_tower):
+    """Simulated shifts at alphas that cannot be chosen change nothing, to the last bit of the others.
+
+    Of so few pictures chance would explain every loss; here it explains none.
+    """
+    monkeypatch.setattr(deciding, "LEVEL", 1.0)
+    alpha = {"value": "auto", "grid": [0.0, 0.25, 0.5, 0.75, 1.0], "per_tower": per_tower}
+    found = quiet(changed(tiny_recipe, alpha=alpha), tmp_path, test=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(deciding, "competing", lambda sweep, *rest, **options: sweep.alphas)
+        everything = quiet(changed(tiny_recipe, alpha=alpha), tmp_path, test=False)
+    assert found.alpha == everything.alpha
+    assert all(point["simulated"] for point in everything.validation)
+    for point, full in zip(found.validation, everything.validation, strict=True):
+        assert point == full or point == {**full, "simulated": {}, "simulated_mean": None}
+        assert not point["simulated"] or point["allowed"]
+    assert found.validation != everything.validation
+
+
+def test_so_many_validation_pictures_are_altered_and_no_more(tiny_recipe, tmp_path, monkeypatch):
+    altered = set()
+    simulate = tether.data.simulated.simulate
+    monkeypatch.setattr(
+        tether.data.simulated,
+        "simulate",
+        lambda image, name, **options: altered.add(options["key"]) or simulate(image, name, **options),
+    )
+    alpha = {"value": "auto", "rule": "mean", "grid": [0.0, 1.0], "simulated_pictures": 4}
+    outcome = quiet(changed(tiny_recipe, alpha=alpha, training={"epochs": 1}), tmp_path, test=False)
+    assert len(altered) == 4 < len(outcome.benchmark.validation)
+    assert "shifts of 4 of them" in outcome.alpha_reason
+    assert read_json(outcome.run / "config.json")["alpha"]["simulated_pictures"] == 4
+    with pytest.raises(
+        TetherError, match="simulated_pictures is 1 or more, or null for all of them; found 0"
+    ):
+        recipes.from_plain(changed(tiny_recipe, alpha={"simulated_pictures": 0}))
+    assert (
+        recipes.from_plain(changed(tiny_recipe, alpha={"simulated_pictures": None})).alpha.simulated_pictures
+        is None
+    )
 
 
 def test_a_finished_run_is_read_and_not_repeated(tiny_recipe, tmp_path, bases, monkeypatch):

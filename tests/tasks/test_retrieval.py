@@ -54,13 +54,19 @@ def test_the_numbers_are_those_of_the_features_at_alpha_0(retrieval_options, out
     assert torch.equal(scores.text_ranks, best_ranks(texts, images, pairs.flip(1)))
 
 
-def test_alpha_is_chosen_by_recall_on_validation_pictures(retrieval_options, tmp_path):
-    alpha = {"value": "auto", "grid": [0.0, 1.0], "curve": False}
-    outcome = run(
-        recipes.from_plain({**retrieval_options, "alpha": alpha}), tmp_path, show_progress=False, test=False
-    )
+@pytest.mark.parametrize("rule", ["bounded loss", "mean"])
+def test_alpha_is_chosen_by_recall_on_validation_pictures(retrieval_options, tmp_path, rule):
+    alpha = {"value": "auto", "grid": [0.0, 1.0], "curve": False, "simulated_pictures": 4}
+    recipe = recipes.from_plain({**retrieval_options, "alpha": {**alpha, "rule": rule}})
+    outcome = run(recipe, tmp_path, show_progress=False, test=False)
     assert len(outcome.validation) == 2 and outcome.alpha in (0.0, 1.0)
     assert "No test picture was used" in outcome.alpha_reason
+    decided = [point for point in outcome.validation if point["allowed"]]
+    if rule == "mean" or len(decided) > 1:
+        assert "simulated shifts of 4 of" in outcome.alpha_reason
+        assert all(len(point["simulated"]) == 9 for point in decided)
+    else:
+        assert not any(point["simulated"] for point in outcome.validation)
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(retrieval_options, outcome, tmp_path, monkeypatch):

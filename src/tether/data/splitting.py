@@ -2,10 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
-from tether.data.records import Example
+from tether.data.records import Example, PictureSplit
 from tether.data.seeds import derived_seed
 from tether.errors import TetherError
+
+AnySplit = TypeVar("AnySplit", bound=PictureSplit)
 
 
 def split_by_identity(
@@ -55,6 +59,18 @@ def parts_of(identities: Iterable[str], shares: Sequence[float], *, seed: int = 
         part_of.update(dict.fromkeys(ordered[start:end], part))
         start = end
     return part_of
+
+
+def thinned(split: AnySplit, most: int | None) -> AnySplit:
+    """At most so many pictures of a split, in its order: at equal distances in the list of its classes one after
+    another, so that each keeps its share; without classes in the list as it is. None for all of them.
+    """
+    size = len(split)
+    if most is None or size <= most:
+        return split
+    by_class = sorted(range(size), key=lambda place: getattr(split.examples[place], "label", 0))
+    chosen = sorted(by_class[number * size // most] for number in range(most))
+    return replace(split, examples=tuple(split.examples[place] for place in chosen))
 
 
 def _check(shares: Sequence[float]) -> None:

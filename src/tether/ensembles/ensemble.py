@@ -2,15 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
-from tether.data import simulated_shifts
 from tether.data.records import Split
-from tether.ensembles.pair import Pair, Respond, as_logits, competing
+from tether.ensembles.pair import Pair, as_logits, competing
 from tether.ensembles.views import Views
 from tether.errors import TetherError
-from tether.evaluation.alpha import AlphaChoice, choose_alpha
+from tether.evaluation.alpha import AlphaChoice, choose_economically
 from tether.evaluation.classifier import Classifier
 from tether.evaluation.scores import SplitScores, Sweep
 
@@ -82,26 +82,27 @@ def mixed_logits(mix: Mix, views: Views, split: Split) -> Tensor:
 
 
 def choose(
-    rule: str,
-    pair: Pair,
+    config: Any,
     validation: Split,
     weights: Sequence[float],
-    respond: Respond,
+    answer: Callable[[Mapping[str, Split], Sequence[float]], list[dict[str, SplitScores]]],
     at_home: Sequence[SplitScores] | None = None,
 ) -> AlphaChoice:
-    """The weight that a rule prefers, by validation pictures and, where it looks at them, simulated shifts.
+    """The weight that a rule prefers, by validation pictures and, where they decide, simulated shifts.
 
     Args:
-        respond: how each weight answers.
+        config: with the rule, and the number of pictures to alter.
+        answer: scores on splits of some of the weights.
         at_home: scores on the validation pictures at each weight, where they are known already.
     """
-    shifts = {} if rule == "in distribution" else simulated_shifts(validation)
-    if at_home is None:
-        scores = pair.answer(respond, {"validation": validation, **shifts})
-    else:
-        shifted = pair.answer(respond, shifts) if shifts else [{} for _ in weights]
-        scores = [{"validation": known, **rest} for known, rest in zip(at_home, shifted, strict=True)]
-    return choose_alpha(Sweep(tuple(weights), tuple(scores)), "validation", list(shifts), rule=rule)
+
+    def evaluate(splits: Mapping[str, Split], some: Sequence[float]) -> Sweep:
+        if at_home is not None and splits.keys() == {"validation"}:
+            return Sweep(tuple(some), tuple({"validation": known} for known in at_home))
+        return Sweep(tuple(some), tuple(answer(splits, some)))
+
+    options = {"rule": config.rule, "pictures": config.simulated_pictures}
+    return choose_economically(evaluate, validation, weights, **options)
 
 
 def require_validation(validation: Split) -> None:

@@ -6,21 +6,22 @@ forward at inference.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tether._choosing import GRID, check_weight
+from tether._choosing import GRID, SIMULATED_PICTURES, check_pictures, check_weight
 from tether.config import method
 from tether.data.records import Split
 from tether.ensembles.ensemble import Ensemble, Mixed, choose, mixed_logits, require_validation
 from tether.ensembles.pair import Pair, competing, labels_among, score
 from tether.ensembles.views import Views
 from tether.errors import TetherError, near_misses
+from tether.evaluation.scores import SplitScores
 from tether.families import EnsembleConfig
 
 SPACES = ("probabilities", "logits")
@@ -37,6 +38,8 @@ class OutputConfig(EnsembleConfig):
     """What "auto" chooses from."""
     rule: str = "bounded loss"
     """How "auto" chooses, see `tether.evaluation.alpha`."""
+    simulated_pictures: int | None = field(default=SIMULATED_PICTURES, metadata={"added": True})
+    """Validation pictures of which simulated shifts are evaluated, at most; null for all."""
     space: str = "probabilities"
     """What is mixed: "probabilities" or "logits"."""
     fit_temperatures: bool = True
@@ -51,6 +54,7 @@ class OutputConfig(EnsembleConfig):
 
     def __post_init__(self) -> None:
         check_weight("weight", self.weight, self.grid, self.rule)
+        check_pictures(self.simulated_pictures)
         _check_space(self.space)
 
 
@@ -194,12 +198,15 @@ def fit_output(config: OutputConfig, pair: Pair, validation: Split) -> Ensemble:
     if given:
         return Mixed(pair, mixes, config.weight, None)
 
-    def respond(pixels: Tensor, split: Split) -> list[Tensor]:
-        views = pair(pixels)
-        return [mixed_logits(mix, views, split) for mix in mixes.values()]
+    def answer(splits: Mapping[str, Split], some: Sequence[float]) -> list[dict[str, SplitScores]]:
+        def respond(pixels: Tensor, split: Split) -> list[Tensor]:
+            views = pair(pixels)
+            return [mixed_logits(mixes[weight], views, split) for weight in some]
+
+        return pair.answer(respond, splits)
 
     at_home = [score(validation, mixed_logits(mix, views, validation)) for mix in mixes.values()]
-    choice = choose(config.rule, pair, validation, weights, respond, at_home)
+    choice = choose(config, validation, weights, answer, at_home)
     return Mixed(pair, mixes, choice.alpha, choice)
 
 

@@ -78,10 +78,13 @@ def robustness_caption(results: Results) -> str:
 
 def alpha_caption(choice: AlphaChoice, method: Method | None) -> str:
     """What the curve shows and what was not used."""
+    altered = [point for point in choice.curve if point.simulated]
     text = (
         f"Alpha weighs what was learned against the zero-shot model. It was chosen on {choice.pictures:,} "
-        "validation pictures and altered copies of them, never on a test set."
+        f"validation pictures{' and altered copies of them' if altered else ''}, never on a test set."
     )
+    if altered and len(altered) < len(choice.curve):
+        text += " The copies were looked at only where they decide."
     if any(isinstance(point.alpha, Mapping) for point in choice.curve):
         return f"{text} Each cell is one pair of alphas; the framed one was chosen."
     text += " The vertical line is the choice"
@@ -116,8 +119,8 @@ def alpha_legend(choice: AlphaChoice, method: Method | None) -> str:
     if any(isinstance(point.alpha, Mapping) for point in choice.curve):
         return ""
     entries = [(PALETTE[0], "o", "validation")]
-    if choice.curve[0].simulated_mean is not None:
-        entries.append((PALETTE[1], "s", f"mean of {len(choice.curve[0].simulated)} simulated shifts of it"))
+    if shifts := max(len(point.simulated) for point in choice.curve):
+        entries.append((PALETTE[1], "s", f"mean of {shifts} simulated shifts of it"))
     if method and method.path:
         entries += [
             (PALETTE[0], "dash", "in-distribution test"),

@@ -64,6 +64,12 @@ def svg(figure: Figure, name: str) -> str:
     return text.replace(INK, "currentColor")
 
 
+def standing_alone(drawing: str) -> str:
+    """A figure outside of a page: in the ink of a light one, on white."""
+    drawing = drawing.replace("<svg", '<svg color="#1a1d21"', 1)
+    return drawing.replace(">", '><rect width="100%" height="100%" fill="white"/>', 1)
+
+
 def logit_array(values: np.ndarray) -> np.ndarray:
     clipped = values.clip(1e-6, 1 - 1e-6)
     return np.log(clipped) - np.log1p(-clipped)

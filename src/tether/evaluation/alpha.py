@@ -44,18 +44,25 @@ cannot, or need not, tell apart. For comparison there are
     "mean"             the highest mean of validation and simulated accuracy, half and half.
 
 Ties go to the alpha nearer to the zero-shot model.
+
+A point that may not compete needs no simulated shifts, and where one alone may compete, none does. So
+`choose_economically` evaluates the validation pictures at every alpha first, and the simulated shifts only where they
+decide (`competing`); what was not evaluated has no simulated accuracy. The choice is the same.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tether._alpha import Alpha, alpha_of
-from tether._choosing import check_rule
+from tether._choosing import SIMULATED_PICTURES, check_rule
+from tether.data.records import PictureSplit
+from tether.data.simulated import simulated_shifts
+from tether.data.splitting import thinned
 from tether.errors import TetherError, near_misses
 from tether.evaluation.scores import Sweep, alpha_text
 from tether.evaluation.scoring import Scores
@@ -72,6 +79,7 @@ class AlphaPoint:
     """Accuracies at one alpha, and how far below the best validation accuracy it is.
 
     Attributes:
+        simulated, simulated_mean: empty and None where the simulated shifts were not evaluated.
         loss: validation accuracy lost against the best alpha.
         loss_error: standard error of `loss`, over the same pictures and clustered by identity. For right and
             wrong answers to one picture per identity, `loss` and `loss_error` give the numbers of pictures that
@@ -99,6 +107,54 @@ class AlphaChoice:
     curve: tuple[AlphaPoint, ...]
 
 
+Evaluate = Callable[[Mapping[str, PictureSplit], Sequence[Alpha]], Sweep]
+"""Gives scores on some splits at some alphas."""
+
+
+def choose_economically(
+    evaluate: Evaluate,
+    validation: PictureSplit,
+    alphas: Sequence[Alpha],
+    *,
+    rule: str = "bounded loss",
+    pictures: int | None = SIMULATED_PICTURES,
+) -> AlphaChoice:
+    """The alpha that `rule` prefers, with no more evaluated than it takes.
+
+    Args:
+        evaluate: called with the validation pictures at all alphas, and then, where they decide, with simulated shifts
+            of them at those that compete.
+        pictures: so many of the validation pictures are altered at most; None for all.
+
+    Raises:
+        TetherError: as `choose_alpha`.
+    """
+    sweep = evaluate({"validation": validation}, alphas)
+    if rule == "in distribution":
+        return choose_alpha(sweep, "validation", rule=rule)
+    shifts = simulated_shifts(thinned(validation, pictures))
+    if decided := competing(sweep, "validation", rule=rule):
+        altered = evaluate(shifts, decided)
+        scores = (
+            {**at_home, **altered.at(alpha)} if alpha in decided else at_home
+            for alpha, at_home in zip(sweep.alphas, sweep.scores, strict=True)
+        )
+        sweep = Sweep(sweep.alphas, tuple(scores))
+    return choose_alpha(sweep, "validation", list(shifts), rule=rule)
+
+
+def competing(
+    sweep: Sweep, in_distribution: str, *, rule: str = "bounded loss", tolerance: float = 0.005
+) -> tuple[Alpha, ...]:
+    """The alphas between which simulated shifts decide; none where validation pictures alone do.
+
+    Args:
+        sweep, in_distribution, tolerance: as `choose_alpha` takes them; simulated shifts are not looked at.
+    """
+    check_rule(rule)
+    return _decided(_on_validation(sweep, in_distribution, rule, tolerance), rule)
+
+
 def choose_alpha(
     sweep: Sweep,
     in_distribution: str,
@@ -112,11 +168,12 @@ def choose_alpha(
     Args:
         sweep: scores at every alpha to choose from, also of a grid with one alpha per tower.
         in_distribution: the split of `sweep` with the untouched validation pictures.
-        simulated: its splits with the same pictures, altered.
+        simulated: its splits with the same pictures or some of them, altered; an alpha that does not compete may be
+            without them.
         tolerance: validation accuracy that may be given up in any case, as a fraction.
 
     Raises:
-        TetherError: a split that was not swept; "simulated" pictures that are not the validation pictures; a
+        TetherError: a split that was not swept; "simulated" pictures that are no validation pictures; a
             rule that does not exist or needs simulated shifts when there are none.
     """
     check_rule(rule)
@@ -125,16 +182,22 @@ def choose_alpha(
             f"The rule {rule!r} needs simulated shifts of the validation pictures; there are none. Give "
             "some, or use the rule 'in distribution'."
         )
-    _check_pictures(sweep.scores[0], in_distribution, simulated)
-    validation = [scores[in_distribution] for scores in sweep.scores]
-    best = min(range(len(validation)), key=lambda i: (-validation[i].value, _size(sweep.alphas[i])))
-    curve = []
-    for alpha, scores, home in zip(sweep.alphas, sweep.scores, validation, strict=True):
-        shifted = {name: scores[name].value for name in simulated}
-        sums, loss, error = _paired_difference(validation[best], home)
-        allowed = rule != "bounded loss" or loss <= tolerance + 1e-12 or sign_flip_test(sums) > LEVEL
-        mean = math.fsum(shifted.values()) / len(shifted) if shifted else None
-        curve.append(AlphaPoint(alpha, home.value, shifted, mean, loss, error, allowed))
+    for scores in sweep.scores:
+        _check_pictures(scores, in_distribution, simulated)
+    points = _on_validation(sweep, in_distribution, rule, tolerance)
+    decided = _decided(points, rule)
+    curve, altered = [], 0
+    for point, scores in zip(points, sweep.scores, strict=True):
+        if simulated and scores.keys() > {in_distribution}:
+            shifted = {name: scores[name].value for name in simulated}
+            mean, altered = math.fsum(shifted.values()) / len(shifted), scores[simulated[0]].n
+            point = replace(point, simulated=shifted, simulated_mean=mean)
+        elif point.alpha in decided:
+            raise TetherError(
+                f"Alpha {alpha_text(point.alpha)} competes, and simulated shifts were not evaluated there. Evaluate "
+                "them at every alpha that `competing` gives."
+            )
+        curve.append(point)
 
     def goodness(point: AlphaPoint) -> float:
         if rule == "in distribution":
@@ -143,13 +206,37 @@ def choose_alpha(
             point.simulated_mean if rule == "bounded loss" else (point.in_distribution + point.simulated_mean)
         )
 
+    allowed = [point for point in curve if point.allowed]
     # Rounded, so that sums of the same numbers in another order tie.
-    chosen = min(
-        (point for point in curve if point.allowed),
-        key=lambda point: (-round(goodness(point), 12), _size(point.alpha)),
+    chosen = (
+        min(allowed, key=lambda point: (-round(goodness(point), 12), _size(point.alpha)))
+        if len(allowed) > 1
+        else allowed[0]
     )
-    reason = _reason(chosen, curve[best], curve, rule, validation[best].n, tolerance)
-    return AlphaChoice(chosen.alpha, rule, reason, validation[best].n, tuple(curve))
+    best = min(curve, key=lambda point: (-point.in_distribution, _size(point.alpha)))
+    pictures = sweep.scores[0][in_distribution].n
+    reason = _reason(chosen, best, curve, rule, pictures, altered, tolerance)
+    return AlphaChoice(chosen.alpha, rule, reason, pictures, tuple(curve))
+
+
+def _on_validation(sweep: Sweep, in_distribution: str, rule: str, tolerance: float) -> list[AlphaPoint]:
+    """What the validation pictures say of every alpha, without any simulated shift."""
+    validation = [scores[in_distribution] for scores in sweep.scores]
+    best = min(range(len(validation)), key=lambda i: (-validation[i].value, _size(sweep.alphas[i])))
+    points = []
+    for alpha, home in zip(sweep.alphas, validation, strict=True):
+        sums, loss, error = _paired_difference(validation[best], home)
+        allowed = rule != "bounded loss" or loss <= tolerance + 1e-12 or sign_flip_test(sums) > LEVEL
+        points.append(AlphaPoint(alpha, home.value, {}, None, loss, error, allowed))
+    return points
+
+
+def _decided(points: Sequence[AlphaPoint], rule: str) -> tuple[Alpha, ...]:
+    """See `competing`."""
+    allowed = tuple(point.alpha for point in points if point.allowed)
+    if rule == "in distribution" or (rule == "bounded loss" and len(allowed) == 1):
+        return ()
+    return allowed
 
 
 def sign_flip_test(sums: Float[Tensor, " identities"]) -> float:
@@ -176,12 +263,15 @@ def sign_flip_test(sums: Float[Tensor, " identities"]) -> float:
 
 
 def _check_pictures(scores: Mapping[str, Scores], in_distribution: str, simulated: Sequence[str]) -> None:
+    """See that simulated shifts are of validation pictures; an alpha has all of them, or validation pictures alone."""
+    if scores.keys() == {in_distribution}:
+        return
     for name in (in_distribution, *simulated):
         if name not in scores:
             raise TetherError(f"The sweep has no split {name!r}{near_misses(name, tuple(scores))}")
     pictures = scores[in_distribution].split.images
     for name in simulated:
-        if scores[name].split.images != pictures:
+        if not scores[name].split.images <= pictures:
             raise TetherError(
                 f"Split {name!r} is not made of the pictures of {in_distribution!r}. Alpha may only be "
                 f"chosen by validation pictures and simulated shifts of them, never by other test data."
@@ -218,31 +308,36 @@ def _reason(
     curve: Sequence[AlphaPoint],
     rule: str,
     pictures: int,
+    altered: int,
     tolerance: float,
 ) -> str:
     at = f"alpha {alpha_text(chosen.alpha)}"
+    some = f"{altered} of " if altered < pictures else ""
     level = f"{100 * chosen.in_distribution:.1f} % of {pictures} validation pictures"
     if rule == "in distribution":
         text = f"Of {len(curve)} alphas, {at} is right on the most validation pictures ({level})."
     elif rule == "mean":
         text = (
             f"Of {len(curve)} alphas, {at} has the highest mean of validation accuracy ({level}) and "
-            f"accuracy on {len(chosen.simulated)} simulated shifts of them "
+            f"accuracy on {len(chosen.simulated)} simulated shifts of {some}them "
             f"({100 * chosen.simulated_mean:.1f} %)."
         )
     else:
         allowed = sum(point.allowed for point in curve)
-        shifts = f"{len(chosen.simulated)} simulated shifts of the same pictures"
-        mean = f"{100 * chosen.simulated_mean:.1f} % on average"
         text = (
             f"Of {len(curve)} alphas, {allowed} {'loses' if allowed == 1 else 'lose'} no more validation "
             f"accuracy than chance explains (or {100 * tolerance:.1f} points) against the best one, alpha "
             f"{alpha_text(best.alpha)} with {100 * best.in_distribution:.1f} %. "
         )
-        if allowed == 1:
-            text += f"That is {at}: {mean} on {shifts}, at {level}."
+        if chosen.simulated_mean is None:
+            text += f"That is {at}, so simulated shifts had nothing to decide."
         else:
-            text += f"Among these, {at} is best on {shifts}: {mean}, at {level}."
+            shifts = f"{len(chosen.simulated)} simulated shifts of {some}the same pictures"
+            mean = f"{100 * chosen.simulated_mean:.1f} % on average"
+            if allowed == 1:
+                text += f"That is {at}: {mean} on {shifts}, at {level}."
+            else:
+                text += f"Among these, {at} is best on {shifts}: {mean}, at {level}."
     if _size(chosen.alpha) == 0:
         text += " That is the zero-shot model: on validation, fine-tuning did not help."
     elif len(curve) > 1 and _size(chosen.alpha) == max(_size(point.alpha) for point in curve):

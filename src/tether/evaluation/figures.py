@@ -172,8 +172,8 @@ def alpha_figure(choice: AlphaChoice, method: Method | None) -> str | None:
         )
         values = [100 * point.in_distribution for point in curve]
         axes.plot(alphas, values, color=PALETTE[0], marker="o", markersize=4)
-        if curve[0].simulated_mean is not None:
-            values = [100 * point.simulated_mean for point in curve]
+        if any(point.simulated for point in curve):
+            values = [100 * _simulated(point) for point in curve]
             axes.plot(alphas, values, color=PALETTE[1], marker="s", markersize=4)
         path = sorted(method.path, key=lambda point: point.alpha) if method and _plain(method) else []
         for attribute, colour in (("in_distribution", PALETTE[0]), ("shifted_mean", PALETTE[3])):
@@ -228,8 +228,8 @@ def _alpha_grid(choice: AlphaChoice) -> str:
     images = sorted({alpha_of(point.alpha, "image") for point in choice.curve})
     texts = sorted({alpha_of(point.alpha, "text") for point in choice.curve})
     shown = [("validation", lambda point: point.in_distribution)]
-    if choice.curve[0].simulated_mean is not None:
-        shown.append(("simulated shifts", lambda point: point.simulated_mean))
+    if any(point.simulated for point in choice.curve):
+        shown.append(("simulated shifts", _simulated))
     with drawing(3.4 * len(shown), 3.6, columns=len(shown)) as (figure, axes):
         for panel, (title, value) in zip([axes] if len(shown) == 1 else axes, shown, strict=True):
             panel.grid(False)
@@ -245,6 +245,11 @@ def _alpha_grid(choice: AlphaChoice) -> str:
         return svg(figure, "alpha")
 
 
+def _simulated(point: AlphaPoint) -> float:
+    """NaN, which is not drawn, where no simulated shift was evaluated."""
+    return math.nan if point.simulated_mean is None else point.simulated_mean
+
+
 def _grid_cell(
     panel: Axes,
     point: AlphaPoint,
@@ -253,7 +258,9 @@ def _grid_cell(
     texts: list,
     choice: AlphaChoice,
 ) -> None:
-    values = [value(other) for other in choice.curve]
+    if math.isnan(value(point)):
+        return
+    values = [number for other in choice.curve if not math.isnan(number := value(other))]
     share = (value(point) - min(values)) / (max(values) - min(values) or 1)
     x, y = images.index(alpha_of(point.alpha, "image")), texts.index(alpha_of(point.alpha, "text"))
     edge = (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tether.errors import TetherError
 from tether.evaluation.significance import Estimate, bootstrap, holm
 from tether.evaluation.summary import Runs, paired
+from tether.evaluation.tables import EXPLAIN_DIFFERENCES, markdown_table, range_text, spreadsheet_text
 
 PLACES = ("in distribution", "shifted")
 
@@ -103,20 +104,20 @@ def _mean(data_sets: Collection[Answers], method: str, place: str) -> float:
 
 def overall_markdown(rows: Sequence[Row], data_sets: Collection[str], reference: str) -> str:
     """The table for people, in percent."""
-    lines = [
+    about = (
         f"Mean over {len(data_sets)} data sets ({', '.join(data_sets)}); differences are against {reference}, in "
-        "points, with 95 % intervals from a bootstrap over what the pictures show and over seeds, paired by picture; p "
-        "is corrected for the number of methods (Holm).",
-        "",
-        "| method | in distribution | mean shifted | in distribution, difference | shifted, difference |",
-        "|---|---:|---:|---:|---:|",
+        f"points, {EXPLAIN_DIFFERENCES}"
+    )
+    header = ["method", "in distribution", "mean shifted", *(f"{place}, difference" for place in PLACES)]
+    cells = [
+        [
+            row.method,
+            *(f"{100 * row.values[place]:.1f}" for place in PLACES),
+            *(_difference(row, place) for place in PLACES),
+        ]
+        for row in rows
     ]
-    for row in rows:
-        means = (f"{100 * row.values[place]:.1f}" for place in PLACES)
-        lines.append(
-            f"| {' | '.join((row.method, *means, *(_difference(row, place) for place in PLACES)))} |"
-        )
-    return "\n".join(lines) + "\n"
+    return f"{about}\n\n{markdown_table(header, *cells)}\n"
 
 
 def overall_csv(rows: Sequence[Row]) -> str:
@@ -126,7 +127,7 @@ def overall_csv(rows: Sequence[Row]) -> str:
     parts = ("", " difference", " low", " high", " p", " p_holm")
     writer.writerow(["method", *(f"{place}{part}" for place in PLACES for part in parts)])
     for row in rows:
-        cells: list[str] = [row.method]
+        cells: list[str] = [spreadsheet_text(row.method)]
         for place in PLACES:
             numbers: list[float | None] = [row.values[place], *[None] * 5]
             if place in row.differences:
@@ -140,6 +141,5 @@ def overall_csv(rows: Sequence[Row]) -> str:
 def _difference(row: Row, place: str) -> str:
     if place not in row.differences:
         return ""
-    one, p_value = row.differences[place], row.adjusted_p_values[place]
-    points = [f"{100 * number:+.1f}".replace("-", "−") for number in (one.value, one.low, one.high)]
-    return f"{points[0]} ({points[1]} to {points[2]}), p = {p_value:.2g}"
+    one = row.differences[place]
+    return f"{range_text(one.value, one.low, one.high)}, p = {row.adjusted_p_values[place]:.2g}"

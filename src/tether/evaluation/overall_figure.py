@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from tether._text import printable
-from tether.evaluation._svg import GREY, INK, PALETTE, drawing, svg
+from tether.evaluation._svg import GREY, INK, PALETTE, drawing, standing_alone, svg
 from tether.evaluation.overall import PLACES, Row
 
 _WIDTH, _HEIGHT = 7.6, 4.6
@@ -58,8 +58,7 @@ def overall_figure(
             )
         axes.set_xlabel("in distribution (%)")
         axes.set_ylabel("mean of the shifts (%)")
-        text = svg(figure, "overall").replace("<svg", '<svg color="#1a1d21"', 1)
-    return text.replace(">", '><rect width="100%" height="100%" fill="white"/>', 1)
+        return standing_alone(svg(figure, "overall"))
 
 
 def label_places(points: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from tether._files import write_atomically
+from tether._files import write_text
 from tether.evaluation import _report_parts as parts
 from tether.evaluation import _report_slider as moving
 from tether.evaluation import _report_text as words
+from tether.evaluation._svg import standing_alone
 from tether.evaluation.figures import alpha_figure, domains_figure, robustness_figure
 from tether.evaluation.results import Changes, Results
 
@@ -39,7 +40,7 @@ def write_report(results: Results, path: Path, pictures: Pictures | None = None)
         TetherError: the file cannot be written.
     """
     page = report_page(results, pictures)
-    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_text(path, page)
 
 
 def write_robustness_figure(results: Results, path: Path) -> bool:
@@ -53,10 +54,8 @@ def write_robustness_figure(results: Results, path: Path) -> bool:
     figure = robustness_figure(results, names=True)
     if figure is None:
         return False
-    drawing = figure.replace("<svg", '<svg color="#1a1d21"', 1)
-    drawing = drawing.replace(">", '><rect width="100%" height="100%" fill="white"/>', 1)
-    page = f'<?xml version="1.0" encoding="utf-8"?>\n{drawing}'
-    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    page = f'<?xml version="1.0" encoding="utf-8"?>\n{standing_alone(figure)}'
+    write_text(path, page)
     return True
 
 

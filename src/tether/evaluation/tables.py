@@ -29,11 +29,11 @@ def to_markdown(results: Results) -> str:
     robust = " Effective robustness: points above the line through ordinary models, with that line's 95 % interval."
     about = explain_cells(results) + (robust if results.baseline_line() else "")
     notes = [*identical_text(results), *results.notes]
-    blocks = [_markdown(*_cells(results)), about, *map(_markdown_text, notes)]
+    blocks = [markdown_table(*_cells(results)), about, *map(_markdown_text, notes)]
     if results.differences:
         reference = results.differences[0].reference
         title = f"Points of {results.metrics[0].title} more (+) or less (−) than {_markdown_text(reference)}"
-        blocks += [f"{title}, {EXPLAIN_DIFFERENCES}", _markdown(*_difference_cells(results))]
+        blocks += [f"{title}, {EXPLAIN_DIFFERENCES}", markdown_table(*_difference_cells(results))]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -60,11 +60,11 @@ def to_csv(results: Results) -> str:
     header += ["tuning_budget", "tuning_trials", "tuning_steps", "chosen"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(map(_spreadsheet_text, header))
+    writer.writerow(map(spreadsheet_text, header))
     for method in results.methods:
         row: list[object] = [
-            _spreadsheet_text(method.name),
-            _spreadsheet_text(method.alpha),
+            spreadsheet_text(method.name),
+            spreadsheet_text(method.alpha),
             len(method.seeds),
         ]
         for domain in results.domains:
@@ -86,7 +86,7 @@ def to_csv(results: Results) -> str:
         row += [method.steps, method.seconds, method.peak_memory_bytes]
         tuning = method.tuning
         row += [tuning.budget, len(tuning.trials), tuning.steps] if tuning else [None] * 3
-        row += [_spreadsheet_text(chosen_text(method))]
+        row += [spreadsheet_text(chosen_text(method))]
         writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row)
     return out.getvalue()
 
@@ -97,7 +97,7 @@ def differences_csv(results: Results) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("method", "reference", "where", "difference", "low", "high", "p", "p_holm"))
     for one in results.differences:
-        names = map(_spreadsheet_text, (one.method, one.reference, one.where))
+        names = map(spreadsheet_text, (one.method, one.reference, one.where))
         numbers = (one.estimate.value, one.estimate.low, one.estimate.high, one.estimate.p_value)
         writer.writerow((*names, *(f"{number:.6g}" for number in (*numbers, one.adjusted_p_value))))
     return out.getvalue()
@@ -117,7 +117,7 @@ def predictions_csv(scores: SplitScores, class_names: Sequence[str]) -> str:
         answer = class_names[int(scores.predictions[i])]
         names = (example.image.name, example.identity, class_names[example.label], answer)
         right, confidence = int(scores.correct[i]), f"{scores.confidences[i].item():.6g}"
-        writer.writerow((*map(_spreadsheet_text, names), right, confidence, int(scores.ranks[i])))
+        writer.writerow((*map(spreadsheet_text, names), right, confidence, int(scores.ranks[i])))
     return out.getvalue()
 
 
@@ -243,7 +243,7 @@ def _cells(results: Results) -> Iterator[list[str]]:
         row += [percent(results.mean_over(method, "corruption"))] if corrupted else []
         if line:
             robust = results.effective_robustness(method)
-            row += [_range_text(robust[0], robust[1].low, robust[1].high) if robust else "–"]
+            row += [range_text(robust[0], robust[1].low, robust[1].high) if robust else "–"]
         yield [*row, *_costs(method), *[tuning_text(method), chosen_text(method) or "–"] * tuned]
 
 
@@ -261,17 +261,18 @@ def _difference_cells(results: Results) -> Iterator[list[str]]:
                 row += ["–", "–"]
             else:
                 estimate = one.estimate
-                text = _range_text(estimate.value, estimate.low, estimate.high)
+                text = range_text(estimate.value, estimate.low, estimate.high)
                 row += [text, p_text(one.adjusted_p_value)]
         yield row
 
 
-def _range_text(value: float, low: float, high: float) -> str:
+def range_text(value: float, low: float, high: float) -> str:
     """A difference of fractions and its interval in points."""
     return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−")
 
 
-def _markdown(header: list[str], *rows: list[str]) -> str:
+def markdown_table(header: list[str], *rows: list[str]) -> str:
+    """Cells of any text as a table, numbers to the right."""
     texts = [list(map(_markdown_text, row)) for row in (header, *rows)]
     texts.insert(1, ["---", *["---:"] * (len(header) - 1)])
     return "\n".join("| " + " | ".join(row) + " |" for row in texts)
@@ -296,6 +297,6 @@ def _markdown_text(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _spreadsheet_text(text: str) -> str:
+def spreadsheet_text(text: str) -> str:
     """Spreadsheets run what begins like a formula; a leading apostrophe makes it text."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -1,18 +1,17 @@
 """How a tuned model is judged: its alpha from validation, or a fitted ensemble, and the answers on every test."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tether._alpha import TOWERS, Alpha, alpha_of
 from tether.config import plain
-from tether.data import simulated_shifts
 from tether.data.records import PictureBenchmark
 from tether.ensembles.ensemble import Ensemble
 from tether.ensembles.pair import Pair
 from tether.ensembles.sweep import alpha_sweep
 from tether.evaluation import Sweep
-from tether.evaluation.alpha import choose_alpha
+from tether.evaluation.alpha import Evaluate, choose_alpha, choose_economically
 from tether.evaluation.scoring import Progress
 from tether.models.weight_path import Path
 from tether.recipe import Recipe
@@ -58,7 +57,7 @@ def judge(
             ensemble=ensemble,
         )
 
-    def sweep(splits: Mapping[str, Any], alphas: list[Alpha]) -> Sweep:
+    def sweep(splits: Mapping[str, Any], alphas: Sequence[Alpha]) -> Sweep:
         return alpha_sweep(model, path, splits, alphas, task.reader(splits), **reading)
 
     alpha, reason, validation = _choose(recipe, benchmark, sweep)
@@ -68,7 +67,7 @@ def judge(
 
 
 def _choose(
-    recipe: Recipe, benchmark: PictureBenchmark, sweep: Callable[[Mapping[str, Any], list[Alpha]], Sweep]
+    recipe: Recipe, benchmark: PictureBenchmark, sweep: Evaluate
 ) -> tuple[Alpha, str, list[dict[str, Any]]]:
     """The recipe's alpha, or what validation pictures and simulated shifts of them speak for; and why."""
     if recipe.alpha.value != "auto":
@@ -81,9 +80,8 @@ def _choose(
     grid: list[Alpha] = list(recipe.alpha.grid)
     if recipe.alpha.per_tower:
         grid = [dict(zip(TOWERS, (a, b), strict=True)) for a in recipe.alpha.grid for b in recipe.alpha.grid]
-    shifts = {} if recipe.alpha.rule == "in distribution" else simulated_shifts(benchmark.validation)
-    swept = sweep({"validation": benchmark.validation, **shifts}, grid)
-    choice = choose_alpha(swept, "validation", list(shifts), rule=recipe.alpha.rule)
+    options = {"rule": recipe.alpha.rule, "pictures": recipe.alpha.simulated_pictures}
+    choice = choose_economically(sweep, benchmark.validation, grid, **options)
     return _simplest(choice.alpha), choice.reason, [plain(point) for point in choice.curve]
 
 

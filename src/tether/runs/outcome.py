@@ -29,6 +29,7 @@ class Outcome:
             alpha its own, if there are such pictures.
         file_bytes: what is to be kept besides the base: adapter and head.
         seconds: of training, over all parts of the run that were not killed.
+        trained_in: the name of the run whose training this was, and whose seconds these are; "" for this one.
     """
 
     recipe: Recipe
@@ -42,6 +43,7 @@ class Outcome:
     seconds: float
     peak_memory_bytes: int
     run: Path
+    trained_in: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,9 @@ class Cost:
 
     training_seconds: float = 0.0
     peak_memory_bytes: int = 0
+    trained_in: str = ""
+    """The directory of the run that was trained, beside this one, where the trained weights are another run's; the
+    seconds are that run's then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ def read_outcome(path: Path, recipe: Recipe, benchmark: PictureBenchmark) -> Out
         TetherError: it is not finished, a file is not whole, the answers are not those of the result, or the test
             splits are others.
     """
-    result = vars(read_json(path / RESULT, _Result))
+    result, cost = vars(read_json(path / RESULT, _Result)), read_json(path / TIME, Cost)
     expected, scores = result["scores_sha256"], path / SCORES
     if expected and scores.is_file() and sha256_file(scores) != expected:
         raise TetherError(
@@ -93,7 +98,8 @@ def read_outcome(path: Path, recipe: Recipe, benchmark: PictureBenchmark) -> Out
         recipe=recipe,
         benchmark=benchmark,
         test=load_sweep(scores, recipe, benchmark),
-        seconds=read_json(path / TIME, Cost).training_seconds,
+        seconds=cost.training_seconds,
+        trained_in=cost.trained_in,
         run=path,
         **{name: value for name, value in result.items() if name not in ("test", "scores_sha256")},
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tether._files import write_atomically
+from tether._files import write_text
 from tether.data import read_image
 from tether.data.alterations import alter
 from tether.data.records import PictureSplit
@@ -17,7 +17,7 @@ from tether.evaluation.overall_figure import overall_figure
 from tether.evaluation.report import write_report, write_robustness_figure
 from tether.evaluation.results import Results
 from tether.evaluation.tables import differences_csv, to_csv, to_markdown
-from tether.runs.comparing.results import ZERO_SHOT, Comparison, Trained, make_results
+from tether.runs.comparing.results import ZERO_SHOT, Comparison, Trained, all_runs, make_results
 from tether.runs.outcome import Outcome
 from tether.training.environment import package_versions
 
@@ -78,18 +78,19 @@ def _write_overall(comparisons: Sequence[Comparison], folder: Path) -> None:
         return
     (reference,) = references
     rows = overall(data_sets, reference)
-    zero_shot = {name for one in comparisons for name in one.runs if name.startswith(ZERO_SHOT)}
+    zero_shot = {
+        method.name
+        for one in comparisons
+        for method in one.results.methods
+        if method.trained_parameters is None
+    }
     figure = overall_figure(rows, reference, comparisons[0].results.highlighted, zero_shot)
     for name, text in (
         ("overall.md", overall_markdown(rows, data_sets, reference)),
         ("overall.csv", overall_csv(rows)),
         ("overall.svg", figure),
     ):
-        _write_text(folder / name, text)
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(folder / name, text)
 
 
 def _write_comparison(comparison: Comparison, folder: Path) -> Path:
@@ -100,7 +101,7 @@ def _write_comparison(comparison: Comparison, folder: Path) -> Path:
         ("table.md", to_markdown),
         ("differences.csv", differences_csv),
     ):
-        _write_text(folder / name, make(results))
+        write_text(folder / name, make(results))
     write_robustness_figure(results, folder / "effective_robustness.svg")
     write_report(results, folder / REPORT, _pictures(comparison.tests))
     return folder / REPORT
@@ -115,8 +116,10 @@ def write_run(outcome: Outcome) -> None:
     recipe, tests = outcome.recipe, outcome.benchmark.tests
     if recipe.name == ZERO_SHOT:  # the name of the other row
         recipe = replace(recipe, name="tuned")
+    trained = [Trained(recipe=recipe, tuning=None, by_seed={recipe.training.seed: [outcome]})]
     results = make_results(
-        [Trained(recipe=recipe, tuning=None, by_seed={recipe.training.seed: [outcome]})],
+        trained,
+        all_runs(trained),
         title=f"{recipe.name} on {outcome.benchmark.name}",
         data_set=outcome.benchmark.name,
         highlighted=recipe.name,

@@ -62,14 +62,15 @@ def _wide_table(results: Results) -> Table:
         ends.append(len(rows))
     rows.append(("mean of shifted", [_mean_text(results, method) for method in results.methods]))
     ends.append(len(rows))
-    columns = map(
-        _column,
-        [printable(method.name) for method in results.methods],
-        zip(*(cells for _, cells in rows), strict=True),
-    )
+    words = [method.alpha.split() for method in results.methods]
+    columns = [
+        _column(printable(method.name), [*cells, *own])
+        for method, own, *cells in zip(results.methods, words, *(cells for _, cells in rows), strict=True)
+    ]
     first = _column(
         f"{results.metrics[0].title}, %", [*(printable(title) for title, _ in rows), "trained parameters"]
     )
+    first.no_wrap = True  # rich would take from the widest column below its minimum, and cut the last one off
     table = Table(first, *columns, title=cell(results.title))
     for number, (title, cells) in enumerate(rows, start=1):
         table.add_row(cell(title), *cells, end_section=number in ends)

@@ -1,7 +1,7 @@
 """How good a model is on validation pictures while it is trained: a curve to look at, which decides nothing."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Dataset
@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from tether.adapters import Attached
 from tether.data import ImageDataset, test_transform
 from tether.data.records import PictureSplit
+from tether.data.splitting import thinned
 from tether.evaluation import evaluate
 from tether.tasks.task import Task
 
@@ -43,9 +44,7 @@ class Validation:
         if not len(whole):
             return None
         count = min(len(whole), max(_LEAST, examples // _SHARE))
-        # at equal distances: lists are in the order of their classes
-        chosen = tuple(whole.examples[i * len(whole) // count] for i in range(count))
-        split = replace(whole, examples=chosen)
+        split = thinned(whole, count)
         return cls(
             task=task,
             attached=attached,

@@ -95,12 +95,13 @@ def test_jobs_do_all_the_runs(options, tmp_path, monkeypatch):
     said = []
     (comparison,) = compare(plan, launch, announce=said.append, show_progress=False)
     assert comparison.results.method("tiny").seeds == (3, 4)
-    assert said[0].startswith("Submitted ") and said[0].endswith(f"logs: {tmp_path / 'runs' / 'slurm'}")
+    assert said[0] == "2 runs, 2 trainings"
+    assert said[1].startswith("Submitted ") and said[1].endswith(f"logs: {tmp_path / 'runs' / 'slurm'}")
     assert {"[1/2] tiny, seed 3, fold 0", "[2/2] tiny, seed 4, fold 0"} < set(said)
 
     said.clear()
     compare(plan, launch, announce=said.append, show_progress=False)
-    assert said == ["[1/2] tiny, seed 3, fold 0", "[2/2] tiny, seed 4, fold 0"]
+    assert said == ["2 runs, 2 trainings", "[1/2] tiny, seed 3, fold 0", "[2/2] tiny, seed 4, fold 0"]
 
 
 @submitit

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,10 +74,14 @@ def test_a_second_process_skips_what_another_holds_waits_and_takes_it_over(optio
     with ExitStack() as ours:
         assert ours.enter_context(claim(held))
         other = start(code, *command)
-        lines = [other.stdout.readline() for _ in range(2)]
+        lines = [other.stdout.readline() for _ in range(3)]
     rest, told = other.communicate()
     assert other.returncode == 0, told
-    assert lines == ["[2/2] tiny, seed 4, fold 0\n", "Waiting for other processes: tiny, seed 3, fold 0\n"]
+    assert lines == [
+        "2 runs, 2 trainings\n",
+        "[2/2] tiny, seed 4, fold 0\n",
+        "Waiting for other processes: tiny, seed 3, fold 0\n",
+    ]
     assert "[1/2] tiny, seed 3, fold 0" in rest
     assert len(directories(tmp_path / "runs")) == 2 and not held.exists()
     assert (tmp_path / "out" / "report.html").is_file()
@@ -97,28 +102,156 @@ def test_a_killed_process_s_run_is_gone_on_with(options, tmp_path):
     said = []
     plan = Plan(recipes=[from_plain(options)], root=runs, seeds=[3])
     results = compare(plan, announce=said.append, show_progress=False)[0].results
-    assert said == ["[1/1] tiny, seed 3, fold 0"]
+    assert said == ["1 run, 1 training", "[1/1] tiny, seed 3, fold 0"]
     assert directories(runs) == [run.name] and not list(runs.glob(".*.claim"))
     steps = [row["step"] for row in read_metrics(run) if row["kind"] == "train"]
     assert steps == [2, 4, 6, 8, 9]  # from the checkpoint of step 4 on
     assert results.method("tiny").seeds == (3,)
 
 
-def test_runs_that_differ_after_training_only_train_once(options, tmp_path, monkeypatch):
-    half = from_plain(options)
-    full = from_plain({**options, "name": "other", "alpha": {"value": 1.0}})
-    jobs = [Job(recipe=recipe, label=recipe.name) for recipe in (half, full)]
-    assert jobs[0].training == jobs[1].training and jobs[0].name != jobs[1].name
+PAIRS = {
+    "full fine-tuning, then WiSE-FT": (
+        {"adapter": {"method": "full"}, "objective": {"method": "cross_entropy"}, "accumulation": None},
+        {"alpha": {"value": "auto", "rule": "in distribution", "grid": [0.0, 0.5, 1.0]}},
+    ),
+    "R-Adapter and its average, at a chosen alpha": (
+        {},
+        {"alpha": {"value": "auto", "grid": [0.0, 0.5, 1.0]}},
+    ),
+    "R-Adapter with a head, then VRF": (
+        {"objective": {"method": "cross_entropy"}},
+        {"ensemble": {"method": "vrf", "share": 0.2}},
+    ),
+}
+OWN_STORY = {"lock", "time.json", "environment.json", "metrics.jsonl", "report.html"}
+
+
+def contents(run):
+    """Every file that a run's numbers stand in, without what tells how it came about and what it cost."""
+    files = [path.relative_to(run) for path in run.rglob("*") if path.is_file()]
+    files = [path for path in files if path.parts[0] not in (*OWN_STORY, "tensorboard", "checkpoints")]
+    found = {str(path): (run / path).read_bytes() for path in files}
+    result = json.loads(found.pop("result.json"))
+    return found, {name: value for name, value in result.items() if name != "peak_memory_bytes"}
+
+
+def own_training(run):
+    return (run / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_run_with_the_weights_of_another_is_bit_for_bit_one_that_trained_itself(pair, options, tmp_path):
+    training, after = PAIRS[pair]
+    trains = Job(recipe=from_plain({**options, **training}), label="")
+    shares = Job(recipe=from_plain({**options, **training, "name": "other", **after}), label="")
+    assert trains.training == shares.training and trains.name != shares.name
+    first, shared = Worker(tmp_path / "together", show_progress=False).finish([trains, shares])
+    (alone,) = Worker(tmp_path / "alone", show_progress=False).finish([shares])
+    assert own_training(first) and own_training(alone) and not own_training(shared)
+    files, result = contents(shared)
+    assert (files, result) == contents(alone)
+    assert "scores.safetensors" in files and any(name.startswith("adapter/") for name in files)
+    assert ("vrf.json" in files) == ("ensemble" in after)
+
+
+@pytest.fixture
+def three(options):
+    """Three runs of one training."""
+    recipes = [
+        {**options, "name": name, "alpha": {"value": alpha}}
+        for name, alpha in zip("abc", (0.5, 1.0, 0.25), strict=True)
+    ]
+    return [Job(recipe=from_plain(recipe), label=recipe["name"]) for recipe in recipes]
+
+
+def test_a_run_says_whose_training_its_time_is(three, tmp_path):
+    said = []
+    worker = Worker(tmp_path, show_progress=False, announce=said.append)
+    first, second = map(worker.outcome, three[:2], worker.finish(three[:2]))
+    assert said == ["2 runs, 1 training", "[1/2] a", "[2/2] b"]
+    assert (first.trained_in, second.trained_in) == ("", first.run.name)
+    assert first.seconds == second.seconds > 0 and second.peak_memory_bytes >= first.peak_memory_bytes
+    shutil.rmtree(first.run)  # so that the third takes the second's copy
+    third = worker.outcome(three[2], *worker.finish(three[2:]))
+    assert (third.trained_in, third.seconds) == (first.run.name, first.seconds)
+
+    before = contents(third.run)
+    (third.run / "result.json").unlink()  # judged again
+    again = worker.outcome(three[2], *worker.finish(three[2:]))
+    assert contents(again.run) == before and not own_training(again.run)
+    assert (again.trained_in, again.seconds) == (first.run.name, first.seconds)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+@pytest.mark.parametrize(
+    ("which", "damage"),
+    [
+        ("checkpoints/step-*9/tensors.safetensors", cut_short),
+        ("checkpoints/step-*9/complete.json", Path.unlink),
+        ("checkpoints", shutil.rmtree),
+        ("time.json", cut_short),
+        ("time.json", Path.unlink),
+    ],
+)
+def test_what_is_not_whole_is_trained_by_whoever_needs_it(which, damage, three, tmp_path):
+    """Also where an earlier checkpoint is left: time and weights would not be those of one run."""
     worker = Worker(tmp_path, show_progress=False)
-    first, second = map(worker.outcome, jobs, worker.finish(jobs))
-    assert (first.alpha, second.alpha) == (0.5, 1.0) and first.run != second.run
-    assert (
-        not [row for row in read_metrics(second.run) if row["kind"] == "train"]
-        if (second.run / "metrics.jsonl").exists()
-        else True
+    (first,) = worker.finish(three[:1])
+    (path,) = first.glob(which)
+    damage(path)
+    second = worker.outcome(three[1], *worker.finish(three[1:2]))
+    assert own_training(second.run) and second.trained_in == ""
+    assert [row["step"] for row in read_metrics(second.run) if row["kind"] == "train"] == [2, 4, 6, 8, 9]
+
+
+def test_damaged_checkpoints_of_its_own_give_way_to_those_of_the_same_training(three, tmp_path):
+    worker = Worker(tmp_path, show_progress=False)
+    first, second = worker.finish(three[:2])
+    cut_short(next(second.glob("checkpoints/step-*/state.json")))
+    (second / "result.json").unlink()
+    assert worker.finish(three[:2]) == [first, second] and not own_training(second)
+
+
+def test_a_training_that_another_process_does_is_left_to_it_while_there_is_other_work(
+    three, options, tmp_path
+):
+    """The test is the other process, and is gone without having trained anything."""
+    training = {**options["training"], "seed": 4}
+    other = Job(recipe=from_plain({**options, "training": training}), label="other")
+    worker = Worker(tmp_path, show_progress=False)
+    with claim(tmp_path / f".{three[0].training}.claim"):
+        worker.help([*three, other])
+        assert [name.partition("-")[0] for name in directories(tmp_path)] == ["tiny"]
+    runs = worker.finish([*three, other])
+    assert [own_training(run) for run in runs] == [True, False, False, True]
+
+
+@pytest.mark.slow
+def test_a_process_killed_in_a_training_stops_nobody_who_needs_the_same(three, options, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(json.dumps({**options, "name": "a"}))
+    runs = tmp_path / "runs"
+    killed = start(
+        DIES, "compare", tmp_path / "tiny.yaml", "--seeds", "3", "--runs", runs, "--out", tmp_path / "out"
     )
-    assert second.test.at(1.0)["outline"].predictions.equal(first.test.at(1.0)["outline"].predictions)
-    assert second.seconds == pytest.approx(first.seconds, rel=0.5)
+    assert killed.communicate() and killed.returncode == -signal.SIGKILL
+    (run,) = Worker(runs, show_progress=False).finish(three[1:2])
+    assert own_training(run) and len(directories(runs)) == 2 and not list(runs.glob(".*.claim"))
+
+
+def test_trials_of_several_methods_share_their_trainings_and_a_note_says_so(options, tmp_path):
+    base = {**options, "search": {"optimizer.lr": [0.01, 0.02]}}
+    base["alpha"] = {"value": "auto", "rule": "in distribution", "grid": [1.0]}
+    other = {**base, "name": "other", "alpha": {**base["alpha"], "grid": [0.5, 1.0]}}
+    plan = Plan(recipes=[from_plain(base), from_plain(other)], root=tmp_path, seeds=[3], tune=2, tune_seed=3)
+    said = []
+    results = compare(plan, announce=said.append, show_progress=False)[0].results
+    assert said[0] == "4 runs, 2 trainings" and said[5].startswith("2 runs, ")
+    assert sum(map(own_training, tmp_path.glob("*-001"))) == 2 and len(directories(tmp_path)) == 4
+    assert [note for note in results.notes if note.startswith("other: what was trained")]
+    assert not any(note.startswith("tiny") for note in results.notes)
 
 
 def test_further_processes_of_this_machine_do_the_work(options, tmp_path, monkeypatch):
@@ -133,7 +266,7 @@ def test_further_processes_of_this_machine_do_the_work(options, tmp_path, monkey
     threads, said = torch.get_num_threads(), []
     plan = Plan(recipes=[from_plain(options)], root=tmp_path, seeds=[3, 4])
     results = compare(plan, Launch(workers=2), announce=said.append, show_progress=False)[0].results
-    assert said[0] == "Waiting for other processes: tiny, seed 3, fold 0; tiny, seed 4, fold 0"
+    assert said[1] == "Waiting for other processes: tiny, seed 3, fold 0; tiny, seed 4, fold 0"
     assert {"[1/2] tiny, seed 3, fold 0", "[2/2] tiny, seed 4, fold 0"} < set(said)
     assert results.method("tiny").seeds == (3, 4) and len(directories(tmp_path)) == 2
     assert torch.get_num_threads() == threads

@@ -6,7 +6,7 @@ all prompts for every picture would cost more than training. The text tower and 
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tether._alpha import tower_of
-from tether._choosing import GRID, check_weight
+from tether._choosing import GRID, SIMULATED_PICTURES, check_pictures, check_weight
 from tether.config import method
 from tether.data.dataset import ImageDataset
 from tether.data.records import Split
@@ -27,7 +27,7 @@ from tether.errors import TetherError
 from tether.evaluation.alpha import AlphaChoice
 from tether.evaluation.classification import no_autocast_cache
 from tether.evaluation.classifier import Classifier
-from tether.evaluation.scores import Sweep
+from tether.evaluation.scores import SplitScores, Sweep
 from tether.families import EnsembleConfig
 from tether.models.model import Model
 
@@ -48,6 +48,8 @@ class FisherConfig(EnsembleConfig):
     """What "auto" chooses from."""
     rule: str = "bounded loss"
     """How "auto" chooses, see `tether.evaluation.alpha`."""
+    simulated_pictures: int | None = field(default=SIMULATED_PICTURES, metadata={"added": True})
+    """Validation pictures of which simulated shifts are evaluated, at most; null for all."""
     curve: bool = True
     """Whether the test pictures are answered at every alpha of the grid, not only at 0, 1 and the chosen one."""
     examples: int = 256
@@ -66,6 +68,7 @@ class FisherConfig(EnsembleConfig):
 
     def __post_init__(self) -> None:
         check_weight("alpha", self.alpha, self.grid, self.rule)
+        check_pictures(self.simulated_pictures)
         if self.labels not in ("model", "data"):
             raise TetherError(f"labels is 'model' or 'data', not {self.labels!r}.")
         if self.examples < 1 or not self.floor > 0:
@@ -88,9 +91,12 @@ def fit_fisher(config: FisherConfig, pair: Pair, train: Split, validation: Split
     fishers = end_points(config, pair, train, seed)
     if config.alpha != "auto":
         return Merged(pair, fishers, config, config.alpha, None)
-    weights = sorted(config.grid)
-    with walking(pair, fishers, config, weights) as respond:
-        choice = choose(config.rule, pair, validation, weights, respond)
+
+    def answer(splits: Mapping[str, Split], weights: Sequence[float]) -> list[dict[str, SplitScores]]:
+        with walking(pair, fishers, config, weights) as respond:
+            return pair.answer(respond, splits)
+
+    choice = choose(config, validation, sorted(config.grid), answer)
     return Merged(pair, fishers, config, choice.alpha, choice)
 
 

@@ -17,14 +17,14 @@ are fitted, but on validation data, where the code uses the test set's labels. W
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tether._choosing import check_rule
+from tether._choosing import SIMULATED_PICTURES, check_pictures, check_rule
 from tether.config import method
 from tether.data.records import Split
 from tether.ensembles.ensemble import Ensemble, Mixed, choose, require_validation
@@ -41,6 +41,7 @@ from tether.ensembles.vrf.formulas import (
 )
 from tether.errors import TetherError, near_misses
 from tether.evaluation.alpha import AlphaChoice
+from tether.evaluation.scores import SplitScores
 from tether.families import EnsembleConfig
 
 K_RULES = ("share_of_failures", "per_thousand_training")
@@ -65,6 +66,8 @@ class VRFConfig(EnsembleConfig):
     """Fit a temperature to each model on validation pictures first."""
     rule: str = "in distribution"
     """How a run chooses a and b; the other rules also look at simulated shifts of the validation pictures."""
+    simulated_pictures: int | None = field(default=SIMULATED_PICTURES, metadata={"added": True})
+    """Validation pictures of which simulated shifts are evaluated, at most; null for all."""
 
     @property
     def needs_validation(self) -> bool:
@@ -75,6 +78,7 @@ class VRFConfig(EnsembleConfig):
 
     def __post_init__(self) -> None:
         check_rule(self.rule)
+        check_pictures(self.simulated_pictures)
         if self.k_rule not in K_RULES:
             raise TetherError(f"Unknown k_rule {self.k_rule!r}{near_misses(self.k_rule, K_RULES)}")
         if not 0 < self.share <= 1:
@@ -211,21 +215,18 @@ def fit_vrf(config: VRFConfig, pair: Pair, train: Split, validation: Split) -> E
     if given:
         return vrf((config.a, config.b), None)
 
-    def logits(views: Views, split: Split) -> list[Tensor]:
+    def logits(views: Views, split: Split, some: Iterable[float] = tuple(shapes)) -> list[Tensor]:
         candidates = competing(split, pair.classes)
         zero_shot, tuned = (restrict(z.double(), candidates) for z in (views.zero_shot, views.tuned))
-        weights = (tuned_weight(distance_of(views), *shape) for shape in shapes.values())
+        weights = (tuned_weight(distance_of(views), *shapes[weight]) for weight in some)
         mixed = (output_ensemble(zero_shot, tuned, weight, temperatures=temperatures) for weight in weights)
         return [as_logits(probabilities, candidates, pair.classes) for probabilities in mixed]
 
-    choice = choose(
-        config.rule,
-        pair,
-        validation,
-        list(shapes),
-        lambda pixels, split: logits(pair(pixels), split),
-        [score(validation, mixed) for mixed in logits(at_home, validation)],
-    )
+    def answer(splits: Mapping[str, Split], some: Sequence[float]) -> list[dict[str, SplitScores]]:
+        return pair.answer(lambda pixels, split: logits(pair(pixels), split, some), splits)
+
+    known = [score(validation, mixed) for mixed in logits(at_home, validation)]
+    choice = choose(config, validation, list(shapes), answer, known)
     shape = shapes[choice.alpha]
     if config.rule == "in distribution":
         candidates = competing(validation, pair.classes)

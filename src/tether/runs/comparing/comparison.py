@@ -109,7 +109,7 @@ def compare(
 
     Args:
         launch: who does the runs; this process alone by default.
-        announce: told about every run that begins or is found finished.
+        announce: told how many runs and trainings there are, and about every run that begins or is found finished.
 
     Raises:
         TetherError: what the report is to be about is not there, or a run fails.
@@ -198,8 +198,10 @@ def _comparison(
     short = data_set.split(" (")[0]
     if len(plan.folds) > 1:
         data_set = f"{short} (folds {', '.join(map(str, plan.folds))} pooled)"
+    runs = all_runs(trained)
     results = make_results(
         trained,
+        runs,
         title=report.title or f"{count(len(trained), 'method')} on {short}",
         data_set=data_set,
         **rows,
@@ -215,7 +217,7 @@ def _comparison(
         name=_folder_name(short, taken),
         results=results,
         tests=pooled_tests(benchmarks, trained[0].left_out),
-        runs=all_runs(trained),
+        runs=runs,
     )
 
 

@@ -8,12 +8,12 @@ from tether.runs.comparing.results import Trained
 
 
 def notes(plan: Plan, trained: Sequence[Trained]) -> list[str]:
-    """Sentences on tuning, and on validation pictures that serve twice.
+    """Sentences on tuning, on validation pictures that serve twice, and on trainings that serve several methods.
 
     Args:
         trained: on one data set, under the names of their rows.
     """
-    return [*_tuning_notes(plan, trained), *_reuse_notes(plan, trained)]
+    return [*_tuning_notes(plan, trained), *_reuse_notes(plan, trained), *_sharing_notes(trained)]
 
 
 def _tuning_notes(plan: Plan, trained: Sequence[Trained]) -> list[str]:
@@ -59,3 +59,14 @@ def _reuse_notes(plan: Plan, trained: Sequence[Trained]) -> list[str]:
             f"chosen, so what it shows on these is a little too good; the test pictures play no part in either."
         )
     return notes
+
+
+def _sharing_notes(trained: Sequence[Trained]) -> list[str]:
+    """Whose rows tell the time of a training that another run did."""
+    shared = [one.recipe.name for one in trained if any(outcome.trained_in for outcome in one.outcomes)]
+    if not shared:
+        return []
+    return [
+        f"{', '.join(shared)}: what was trained, and the time of it, is in some runs or all that of another run, which "
+        f"differs only in what follows training."
+    ]

@@ -67,6 +67,7 @@ class Comparison:
 
 def make_results(
     trained: Sequence[Trained],
+    runs: Mapping[str, Runs],
     *,
     highlighted: str,
     reference: str,
@@ -79,7 +80,8 @@ def make_results(
     """The rows of all methods and of the zero-shot models, their differences, and what the report explains.
 
     Args:
-        trained: on one data set, each with a name of its own; before the first of a model comes that model's own row.
+        trained: on one data set, each with a name of its own.
+        runs: the test answers of every row, see `all_runs`.
         highlighted: the method that the report is about.
         reference: the method that all others are tested against.
         baselines: methods that are ordinary models, for the line of effective robustness.
@@ -91,10 +93,8 @@ def make_results(
     benchmark = trained[0].outcomes[0].benchmark
     models = [one.recipe.model for one in trained]
     by_name = {one.recipe.name: one for one in trained}
-    runs = all_runs(trained)
     zero_shot = row_name(ZERO_SHOT, by_name[highlighted].recipe.model, models)
-    tests = {name: split for one in trained[0].outcomes for name, split in one.benchmark.tests.items()}
-    corruptions = [name for name, split in tests.items() if split.is_corruption]
+    corruptions = [name for name, scores in runs[zero_shot][0].items() if scores.split.is_corruption]
     domains = describe_domains(runs[zero_shot][0], benchmark.in_distribution, corruptions)
     shifted = [domain.name for domain in domains if domain.kind == "shifted"]
     tested = [domain.name for domain in domains if domain.kind != "corruption" or len(corruptions) == 1]

@@ -23,15 +23,16 @@ from tether.data import load_benchmark
 from tether.data.records import PictureBenchmark
 from tether.errors import TetherError
 from tether.evaluation.scoring import Progress
+from tether.evaluation.tables import count
 from tether.models import load
 from tether.recipe import Recipe, to_plain
 from tether.runs.comparing.crew import Crew
 from tether.runs.comparing.folders import RunFolders, State
 from tether.runs.comparing.jobs import Job
+from tether.runs.files import whole_training
 from tether.runs.outcome import BASE, Base, Outcome, read_outcome
 from tether.runs.pictures import Pictures
 from tether.runs.train import run
-from tether.training.checkpoint import latest_checkpoint
 from tether.training.lock import claim
 
 SHORTEST_WAIT, LONGEST_WAIT = 0.25, 10.0
@@ -47,7 +48,8 @@ class Worker:
         device: where it computes.
         crew: processes that work for this one; they are started when there is something to do.
         progress: told what is being evaluated, and how far it is.
-        announce: told about every run that begins here or is found finished, and when there is only waiting.
+        announce: told how many runs there are and how many trainings they share, about every run that begins here or
+            is found finished, and when there is only waiting.
     """
 
     def __init__(
@@ -74,6 +76,9 @@ class Worker:
                 nobody works on it any more.
         """
         folders, done = RunFolders(self.root, jobs), {}
+        if jobs:
+            trainings = len({job.training for job in jobs})
+            self.announce(f"{count(len(jobs), 'run')}, {count(trainings, 'training')}")
         pause, told = SHORTEST_WAIT, False
         while len(done) < len(jobs):
             before = len(done)
@@ -177,13 +182,11 @@ class Worker:
         return outcome.run, "finished"
 
     def _trained(self, job: Job, folders: RunFolders) -> Path | None:
-        """A finished run with the weights that the job would train, from what is there now."""
+        """A finished run with the weights that the job would train, from what is there now; None: it is to train."""
 
         def fits(path: Path) -> bool:
             try:
-                return bool(latest_checkpoint(path / "checkpoints")) and not self._sources.changed(
-                    path, job.recipe
-                )
+                return bool(whole_training(path)) and not self._sources.changed(path, job.recipe)
             except TetherError:  # what others keep in this folder
                 return False
 
