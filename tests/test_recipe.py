@@ -104,7 +104,7 @@ def test_a_recipe_extends_one_other(parent, tmp_path):
         ("optimizer=adamw", r"optimizer takes options by name; for this method write \{method: adamw\}"),
         ("regularizers=[car_ft]", r"regularizers\[0\] takes options by name; .* \{method: car_ft\}"),
         ("optimizer=adam", r"with a method \(adamw, .*found 'adam'"),
-        ("adapter=[1]", r"with a method \(bias_only, .*found \[1\]"),
+        ("adapter=[1]", r"with a method \(adaptformer, .*found \[1\]"),
     ],
 )
 def test_a_method_by_its_bare_name_is_told_how_to_write_it(word, told):

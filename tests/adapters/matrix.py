@@ -15,11 +15,20 @@ from torch import Tensor, nn
 from transformers import SiglipConfig, SiglipModel
 
 from tether.adapters import (
+    AdaptFormerConfig,
     BiasOnlyConfig,
+    BottleneckConfig,
+    ConvpassConfig,
     FullConfig,
     LastBlocksConfig,
+    LoRandConfig,
+    MonaConfig,
     NormOnlyConfig,
     RAdapterConfig,
+    RepAdapterConfig,
+    SCTConfig,
+    SSFConfig,
+    VPTConfig,
 )
 from tether.adapters._tensors import tensors_of
 from tether.families import AdapterConfig
@@ -32,13 +41,26 @@ from . import models
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "backbones.md"
 BEGIN, END = "<!-- made by python -m tests.adapters.matrix -->\n", "<!-- end -->\n"
 
-METHODS: dict[str, AdapterConfig] = {
+MERGEABLE: dict[str, AdapterConfig] = {
     "full": FullConfig(),
     "last_blocks": LastBlocksConfig(),
     "norm_only": NormOnlyConfig(),
     "bias_only": BiasOnlyConfig(),
     "r_adapter": RAdapterConfig(),
     "r_adapter of MLPs, rank 2": RAdapterConfig(rank=2, select=Select(kinds=("mlp",))),
+    "rep_adapter": RepAdapterConfig(hidden=4),
+    "ssf": SSFConfig(initialisation="identity"),
+}
+METHODS: dict[str, AdapterConfig] = {
+    **MERGEABLE,
+    "mona": MonaConfig(hidden=4, initialisation="zero"),
+    "bottleneck": BottleneckConfig(hidden=4),
+    "bottleneck, Adapter+": BottleneckConfig(variant="adapter_plus", hidden=4, initialisation="zero"),
+    "adaptformer": AdaptFormerConfig(hidden=4),
+    "convpass": ConvpassConfig(hidden=4),
+    "lorand": LoRandConfig(branches=2, rank=2),
+    "sct": SCTConfig(channels=4, selection="seed"),
+    "vpt": VPTConfig(tokens=2),
 }
 
 
@@ -76,15 +98,24 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
 }
 
 NO_SITES = "The blocks of ResNets are not listed as sites.", "The sites of ResNet are not known"
+NO_ATTENTION = "It stands behind attention, and ConvNeXt has none.", "No site is of kind attention"
+NO_PROMPTS = (
+    "Prompts need a sequence in which every token sees every other: there is none in windows and convolutions.",
+    "no site at position 'prompt'",
+)
+CONVNEXTS = tuple(name for name in BACKBONES if "ConvNeXt" in name)
+SWINS = tuple(name for name in BACKBONES if "Swin" in name)
+ANY_BACKBONE = ("full", "norm_only", "bias_only")
+"""Methods that need no site."""
 IMPOSSIBLE: dict[tuple[str, str], tuple[str, str]] = {
-    ("last_blocks", "torchvision ResNet"): NO_SITES,
-    ("r_adapter", "torchvision ResNet"): NO_SITES,
-    ("r_adapter of MLPs, rank 2", "torchvision ResNet"): NO_SITES,
+    **{(method, "torchvision ResNet"): NO_SITES for method in METHODS if method not in ANY_BACKBONE},
     ("r_adapter", "torchvision Swin"): (
         "Its attention reads the last linear inside of a function of its own, so an adapter after that could not be "
         "merged: adapt the MLPs alone, `select.kinds=[mlp]`.",
         "ShiftedWindowAttention with a forward of its own",
     ),
+    **{("sct", name): NO_ATTENTION for name in CONVNEXTS},
+    **{("vpt", name): NO_PROMPTS for name in CONVNEXTS + SWINS},
 }
 """By method and backbone: why not, for people, and what `attach` says."""
 

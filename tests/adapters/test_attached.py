@@ -7,29 +7,55 @@ import torch
 from torch import nn
 
 from tether.adapters import (
+    AdaptFormerConfig,
     BiasOnlyConfig,
+    BottleneckConfig,
+    ConvpassConfig,
     FullConfig,
     LastBlocksConfig,
+    LoRandConfig,
+    MonaConfig,
     NormOnlyConfig,
     RAdapterConfig,
+    RepAdapterConfig,
+    SCTConfig,
+    SSFConfig,
+    VPTConfig,
     attach,
 )
 from tether.errors import TetherError
 from tether.models.fingerprint import fingerprint
+from tether.models.site import Select
 from tether.models.weight_path import WeightPath
 
 from .models import TEXTS, features, open_clip_model, pixels, timm_model
 from .r_adapter.test_method import assert_same, snapshot
 
-CONFIGS = {
+MERGEABLE = {
     "r_adapter": RAdapterConfig(),
     "r_adapter rank 3": RAdapterConfig(rank=3, scale=None),
     "full": FullConfig(),
     "bias_only": BiasOnlyConfig(),
     "norm_only": NormOnlyConfig(),
     "last_blocks": LastBlocksConfig(blocks=1),
+    "rep_adapter": RepAdapterConfig(hidden=4),
+    "ssf": SSFConfig(select=Select()),
 }
+OTHERS = {
+    "mona": MonaConfig(hidden=4, drop=0.2),
+    "houlsby": BottleneckConfig(hidden=4),
+    "adapter_plus": BottleneckConfig(variant="adapter_plus", hidden=4),
+    "adaptformer": AdaptFormerConfig(hidden=4),
+    "convpass": ConvpassConfig(hidden=4),
+    "lorand": LoRandConfig(branches=2, rank=2),
+    "sct": SCTConfig(channels=4, selection="seed"),
+    "vpt": VPTConfig(tokens=2),
+    "vpt shallow": VPTConfig(tokens=2, variant="shallow"),
+}
+CONFIGS = MERGEABLE | OTHERS
 EVERY_METHOD = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+EVERY_MERGEABLE = pytest.mark.parametrize("config", MERGEABLE.values(), ids=MERGEABLE.keys())
+EVERY_OTHER = pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS.keys())
 KEYS = torch.arange(TEXTS)
 
 
@@ -82,17 +108,19 @@ def test_state_survives_detaching_and_makes_the_same_model_again(config):
     train(attached)
     with torch.no_grad():
         adapted = features(model)
-    delta = attached.delta()
+    delta = attached.delta() if attached.mergeable else {}
     attached.detach()
-    assert_same(attached.delta(), delta)
+    if attached.mergeable:
+        assert_same(attached.delta(), delta)
     again = attach(model, config)
     again.load_state_dict(attached.state_dict())
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(features(model), adapted, strict=True))
-    assert_same(again.delta(), delta)
+    if attached.mergeable:
+        assert_same(again.delta(), delta)
 
 
-@EVERY_METHOD
+@EVERY_MERGEABLE
 @torch.no_grad()
 def test_merge_is_linear_in_alpha_and_unmerges_bit_for_bit(config):
     model = open_clip_model()
@@ -115,7 +143,7 @@ def test_merge_is_linear_in_alpha_and_unmerges_bit_for_bit(config):
         assert_same(snapshot(model), before)
 
 
-@EVERY_METHOD
+@EVERY_MERGEABLE
 @torch.no_grad()
 def test_weight_path_over_the_delta_is_merging(config):
     model = open_clip_model()
@@ -145,11 +173,12 @@ def test_fingerprint_is_the_bases_whatever_the_state(config):
     assert attached.fingerprint() == expected
     train(attached)
     assert attached.fingerprint() == expected
-    attached.merge(0.5)
-    merged = snapshot(model)
-    assert attached.fingerprint() == expected
-    assert_same(snapshot(model), merged)
-    attached.unmerge()
+    if attached.mergeable:
+        attached.merge(0.5)
+        merged = snapshot(model)
+        assert attached.fingerprint() == expected
+        assert_same(snapshot(model), merged)
+        attached.unmerge()
     attached.detach()
     assert attached.fingerprint() == expected
 
@@ -157,12 +186,18 @@ def test_fingerprint_is_the_bases_whatever_the_state(config):
 @EVERY_METHOD
 def test_attaching_twice_is_refused(config):
     model = open_clip_model()
-    attached = attach(model, config)
+    attach(model, config)
     before = snapshot(model)
     for other in CONFIGS.values():
         with pytest.raises(TetherError, match="attached already"):
             attach(model, other)
     assert_same(snapshot(model), before)
+
+
+@EVERY_MERGEABLE
+def test_merging_twice_is_refused(config):
+    model = open_clip_model()
+    attached = attach(model, config)
     attached.merge(0.5)
     with pytest.raises(TetherError, match="attached already"):
         attach(model, config)
@@ -221,6 +256,48 @@ def test_a_deep_copy_computes_the_same_and_shares_nothing(config):
     assert all(torch.equal(a, b) for a, b in zip(features(twin), expected, strict=True))
 
 
+@EVERY_OTHER
+@torch.no_grad()
+def test_a_path_scales_what_does_not_merge_and_leaves_it_as_it_was(config):
+    """At 0 the base and at 1 the tuned model, bit for bit; in between neither, also where towers differ."""
+    model = open_clip_model()
+    base = features(model)
+    attached = attach(model, config)
+    with torch.enable_grad():
+        train(attached)
+    assert not attached.mergeable
+    tuned = features(model)
+    towers = [any(site.tower == tower for site in attached.sites) for tower in ("image", "text")]
+    with attached.path() as path:
+        for _ in range(2):
+            assert all(torch.equal(a, b) for a, b in zip(features(model), base, strict=True))
+            path.set(1.0)
+            assert all(torch.equal(a, b) for a, b in zip(features(model), tuned, strict=True))
+            if isinstance(config, VPTConfig):
+                path.restore()  # it is there or not
+                continue
+            path.set(0.5)
+            for half, one, other, moves in zip(features(model), base, tuned, towers, strict=True):
+                assert torch.equal(half, one) != moves and (torch.equal(half, other) != moves)
+            path.set({"image": 0.0, "text": 0.5})
+            assert torch.equal(features(model)[0], base[0])
+            path.set({"image": 0.5, "text": 0.0})
+            assert torch.equal(features(model)[1], base[1])
+            assert torch.equal(features(model)[0], base[0]) != towers[0]
+            path.restore()
+    assert all(torch.equal(a, b) for a, b in zip(features(model), tuned, strict=True))
+
+
+@EVERY_METHOD
+def test_the_module_says_whether_it_is_the_base_at_the_start(config):
+    model = open_clip_model()
+    with torch.no_grad():
+        base = features(model)
+        attached = attach(model, config)
+        same = all(torch.equal(a, b) for a, b in zip(features(model), base, strict=True))
+    assert same == attached.identity_at_start
+
+
 def test_an_ordinary_block_that_fails_puts_the_adapters_back():
     model = open_clip_model()
     attached = attach(model, RAdapterConfig())
@@ -273,13 +350,13 @@ def test_frozen_batch_norms_keep_their_statistics_and_trained_ones_come_back():
         assert model.stem[1].training
 
 
-@EVERY_METHOD
+@EVERY_MERGEABLE
 def test_weights_that_are_no_numbers_are_not_merged(config):
     model = open_clip_model()
     attached = attach(model, config)
     train(attached)
     state = {name: tensor.clone() for name, tensor in attached.state_dict().items()}
-    name = next(name for name in state if "weight" in name or "bias" in name or "up" in name)
+    name = next(name for name in state if name.rpartition(".")[2] in ("weight", "bias", "up", "shift"))
     state[name].view(-1)[0] = torch.inf
     before = snapshot(model)
     with pytest.raises(
@@ -290,7 +367,7 @@ def test_weights_that_are_no_numbers_are_not_merged(config):
     attached.merge(0.5)
 
 
-@EVERY_METHOD
+@EVERY_MERGEABLE
 @torch.no_grad()
 def test_a_merged_model_that_answers_no_numbers_on_the_probe_is_undone(config):
     """Finite weights of 1e38 overflow only in the tower that has them; also where there are no outputs to compare."""
@@ -300,7 +377,7 @@ def test_a_merged_model_that_answers_no_numbers_on_the_probe_is_undone(config):
         train(attached)
     state = {name: tensor.clone() for name, tensor in attached.state_dict().items()}
     for name, tensor in state.items():
-        if name.startswith("transformer.") and not name.endswith(("scale", "down")):
+        if name.startswith("transformer.") and not name.endswith("scale") and ".down" not in name:
             tensor.fill_(1e37)
     before = snapshot(model)
     with pytest.raises(

@@ -11,7 +11,8 @@ from tether.families import AdapterConfig
 def attach(model: Any, config: AdapterConfig | Any, *, seed: int = 0) -> Attached:
     """Attach a method to a model, freeze everything else, and return the handle.
 
-    Right after it the model computes exactly what it computed before.
+    Right after it the model computes exactly what it computed before, unless the handle says that it does not
+    (`identity_at_start`).
 
     Args:
         model: a `tether.Model` or any module.

@@ -65,7 +65,7 @@ class Attached(ABC):
     """
 
     mergeable: ClassVar[bool] = False
-    identity_at_start: ClassVar[bool] = True
+    identity_at_start: bool = True
     moves_weights: ClassVar[bool] = False
 
     def __init__(self, model: Any, config: Any) -> None:
@@ -108,7 +108,7 @@ class Attached(ABC):
         Raises:
             TetherError: the method has nothing to scale.
         """
-        if set(alphas.values()) not in ({0.0}, {1.0}):
+        if not set(alphas.values()) <= {0.0, 1.0}:
             raise TetherError(
                 f"What {type(self).__name__} does cannot be scaled, so it has two ends only: alpha 0, the base, and "
                 f"alpha 1, as trained. Give alpha.value=1, or alpha.grid=[0, 1]."

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tether._alpha import tower_of
-from tether._averaging import average
 from tether.adapters._tensors import base_tensors, check_state
 from tether.adapters.files import Adapter
 from tether.adapters.mergeable import Mergeable
+from tether.adapters.shared import mean_state
 from tether.errors import TetherError
 from tether.families import AdapterConfig
 
@@ -27,12 +27,7 @@ class BaseWeightsConfig(AdapterConfig):
 
     def mean(self, adapters: Sequence[Adapter]) -> tuple["BaseWeightsConfig", dict[str, Tensor]]:
         """Of the tuned values, tensor by tensor."""
-        for adapter in adapters:
-            if adapter.config != self:
-                raise TetherError(
-                    f"Only adapters alike can be averaged; their config is {self} and {adapter.config}."
-                )
-        return self, average([adapter.state for adapter in adapters])
+        return self, mean_state(adapters)
 
 
 class BaseWeightsAttached(Mergeable):

@@ -49,9 +49,8 @@ class Mergeable(Attached):
 
     mergeable: ClassVar[bool] = True
 
-    def __init__(self, model: Any, config: Any) -> None:
-        super().__init__(model, config)
-        self._originals: dict[str, Tensor] | None = None
+    _originals: dict[str, Tensor] | None = None
+    """While it is merged, the base's values of what was changed."""
 
     # What a method says about itself.
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from tether._alpha import Alpha
+from tether._averaging import average
 from tether.adapters.files import Adapter
 from tether.adapters.head import Head
 from tether.errors import TetherError
@@ -23,6 +24,21 @@ def check_base(adapters: Sequence[Adapter]) -> None:
                 f"Adapters of different bases cannot be combined: fingerprints {first[:12]}… and "
                 f"{adapter.fingerprint[:12]}…."
             )
+
+
+def mean_state(adapters: Sequence[Adapter]) -> dict[str, Tensor]:
+    """The mean of states, tensor by tensor, of methods whose merge is linear in them.
+
+    Raises:
+        TetherError: the adapters differ in their config.
+    """
+    first = adapters[0].config
+    for adapter in adapters[1:]:
+        if adapter.config != first:
+            raise TetherError(
+                f"Only adapters alike can be averaged; their config is {first} and {adapter.config}."
+            )
+    return average([adapter.state for adapter in adapters])
 
 
 def shared_alpha(adapters: Sequence[Adapter]) -> Alpha:

@@ -4,8 +4,9 @@ A tower that pools one token reads nothing else of its last block. That token's 
 MLP are enough; keys and values still come from all tokens. Adapters in the block simply see one token.
 
 A block's class is swapped for a subclass with another `forward`, and back. Its modules, parameters and paths
-stay where they are, so adapters may be attached before, after or in between. A fused attention is then called
-with one query and all keys: `attn(query, keys, values, need_weights=False)`, for text also with a
+stay where they are, so adapters may be attached before, after or in between; a block in which something is attached
+that needs every token of it, and says so by an attribute `needs_every_token`, is left as it is. A fused attention is
+then called with one query and all keys: `attn(query, keys, values, need_weights=False)`, for text also with a
 `key_padding_mask`.
 """
 
@@ -103,7 +104,9 @@ class FastLastBlock:
         self.detach()
 
     def _swap(self, block: nn.Module | None, classes: dict[type[nn.Module], type[nn.Module]]) -> bool:
-        if type(block) not in classes:
+        if type(block) not in classes or any(
+            getattr(part, "needs_every_token", False) for part in block.modules()
+        ):
             return False
         self._swapped.append((block, type(block)))
         block.__class__ = classes[type(block)]
