@@ -25,6 +25,7 @@ class DenseDataset(Dataset):
 
         index      int, position in the split
         size       (height, width) of the picture as it was read (and altered), for which answers are given back
+        target     its `DenseTarget` at that size, by which answers are judged; only with `keep_target`
 
     A picture or an answer that cannot be read raises `TetherError`; `tether.data.dense_checking.problems` finds all of
     them beforehand.
@@ -35,10 +36,13 @@ class DenseDataset(Dataset):
         loader = DataLoader(dataset, batch_size=8, collate_fn=collate_dense)
     """
 
-    def __init__(self, split: DenseSplit, transform: DenseTransform, *, seed: int = 0):
+    def __init__(
+        self, split: DenseSplit, transform: DenseTransform, *, seed: int = 0, keep_target: bool = False
+    ):
         self.split = split
         self.transform = transform
         self.seed = seed
+        self.keep_target = keep_target
 
     def __len__(self) -> int:
         return len(self.split)
@@ -52,7 +56,8 @@ class DenseDataset(Dataset):
             item = self.transform(picture, target)
         finally:
             torch.default_generator.set_state(before)
-        return item | {"index": index, "size": (picture.height, picture.width)}
+        item |= {"index": index, "size": (picture.height, picture.width)}
+        return item | ({"target": target} if self.keep_target else {})
 
     def pair(self, index: int) -> tuple[Any, DenseTarget]:
         """The picture (PIL, RGB) as read and altered, and its answer at the same size.
@@ -81,7 +86,7 @@ def collate_dense(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         pixels [b, 3, h, w]; semantic [b, h, w], where items have it; `objects`, where items have boxes: for each item
         a dict of boxes, labels, crowd, difficult, areas and, if any, masks; index [b]; content and size, lists of
-        (height, width).
+        (height, width); `target`, where items have it, a list of `DenseTarget`.
     """
     batch: dict[str, Any] = {
         "pixels": torch.stack([item["pixels"] for item in items]),
@@ -93,4 +98,6 @@ def collate_dense(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch["semantic"] = torch.stack([item["semantic"] for item in items])
     if "boxes" in items[0]:
         batch["objects"] = [{name: item[name] for name in _OF_OBJECTS if name in item} for item in items]
+    if "target" in items[0]:
+        batch["target"] = [item["target"] for item in items]
     return batch
