@@ -64,11 +64,14 @@ class DenseSplit(PictureSplit):
         counts = Counter(example.image for example in self.examples)
         if twice := [str(image) for image, count in counts.items() if count > 1]:
             raise TetherError(f"Split {self.name!r} holds pictures more than once: {_some(twice)}.")
-        if self.alteration.startswith(_MOVING):
+        if not self.allows(self.alteration):
             raise TetherError(
                 f"The alteration {self.alteration!r} of split {self.name!r} moves what is in a picture away from its "
                 "answers; corruptions and simulated shifts can be used here."
             )
+
+    def allows(self, alteration: str) -> bool:
+        return not alteration.startswith(_MOVING)
 
     @cached_property
     def digest(self) -> str:

@@ -140,6 +140,10 @@ class PictureSplit:
         """Whether the classes are others than those of the benchmark: not a shift of what is trained on."""
         return False
 
+    def allows(self, alteration: str) -> bool:
+        """Whether answers still hold for pictures that are altered so."""
+        return True
+
 
 class PictureBenchmark:
     """Pictures to train on, to choose by, and to test on in one or more domains.
