@@ -1,5 +1,6 @@
-"""A head that is trained with or without an adapter, and its file: a linear one on its way from the zero-shot classifier,
-or a module of many tensors, which has no such beginning and is the same at every alpha."""
+"""A head that is trained with or without an adapter, and its file: a linear one on its way from the zero-shot
+classifier, or a module of many tensors, which has no such beginning and is the same at every alpha.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether._files import read_json, read_tensors, write_json, write_tensors
+from tether.config import build
 from tether.errors import TetherError
 
 HEAD_FILE = "head.safetensors"
@@ -45,11 +47,15 @@ class ModuleHead:
         task: the method of the task that it answers for, such as "segmentation".
         options: by which that task makes the module again, as plain data.
         state: its tensors by name.
+        class_names: of what it tells apart, in the order of its answers.
+        fit: how pictures are brought to the model's size, "pad" or "squash".
     """
 
     task: str
     options: Mapping[str, Any]
     state: Mapping[str, Tensor] = field(repr=False)
+    class_names: Sequence[str]
+    fit: str
 
     def at(self, alpha: float) -> "ModuleHead":
         """Itself: it began at random, and there is nothing to go back to."""
@@ -61,7 +67,12 @@ class ModuleHead:
 
     def described(self) -> dict[str, Any]:
         """What stands beside the tensors."""
-        return {"task": self.task, "options": dict(self.options)}
+        return {
+            "task": self.task,
+            "options": dict(self.options),
+            "class_names": list(self.class_names),
+            "fit": self.fit,
+        }
 
 
 def head_at(head: Tensor, zero_shot: Tensor, alpha: float) -> Tensor:
@@ -91,10 +102,10 @@ def combined_head(heads: Sequence[Head | ModuleHead], weights: Sequence[float]) 
 
 
 def _shared_start(heads: Sequence[Head | ModuleHead]) -> Tensor:
-    if any(isinstance(head, ModuleHead) for head in heads):
+    if tasks := [head.task for head in heads if isinstance(head, ModuleHead)]:
         raise TetherError(
-            f"Heads of several layers, here for {next(head.task for head in heads if isinstance(head, ModuleHead))}, began at random, each elsewhere, and have no mean and "
-            f"no sum. Use one of these adapters, or train a head on the mean of merged models."
+            f"Heads of several layers, here for {tasks[0]}, began at random, each elsewhere, and have no mean and no "
+            f"sum. Use one of these adapters, or train a head on the mean of merged models."
         )
     first = heads[0].zero_shot
     for number, head in enumerate(heads[1:], start=2):
@@ -142,12 +153,13 @@ def module_head_of(tensors: Mapping[str, Tensor], described: Mapping[str, Any], 
     Raises:
         TetherError: that is not whole.
     """
-    task, options = described.get("task"), described.get("options")
-    if not isinstance(task, str) or not isinstance(options, dict):
+    entries = {"task": str, "options": dict, "class_names": tuple[str, ...], "fit": str}
+    if missing := [name for name in entries if name not in described]:
         raise TetherError(
-            f"The head in {path} does not say by which task and options it is made; found {dict(described)!r:.80}."
+            f"The head in {path} does not say by what it is made: {', '.join(missing)} are missing."
         )
-    return ModuleHead(task, options, tensors)
+    parts = {name: build(kind, described[name], f"{path}: {name}") for name, kind in entries.items()}
+    return ModuleHead(state=tensors, **parts)
 
 
 def head_of(tensors: Mapping[str, Tensor], path: Path) -> Head:

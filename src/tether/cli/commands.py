@@ -201,6 +201,31 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
     return 0
 
 
+def data(options: argparse.Namespace) -> int:
+    from tether.config import read_yaml
+    from tether.runs.data_check import check_data
+
+    block: dict[str, Any] = {}
+    if options.file and "=" in options.file:
+        options.overrides.insert(0, options.file)
+    elif options.file:
+        block = read_yaml(Path(options.file))
+        block = block["data"] if isinstance(block.get("data"), dict) else block
+    if not block and not options.overrides:
+        raise TetherError(
+            "Say which data: a YAML file with its options, or data.method=folder data.train=PICTURES."
+        )
+    benchmark = _benchmark(block, options.overrides)
+    with _progress() as progress:
+        problems = check_data(benchmark, progress=progress)
+    for problem in problems:
+        say(f"{'' if problem.severe else '(may be meant so) '}{problem}")
+    severe = sum(problem.severe for problem in problems)
+    pictures = sum(map(len, (benchmark.train, benchmark.validation, *benchmark.tests.values())))
+    say(f"{benchmark.name}: {pictures:,} pictures, {severe} problems, {len(problems) - severe} notes.")
+    return 2 if severe else 0
+
+
 def merge(options: argparse.Namespace) -> int:
     from tether.adapters.files import load_adapter
     from tether.adapters.head import HEAD_FILE

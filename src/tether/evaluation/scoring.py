@@ -54,9 +54,11 @@ class Scores(ABC):
         metrics: what is measured; by the first one, a share of which more is better, settings and alpha are chosen
             and methods are told apart.
         primary: for every picture a number whose mean over the split is the first metric.
+        untuned: what answers at alpha 0, in words.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
+    untuned: ClassVar[str] = "the zero-shot model"
     split: PictureSplit
 
     def __init_subclass__(cls, **rest: Any) -> None:

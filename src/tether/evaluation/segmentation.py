@@ -1,9 +1,9 @@
 """How well the pixels of a split are told apart: IoU, accuracies, and the rules by which pixels are counted.
 
 For every picture, at the size it was read in, and every class: the pixels that are of it and are answered so
-(intersection), those that are of it, and those that are answered so. Pixels to be ignored count nowhere. All metrics are
-functions of sums of these over pictures, as in PASCAL VOC (Everingham et al. 2010, section 4.3); so classes that hardly
-occur weigh as much as others, and a picture has no IoU of its own.
+(intersection), those that are of it, and those that are answered so. Pixels to be ignored count nowhere. All metrics
+are functions of sums of these over pictures, as in PASCAL VOC (Everingham et al. 2010, section 4.3); so classes that
+hardly occur weigh as much as others, and a picture has no IoU of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +38,8 @@ class SegmentationScores(SumScores):
         Metric(name="mean_accuracy", title="mean class accuracy"),
         Metric(name="pixel_accuracy", title="pixel accuracy"),
     )
+
+    untuned: ClassVar[str] = "the tower as it was, under the trained head"
 
     @staticmethod
     def values_of(sums: Float[Tensor, "*d k"]) -> Float[Tensor, "*d 3"]:

@@ -89,7 +89,9 @@ class DenseTask(Task):
         self._check_recipe(recipe)
         self.encoder = FeatureMaps(fit=recipe.task.fit)
         self.head_options = self.options_of_head(widths_of_maps(model))
-        self.head_module = made_head(type(self), self.head_options, seed=recipe.training.seed).to(model.device)
+        self.head_module = made_head(type(self), self.head_options, seed=recipe.training.seed).to(
+            model.device
+        )
         self.head_module.train()
 
     # What a task of this kind says about itself.
@@ -176,7 +178,9 @@ class DenseTask(Task):
         return dense_test_transform(self.model.image, fit=self.recipe.task.fit)
 
     def training_data(self, transform: DenseTransform, *, seed: int) -> TrainingData:
-        return TrainingData(data=DenseDataset(self.benchmark.train, transform, seed=seed), collate=collate_dense)
+        return TrainingData(
+            data=DenseDataset(self.benchmark.train, transform, seed=seed), collate=collate_dense
+        )
 
     def held_out_data(self, transform: DenseTransform, *, seed: int) -> Dataset:
         return DenseDataset(self.benchmark.validation, transform, seed=seed)
@@ -196,7 +200,18 @@ class DenseTask(Task):
     @property
     def trained_head(self) -> ModuleHead:
         state = {name: tensor.detach().cpu() for name, tensor in self.head_module.state_dict().items()}
-        return ModuleHead(str(method_of(type(self.recipe.task))), self.head_options, state)
+        return ModuleHead(
+            task=str(method_of(type(self.recipe.task))),
+            options=self.head_options,
+            state=state,
+            class_names=self.class_names_of_answers,
+            fit=self.recipe.task.fit,
+        )
+
+    @property
+    def class_names_of_answers(self) -> tuple[str, ...]:
+        """What answers count: with the background for pixels, without it for objects."""
+        return self.benchmark.semantic_names if self.answers == "semantic" else self.benchmark.class_names
 
     def reader(self, splits: Mapping[str, DenseSplit]) -> Callable[[float], Reader]:
         reader = self.reader_of(self.head_module)
@@ -219,8 +234,11 @@ class DenseTask(Task):
                 Drawn(
                     domain=split.domain,
                     identity=split.examples[place].identity,
-                    **{k: address_of(v) for k, v in {"picture": picture, "truth": truth, "answer": answer}.items()},
-                    legend=legend_of(seen, self.benchmark.semantic_names),
+                    **{
+                        k: address_of(v)
+                        for k, v in {"picture": picture, "truth": truth, "answer": answer}.items()
+                    },
+                    legend=legend_of(seen, self.class_names_of_answers),
                 )
             )
         return result

@@ -1,7 +1,7 @@
 """Semantic segmentation: a class for every pixel, by UPerNet on the feature maps of an image tower.
 
-Trained as published for Swin (Liu et al., ICCV 2021, section A2.3; Yin et al.'s Mona follows it): cross-entropy over the
-pixels that have a class, and 0.4 times that of an auxiliary head. Judged on whole pictures, at the size they were read in.
+Trained as published for Swin (Liu et al., ICCV 2021, section A2.3), which Mona follows: cross-entropy over the pixels
+that have a class, and 0.4 times that of an auxiliary head. Judged on whole pictures, at the size they were read in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,9 @@ class SegmentationConfig(DenseConfig):
 
     def __post_init__(self) -> None:
         if min(self.hidden, self.auxiliary_hidden, *self.pool_scales) < 1 or not self.pool_scales:
-            raise TetherError("task.hidden, auxiliary_hidden and each of pool_scales are whole numbers from 1.")
+            raise TetherError(
+                "task.hidden, auxiliary_hidden and each of pool_scales are whole numbers from 1."
+            )
         if not self.auxiliary >= 0:
             raise TetherError(f"task.auxiliary is a weight of at least 0, found {self.auxiliary}.")
 
@@ -71,7 +73,7 @@ class Segmentation(DenseTask):
     def options_of_head(self, channels: Sequence[int]) -> dict[str, Any]:
         task = self.recipe.task
         return {
-            "classes": len(self.benchmark.semantic_names),
+            "classes": len(self.class_names_of_answers),
             "channels": list(channels),
             "strides": list(self.model.strides),
             "hidden": task.hidden,
@@ -94,8 +96,7 @@ class Segmentation(DenseTask):
         return loss, {"pixel_accuracy": right.sum() / judged.sum().clamp(min=1)}, {}
 
     def reader_of(self, head: Any) -> SegmentationReader:
-        classes = len(self.benchmark.semantic_names)
-        return SegmentationReader(head, classes_of_pixels, classes, self.encoder)
+        return SegmentationReader(head, classes_of_pixels, len(self.class_names_of_answers), self.encoder)
 
     def draw(self, picture: Image.Image, output: Any) -> tuple[Image.Image, Image.Image, set[int]]:
         answer, truth = (labels.numpy() for labels in output)
