@@ -60,6 +60,14 @@ def red(item):
     return (item["pixels"][0] > 0) & (item["pixels"][1] < -1)
 
 
+def test_the_answer_as_it_was_read_goes_along_where_it_is_asked_for(square):
+    items = [DenseDataset(square, dense_test_transform(SPEC), keep_target=True)[0]] * 2
+    batch = collate_dense(items)
+    assert batch["semantic"].shape == (2, 48, 64)
+    assert [one.semantic.shape for one in batch["target"]] == [(80, 120)] * 2
+    assert "target" not in collate_dense([DenseDataset(square, dense_test_transform(SPEC))[0]])
+
+
 def test_the_whole_picture_is_fitted_and_padded(square):
     item = DenseDataset(square, dense_test_transform(SPEC))[0]
     assert item["pixels"].shape == (3, 48, 64) and item["content"] == (43, 64) and item["size"] == (80, 120)

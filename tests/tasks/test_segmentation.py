@@ -149,7 +149,7 @@ def test_heads_that_began_at_random_have_no_mean(outcome):
         ({"regularizers": [{"method": "star_ft"}]}, "`regularizers` is on image features"),
         ({"augmentation": {"flip": True}}, r"give task.augmentation \(scale, flip"),
         ({"adapter": {"method": "r_adapter", "select": {"tower": "text"}}}, "changes only the text tower"),
-        ({"training": {"epochs": 1, "batch_size": 8, "micro_batch": 4}}, "micro_batch"),
+        ({"training": {"epochs": 1, "batch_size": 8, "micro_batch": 4}}, "would weigh pieces alike"),
     ],
 )
 def test_what_makes_no_sense_in_it_is_refused(segmentation_options, changes, message, tmp_path):

@@ -85,6 +85,7 @@ class ScenesConfig(DataConfig):
     corruptions: CorruptedTests = "none"
 
     def __post_init__(self):
+        object.__setattr__(self, "classes", tuple(self.classes))
         icon_shift.IconShiftConfig(fold=self.fold, train_on=self.train_on, shifted=self.shifted)
         check_choice(self.corruptions)
         known = icon_shift.trained_classes(self.train_on)

@@ -149,6 +149,11 @@ class DenseTask(Task):
                 f"This ensemble is one of classifiers, and the task {task} has none. Leave `ensemble` out: the "
                 "weights are interpolated by `alpha`."
             )
+        if recipe.training.micro_batch is not None:
+            raise TetherError(
+                f"The loss of the task {task} is a mean over what a batch's answers hold, more in one piece of it than "
+                "in another; training.micro_batch would weigh pieces alike. Leave it out, and use a smaller batch_size."
+            )
         if recipe.augmentation != AugmentationConfig():
             raise TetherError(
                 f"`augmentation` is of pictures alone, and the task {task} moves their answers along: give "

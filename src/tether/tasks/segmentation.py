@@ -41,7 +41,7 @@ class SegmentationConfig(DenseConfig):
     """
 
     hidden: int = 512
-    pool_scales: Sequence[int] = (1, 2, 3, 6)
+    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
     auxiliary: float = 0.4
     auxiliary_hidden: int = 256
 
