@@ -59,3 +59,9 @@ def test_options_alone_will_do_and_nothing_is_refused(pixel_data, capsys):
     assert "light: 30 pictures, 0 problems" in capsys.readouterr().out
     assert main(["data", "check"]) == 2
     assert "Say which data: a YAML file with its options" in capsys.readouterr().err
+
+
+def test_pictures_without_classes_have_no_zero_shot_accuracy(pixel_data, capsys):
+    words = [f"data.{name}={pixel_data[name]}" for name in ("method", "train", "classes")]
+    assert main(["zero-shot", *words]) == 2
+    assert "needs pictures of classes, and light has masks or boxes" in capsys.readouterr().err

@@ -99,6 +99,10 @@ def test_alpha_is_chosen_by_mean_iou_and_shifts_that_move_nothing(segmentation_o
     alpha = {"value": "auto", "rule": "mean", "grid": [0.0, 1.0], "curve": False, "simulated_pictures": 2}
     training = {**segmentation_options["training"], "epochs": 1}
     options = {**segmentation_options, "alpha": alpha, "training": training, "adapter": {"method": "full"}}
+    options["optimizer"] = {
+        "method": "tpgm",
+        "lr": 0.01,
+    }  # which learns from held-out pairs, and leaves the head alone
     outcome = run(recipes.from_plain(options), tmp_path, show_progress=False, test=False)
     assert outcome.alpha in (0.0, 1.0) and "simulated shifts of 2 of" in outcome.alpha_reason
     simulated = outcome.validation[0]["simulated"]

@@ -173,12 +173,17 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from tether.data.records import Benchmark
     from tether.evaluation import evaluate, zero_shot_reader
     from tether.evaluation.tables import marked
     from tether.models import load
     from tether.runs.show import show_table
 
     benchmark = _benchmark({"method": "icon_shift"}, options.overrides)
+    if not isinstance(benchmark, Benchmark):
+        raise TetherError(
+            f"Accuracy without training needs pictures of classes, and {benchmark.name} has {benchmark.knows}."
+        )
     model = load(options.model, device=device)
     with _progress() as progress:
         reader = zero_shot_reader(model, benchmark, benchmark.tests.values(), progress=progress)
