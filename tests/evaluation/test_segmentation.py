@@ -11,7 +11,9 @@ from tether.data import ImageRef
 from tether.data.dense import DenseExample, DenseSplit
 from tether.data.targets import IGNORE, DenseTarget
 from tether.errors import TetherError
+from tether.evaluation.alpha import choose_alpha
 from tether.evaluation.encoder import FeatureMaps
+from tether.evaluation.scores import Sweep
 from tether.evaluation.segmentation import (
     SegmentationReader,
     SegmentationScorer,
@@ -111,6 +113,12 @@ def test_a_class_that_is_nowhere_does_not_count_and_one_that_is_only_answered_do
 def test_what_is_saved_makes_the_same_scores(scores, split):
     again = SegmentationScores(split=split, rows=scores.tensors()["rows"].double())
     assert torch.equal(again.rows, scores.rows) and again.values() == scores.values()
+
+
+def test_alpha_0_is_called_what_it_is(scores):
+    sweep = Sweep((0.0, 1.0), ({"validation": scores}, {"validation": scores}))
+    choice = choose_alpha(sweep, "validation", rule="in distribution")
+    assert choice.alpha == 0 and "That is the tower as it was, under the trained head" in choice.reason
 
 
 def test_pictures_can_be_left_out(scores, pairs):

@@ -17,8 +17,12 @@ MOST = 4
 
 
 def draw_some(task: Task, path: WeightsPath, alpha: Alpha) -> list[Drawn]:
-    """A few pictures of the in-distribution test and of the first shifted one, at equal distances, as they are answered at
-    alpha; the same places in both. None where the task's answers are not seen in pictures."""
+    """A few pictures of the in-distribution test and of the first shifted one, as they are answered at alpha.
+
+    At equal distances, the same places in both; none where the task's answers are not seen in pictures.
+    """
+    if not task.draws:
+        return []
     benchmark = task.benchmark
     shifted = [
         name

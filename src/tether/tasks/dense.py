@@ -76,6 +76,7 @@ class DenseTask(Task):
     answers: ClassVar[Answer]
     benchmark: DenseBenchmark
     pooled = False
+    draws = True
 
     def __init__(
         self,

@@ -64,6 +64,7 @@ class Task(ABC):
         class_names, templates: of the classes, for what needs their texts; empty without classes.
         zero_shot: the pre-trained model's class embeddings; None without classes.
         encoder: how pictures become what its readers read.
+        draws: whether its answers are seen in pictures, see `drawn`.
         pooled: whether of the last block the pooled token alone is read, so that it may be shortened in training.
     """
 
@@ -71,6 +72,7 @@ class Task(ABC):
     templates: tuple[str, ...] = ()
     zero_shot: Tensor | None = None
     encoder: Encoder = IMAGE_FEATURES
+    draws: bool = False
     pooled: bool = True
 
     def __init__(
@@ -209,8 +211,7 @@ class Task(ABC):
         return None if self.head_ends is None else Head(*self.head_ends)
 
     def drawn(self, split: PictureSplit, places: Sequence[int]) -> list[Drawn]:
-        """Some pictures of a split with truth and answers drawn over them, as the model is set now; none where answers
-        are not seen in pictures."""
+        """Some pictures of a split with truth and answers drawn over them, as the model is set now."""
         return []
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
