@@ -23,6 +23,8 @@ from tether.evaluation.scoring import Metric
 from tether.evaluation.sum_scores import SumScores
 
 Pixels = Int[Tensor, "h w"]
+Pair = tuple[Int[Tensor, "_ _"], Int[Tensor, "_ _"]]
+"""Answer and truth of one picture; pictures of a batch differ in size."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +100,7 @@ class SegmentationReader:
     classes: int
     encoder: FeatureMaps
 
-    def __call__(self, batch: Mapping[str, Any]) -> list[tuple[Pixels, Pixels]]:
+    def __call__(self, batch: Mapping[str, Any]) -> list[Pair]:
         """Of each picture, at its own size, the answer and the truth, on the CPU.
 
         Raises:
@@ -132,7 +134,7 @@ class SegmentationScorer:
     split: DenseSplit
     classes: int
 
-    def rows(self, output: list[tuple[Pixels, Pixels]], index: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
+    def rows(self, output: list[Pair], index: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
         """Raises:
         TetherError: a truth has a class that is not told apart.
         """

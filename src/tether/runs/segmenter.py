@@ -52,7 +52,7 @@ class Segmenter:
         self.head.to(model.device)
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[Int[np.ndarray, "h w"]]:
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[Int[np.ndarray, "_ _"]]:
         """The class of every pixel of each picture.
 
         Args:
