@@ -95,6 +95,64 @@ def tiny_recipe(tiny_model: Path, tiny_data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def pixel_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Options of pairs of pictures and masks: red, green and blue blocks, on light ground and, shifted, on dark."""
+    root = tmp_path_factory.mktemp("pixels")
+    save_pairs(root / "light", 30, ground=215, seed=0)
+    save_pairs(root / "dark", 6, ground=70, seed=1)
+    (root / "classes.txt").write_text("0 red\n1 green\n2 blue\n3 ground\n255 void\n")
+    return {
+        "method": "mask_folders",
+        "train": str(root / "light"),
+        "classes": str(root / "classes.txt"),
+        "background": "ground",
+        "shifted": {"dark": str(root / "dark")},
+        "domain": "light",
+        "validation_share": 0.2,
+        "test_share": 0.2,
+    }
+
+
+def save_pairs(root: Path, count: int, *, ground: int, seed: int) -> None:
+    """Pictures of 48 × 40 pixels with two blocks each, and masks of indices, the upper left pixel void."""
+    import numpy as np
+    from PIL import Image
+
+    chance = np.random.default_rng(seed)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for number in range(count):
+        picture = chance.normal(ground, 12, (40, 48, 3))
+        mask = np.full((40, 48), 3, np.uint8)
+        for left in (0, 24):
+            label, x, y = int(chance.integers(3)), left + int(chance.integers(8)), int(chance.integers(22))
+            picture[y : y + 16, x : x + 16] = 30
+            picture[y : y + 16, x : x + 16, label] = 220
+            mask[y : y + 16, x : x + 16] = label
+        mask[0, 0] = 255
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{number:02}.png")
+        Image.fromarray(mask).save(root / "masks" / f"{number:02}.png")
+
+
+@pytest.fixture(scope="session")
+def segmentation_options(tiny_model: Path, pixel_data: dict[str, Any]) -> dict[str, Any]:
+    """Options of a segmentation run of 42 steps with everything on that a resumed run could get wrong."""
+    return {
+        "name": "pixels",
+        "model": str(tiny_model),
+        "task": {"method": "segmentation", "hidden": 16, "pool_scales": [1, 2], "auxiliary_hidden": 8},
+        "data": pixel_data,
+        "adapter": {"method": "mona", "hidden": 4, "drop": 0.3},
+        "objective": {"method": "cross_entropy", "smoothing": 0.05},
+        "optimizer": {"lr": 0.01},
+        "schedule": {"warmup": 2},
+        "accumulation": {"momentum": 0.8, "correction": "run_length"},
+        "training": {"epochs": 14, "batch_size": 8, "clip_norm": 1.0, "seed": 3},
+        "alpha": {"value": 1.0, "grid": [0.0, 0.5, 1.0]},
+    }
+
+
 def save_pictures(root: Path, domain: str, count: int) -> None:
     """`count` pictures of each of three shapes, of sizes, places and colours that depend on nothing else."""
     from PIL import Image, ImageDraw

@@ -249,12 +249,12 @@ def test_data_options_that_lack_a_method_or_a_name_say_what_to_write():
     for options, message in (
         (
             {"train": "x"},
-            "data lacks its method: set data.method to folder or imagenet, which have these options",
+            "set data.method to coco or folder or imagenet or mask_folders or voc, which have these options",
         ),
-        ({}, "data lacks its method: set data.method to caption_table or emoji_"),
+        ({}, "data lacks its method: set data.method to ade20k or caption_table or coco or emoji_"),
         (
             {"method": "emoji_shift", "train": "x"},
-            r"no option 'data\.train' of the method emoji_shift.*folder, imagenet: give data\.method=folder with it",
+            r"no option 'data\.train' of the method emoji_shift.*imagenet, mask_folders, voc: give data\.method",
         ),
         (
             {"method": "folder", "train": "x", "shifted": "pictures"},

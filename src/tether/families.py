@@ -152,7 +152,13 @@ class EnsembleConfig(Family, folder="tether.ensembles"):
 
 
 class TaskConfig(Family, folder="tether.tasks"):
-    """What it is for."""
+    """What it is for.
+
+    Attributes:
+        zero_shot: whether alpha 0 is a model that answers by itself; with a new head of several layers it is not.
+    """
+
+    zero_shot: ClassVar[bool] = True
 
     @abstractmethod
     def make(self, recipe: Any, model: Any, benchmark: Any, *, progress: Any = None) -> Any:

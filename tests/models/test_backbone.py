@@ -48,8 +48,24 @@ def test_the_width_of_a_dual_encoders_features(kind: str, save_open_clip, save_t
         features = model.features(pixels)
         assert features.shape == (2, model.dim)
         assert torch.equal(model.encode_image(pixels), torch.nn.functional.normalize(features, dim=-1))
-    with pytest.raises(TetherError, match="gives no feature maps"):
-        model.feature_maps(pixels)
+    if kind == "siglip2":
+        with pytest.raises(TetherError, match="gives no feature maps"):
+            model.feature_maps(pixels)
+        return
+    with torch.no_grad():
+        maps = model.feature_maps(pixels)
+        assert not torch.allclose(maps[0][0], maps[0][1], atol=1e-3)
+    assert [(len(one), model.image.height // one.shape[2]) for one in maps] == [(2, s) for s in model.strides]
+
+
+def test_the_built_in_models_map_is_what_its_features_are_pooled_of() -> None:
+    model = load("builtin")
+    pixels = torch.randn(2, 3, model.image.height, model.image.width)
+    with torch.no_grad():
+        (one,) = model.feature_maps(pixels)
+        visual = model.module.visual
+        features = visual.head(visual.trunk.forward_head(one.flatten(2).transpose(1, 2)))
+        assert torch.allclose(features, model.features(pixels), atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [0, (32, -1), (32,), "32", (1.5, 2)])

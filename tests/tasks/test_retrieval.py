@@ -152,6 +152,16 @@ def test_data_of_the_other_kind_is_refused_by_both_tasks(retrieval_options, tiny
         run(recipes.from_plain({**tiny_recipe, "data": retrieval_options["data"]}), tmp_path)
     with pytest.raises(TetherError, match=r"Retrieval needs pictures with captions, .* has classes"):
         run(recipes.from_plain({**retrieval_options, "data": tiny_recipe["data"]}), tmp_path)
+    scenes = {
+        "method": "scenes",
+        "train_pictures": 4,
+        "validation_pictures": 2,
+        "test_pictures": 1,
+        "size": 64,
+    }
+    for options in (tiny_recipe, retrieval_options):
+        with pytest.raises(TetherError, match=r"needs pictures .* has masks or boxes"):
+            run(recipes.from_plain({**options, "data": scenes}), tmp_path)
 
 
 def test_pooled_and_picked_scores_keep_ranks_and_what_came_up(retrieval_options):

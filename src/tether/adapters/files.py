@@ -23,7 +23,7 @@ from tether._files import read_json, write_json
 from tether._sealed import read_part, write_part
 from tether.adapters.attach import attach
 from tether.adapters.attached import Attached
-from tether.adapters.head import HEAD_FILE, Head, earlier_head, head_of, read_head
+from tether.adapters.head import HEAD_FILE, Head, ModuleHead, earlier_head, head_of, module_head_of, read_head
 from tether.config import build, method_of, methods_of, plain
 from tether.errors import TetherError, near_misses
 from tether.families import AdapterConfig
@@ -53,8 +53,8 @@ class Adapter:
         source: where the base was loaded from, as `tether.load` takes it, with absolute paths; None if unknown.
         unfrozen: parameters of the module itself that were trained beside the method, such as a new head's, by
             name; they are the same at every alpha, and the fingerprint leaves them out.
-        head: the linear head that was trained on the model's features, if there is one; `head.at(alpha)` is its
-            weight.
+        head: what was trained on the model's features, if there is such a head: a linear one, `head.at(alpha)` is
+            its weight, or one on feature maps.
 
     Raises:
         TetherError: alpha is no finite number, nor one per tower.
@@ -68,7 +68,7 @@ class Adapter:
     raw: Mapping[str, Tensor] | None = None
     source: str | None = None
     unfrozen: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
-    head: Head | None = None
+    head: Head | ModuleHead | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", plain_alpha(self.alpha))
@@ -81,7 +81,7 @@ def save_adapter(
     state: Mapping[str, Tensor] | None = None,
     alpha: Alpha | None = None,
     extra: Mapping[str, Any] | None = None,
-    head: Head | None = None,
+    head: Head | ModuleHead | None = None,
     keep_raw: bool = False,
     precision: Literal["float32", "float16"] = "float32",
 ) -> Path:
@@ -93,8 +93,8 @@ def save_adapter(
         state: of a handle: the state to store, such as the averaged one; None is the current one.
         alpha: the ensemble weight to store; None is 1 for a handle and its own for an `Adapter`.
         extra: what to store besides.
-        head: the linear head that was trained on the model's features; None is none for a handle and its own for
-            an `Adapter`.
+        head: the head that was trained on the model's features; None is none for a handle and its own for an
+            `Adapter`.
         keep_raw: of a handle: also store the current state.
         precision: "float32", or "float16" for half the size; the JSON then states the rounding error.
 
@@ -164,6 +164,8 @@ def save_adapter(
             "sha256": write_part(folder / f"{name}.safetensors", stored),
             "tensors": {key: _entry(tensor) for key, tensor in sorted(stored.items())},
         }
+    if isinstance(adapter.head, ModuleHead):
+        description[HEAD] |= adapter.head.described()
     write_json(folder / f"{NAME}.json", description)
     return folder
 
@@ -335,9 +337,12 @@ def _read(folder: Path, name: str, listed: Any) -> dict[str, Tensor]:
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
 
 
-def _head(folder: Path, description: Mapping[str, Any]) -> Head | None:
-    """The linear head in the folder, or where earlier versions put it."""
+def _head(folder: Path, description: Mapping[str, Any]) -> Head | ModuleHead | None:
+    """The head in the folder, or a linear one where earlier versions put it."""
     if HEAD in description:
-        return head_of(_read(folder, HEAD, description[HEAD]), folder / HEAD_FILE)
+        tensors = _read(folder, HEAD, description[HEAD])
+        if "task" in description[HEAD]:
+            return module_head_of(tensors, description[HEAD], folder / HEAD_FILE)
+        return head_of(tensors, folder / HEAD_FILE)
     file = earlier_head(folder, description["extra"])
     return read_head(file) if file else None

@@ -177,6 +177,7 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
     from rich.table import Table
 
     from tether.data.captions import CaptionBenchmark
+    from tether.data.records import Benchmark
     from tether.evaluation import evaluate, zero_shot_reader
     from tether.evaluation.retrieval_scores import caption_reader
     from tether.evaluation.tables import marked
@@ -184,6 +185,11 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
     from tether.runs.show import show_table
 
     benchmark = _benchmark({"method": "icon_shift"}, options.overrides)
+    if not isinstance(benchmark, Benchmark | CaptionBenchmark):
+        raise TetherError(
+            f"Nothing is answered without training where pictures have {benchmark.knows}, as in {benchmark.name}. "
+            f"Train a head on it first: tether train."
+        )
     model = load(options.model, device=device)
     tests = benchmark.tests
     with _progress() as progress:
@@ -251,6 +257,31 @@ def sweep(options: argparse.Namespace, device: Any) -> int:
         table.add_row(shown, str(len(benchmark.tests[name])), *(f"{value:.1%}" for value in values))
     show_table(table, Console())
     return 0
+
+
+def data(options: argparse.Namespace) -> int:
+    from tether.config import read_yaml
+    from tether.runs.data_check import check_data
+
+    block: dict[str, Any] = {}
+    if options.file and "=" in options.file:
+        options.overrides.insert(0, options.file)
+    elif options.file:
+        block = read_yaml(Path(options.file))
+        block = block["data"] if isinstance(block.get("data"), dict) else block
+    if not block and not options.overrides:
+        raise TetherError(
+            "Say which data: a YAML file with its options, or data.method=folder data.train=PICTURES."
+        )
+    benchmark = _benchmark(block, options.overrides)
+    with _progress() as progress:
+        problems = check_data(benchmark, progress=progress)
+    for problem in problems:
+        say(f"{'' if problem.severe else '(may be meant so) '}{problem}")
+    severe = sum(problem.severe for problem in problems)
+    pictures = sum(map(len, (benchmark.train, benchmark.validation, *benchmark.tests.values())))
+    say(f"{benchmark.name}: {pictures:,} pictures, {severe} problems, {len(problems) - severe} notes.")
+    return 2 if severe else 0
 
 
 def merge(options: argparse.Namespace) -> int:

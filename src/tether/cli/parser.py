@@ -14,6 +14,7 @@ examples:
   tether recipes                                      what can be trained; add a name for all its options
   tether train r-adapter                              train, choose alpha, evaluate
   tether train r-adapter model=MODEL data.method=folder data.train=PICTURES
+  tether data check my-data.yaml                      what is wrong with your pictures and answers
   tether train --resume runs/r-adapter-001            go on after Ctrl-C, a kill, or a mended error
   tether merge runs/r-adapter-001/adapter OUT         an ordinary model, without cost at inference
   tether try runs/r-adapter-001 PICTURE               what it answers, before and after it was tuned
@@ -90,6 +91,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     train.add_argument("--alpha", help="auto, a number, or {image: a, text: b}: short for alpha.value=…")
 
     _add_data(train)
+
+    data = add("data", commands.data, "look at a data set before it is trained on")
+    data.add_argument("action", choices=("check",), help="check: read everything once and list what is wrong")
+    data.add_argument(
+        "file",
+        nargs="?",
+        help="YAML with the options of your data (method, train, …), or a recipe with such a block",
+    )
+    _add_overrides(data, "options of the data, such as data.method=mask_folders data.train=PICTURES")
 
     recipes = add(
         "recipes",

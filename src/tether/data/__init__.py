@@ -13,35 +13,54 @@ from tether.errors import TetherError
 from tether.families import DataConfig
 
 _HOME = {
+    "Ade20kConfig": "ade20k",
     "CORRUPTIONS": "corruptions",
     "CaptionBenchmark": "captions",
     "CaptionDataset": "caption_dataset",
     "CaptionSplit": "captions",
     "CaptionTableConfig": "caption_table",
     "CaptionedImage": "captions",
+    "CocoConfig": "coco",
+    "CocoSet": "coco",
+    "DenseAugmentationConfig": "dense_transforms",
+    "DenseBenchmark": "dense",
+    "DenseDataset": "dense_dataset",
+    "DenseExample": "dense",
+    "DenseSplit": "dense",
+    "DenseTarget": "targets",
     "DomainConfig": "domains",
     "EmojiCaptionsConfig": "emoji_captions",
     "EmojiShiftConfig": "emoji_shift",
     "FolderConfig": "folder",
+    "IGNORE": "targets",
     "IconShiftConfig": "icon_shift",
     "ImageDataset": "dataset",
     "ImageNetConfig": "imagenet",
     "KarpathyConfig": "karpathy",
     "KarpathySource": "karpathy",
     "ManifestConfig": "manifest",
+    "MaskFoldersConfig": "mask_folders",
+    "Objects": "targets",
     "SIMULATED_SHIFTS": "simulated",
+    "ScenesConfig": "scenes",
+    "VocConfig": "voc",
     "as_rgb": "reading",
     "check": "checking",
     "collate_captions": "caption_dataset",
+    "collate_dense": "dense_dataset",
     "corrupt": "corruptions",
     "corrupted": "corruptions",
-    "mixed_corruptions": "corruptions",
+    "dense_test_transform": "dense_transforms",
+    "dense_train_transform": "dense_transforms",
     "drop_unreadable": "checking",
     "fill": "prompts",
     "imagenet_templates": "prompts",
+    "mixed_corruptions": "corruptions",
     "normalize": "transforms",
+    "problems": "dense_checking",
     "read_image": "reading",
     "require_readable": "checking",
+    "require_sound": "dense_checking",
     "simulated_shifts": "simulated",
     "split_by_identity": "splitting",
     "templates": "prompts",
@@ -66,7 +85,7 @@ def load_benchmark(config: DataConfig | Any) -> PictureBenchmark:
     """The benchmark that a config describes, with the corrupted tests that it asks for.
 
     Args:
-        config: a `FolderConfig`, `ManifestConfig`, `ImageNetConfig`, `EmojiShiftConfig`, or a `DataConfig` of your own.
+        config: a `FolderConfig`, `CocoConfig`, `ScenesConfig` or any other `DataConfig`, also one of your own.
 
     Raises:
         TetherError: the data are not there, not whole or not of the described form, or of one class alone; or

@@ -108,6 +108,7 @@ class CaptionBenchmark(PictureBenchmark):
             validation and test borders.
     """
 
+    knows = "captions"
     name: str
     train: CaptionSplit
     validation: CaptionSplit

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from tether.data.reading import FORMATS, MAX_BYTES, MAX_PIXELS, check_aspect, read_bytes, read_image
-from tether.data.records import ImageRef, PictureBenchmark, PictureSplit, Split
+from tether.data.records import ImageRef, MadeImage, PictureBenchmark, PictureSplit, Split
 from tether.errors import TetherError
 
 
@@ -88,6 +88,8 @@ _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}  # WEBP tel
 
 def _looks_whole(ref: ImageRef) -> bool:
     """Whether header and end are those of a whole picture; False where that takes decoding to know."""
+    if isinstance(ref, MadeImage):
+        return True
     try:
         if not ref.in_archive and not os.path.isfile(ref.path):  # opening a pipe would wait
             return False

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal, get_args
 
-from tether.data.records import Benchmark
+from tether.data.records import PictureBenchmark
 from tether.errors import TetherError, near_misses
 
 CorruptedTests = Literal["none", "mixture", "all"]
@@ -23,7 +23,7 @@ def check_choice(choice: str) -> None:
         )
 
 
-def with_corrupted_tests(benchmark: Benchmark, choice: CorruptedTests) -> Benchmark:
+def with_corrupted_tests(benchmark: PictureBenchmark, choice: CorruptedTests) -> PictureBenchmark:
     """The benchmark with its in-distribution test corrupted (Hendrycks & Dietterich, ICLR 2019) as further tests.
 
     Args:

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from tether.data.records import Split
+from tether.data.records import PictureSplit
 from tether.data.seeds import derived_seed
 from tether.data.transforms import fit_shortest
 from tether.errors import TetherError, near_misses
@@ -85,12 +85,12 @@ def corrupt_as_benchmark(image: Image.Image, name: str, severity: int, *, seed: 
 
 
 def corrupted(
-    split: Split,
+    split: PictureSplit,
     names: Sequence[str] = CORRUPTIONS,
     severities: Sequence[int] = SEVERITIES,
     *,
     seed: int = 0,
-) -> dict[str, Split]:
+) -> dict[str, PictureSplit]:
     """The split once per corruption and severity, named "fog 3" and so on; the pictures are corrupted when
     read.
 
@@ -109,7 +109,7 @@ def corrupted(
     return splits
 
 
-def mixed_corruptions(split: Split, *, seed: int = 0) -> Split:
+def mixed_corruptions(split: PictureSplit, *, seed: int = 0) -> PictureSplit:
     """The split with each picture under a corruption and severity of its own, see `drawn`.
 
     Raises:
@@ -128,7 +128,7 @@ def drawn(seed: int, key: str) -> tuple[str, int]:
     return CORRUPTIONS[name], SEVERITIES[severity]
 
 
-def _altered(split: Split, look: str, how: str, alteration: str) -> Split:
+def _altered(split: PictureSplit, look: str, how: str, alteration: str) -> PictureSplit:
     if split.alteration:
         raise TetherError(f"The split {split.name!r} is altered already, by {split.alteration!r}.")
     _library()

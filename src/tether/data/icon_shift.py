@@ -70,9 +70,7 @@ def load(config: IconShiftConfig) -> Benchmark:
     No designer is in two of training, validation and test. The classes are the things that every fold trains on.
     """
     index = _index()
-    tested = {name for name, family in index["families"].items() if family["fold"] == config.fold}
-    validated = set(index["validation"][config.train_on][config.fold])
-    trained = index["families"].keys() - tested - validated
+    trained, validated, tested = designers(config.fold, config.train_on).values()
     home = config.train_on
     looks = [home, *(config.shifted or (look for look in LOOKS if look != home))]
     classes = index["trained"][home]
@@ -118,6 +116,20 @@ def captioned(look: str) -> list[tuple[ImageRef, str, str]]:
         (ImageRef(str(FOLDER / f"{look}.zip"), picture.file), picture.thing, picture.family)
         for picture in pictures(_index(), look)
     ]
+
+
+def designers(fold: int, train_on: str) -> dict[str, Set[str]]:
+    """The families by whom one trains, validates and tests, under these three names; nobody is in two of them."""
+    index = _index()
+    tested = {name for name, family in index["families"].items() if family["fold"] == fold}
+    validated = set(index["validation"][train_on][fold])
+    trained = index["families"].keys() - tested - validated
+    return {"train": trained, "validation": validated, "test": tested}
+
+
+def trained_classes(train_on: str) -> tuple[str, ...]:
+    """The things that every fold trains on in a look."""
+    return tuple(_index()["trained"][train_on])
 
 
 def class_names() -> tuple[str, ...]:

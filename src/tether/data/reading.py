@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from tether.data.records import ImageRef, PictureSplit
+from tether.data.records import ImageRef, MadeImage, PictureSplit
 from tether.errors import TetherError
 
 MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow itself begins to warn
@@ -48,6 +48,8 @@ def read_image(ref: ImageRef, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         TetherError: it is missing, unreadable, cut short, too large, too thin, or of a kind with no unambiguous
             RGB form; the message names the file.
     """
+    if isinstance(ref, MadeImage):
+        return ref.make()
     try:
         return decode_image(read_bytes(ref), max_pixels=max_pixels)
     except TetherError as error:
@@ -133,7 +135,9 @@ def files_digest(split: PictureSplit) -> str:
     digest = hashlib.sha256()
     for image in (example.image for example in split.examples):
         try:
-            if image.in_archive:
+            if isinstance(image, MadeImage):
+                digest.update(f"{image}\n".encode())
+            elif image.in_archive:
                 member = _open_archive(image.root, os.getpid()).getinfo(image.name)
                 digest.update(f"{member.file_size} {member.CRC}\n".encode())
             else:
@@ -161,7 +165,9 @@ def file_digests(split: PictureSplit) -> UInt8[np.ndarray, "pictures 16"]:
 def _file_digest(image: ImageRef) -> bytes:
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     try:
-        if image.in_archive:
+        if isinstance(image, MadeImage):
+            digest.update(str(image).encode())
+        elif image.in_archive:
             member = _open_archive(image.root, os.getpid()).getinfo(image.name)
             digest.update(f"{member.file_size} {member.CRC}".encode())
         else:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from tether.data.prompts import check_templates
 from tether.errors import TetherError, is_utf8, near_misses
@@ -57,6 +57,22 @@ class ImageRef:
 
     def __str__(self) -> str:
         return f"{self.root}{'!' if self.in_archive else '/'}{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class MadeImage(ImageRef):
+    """A picture that lies in no file and is made when it is read: `root` names its maker, `name` all that decides it.
+
+    Whoever derives from it says in `make` how.
+    """
+
+    def make(self) -> Any:
+        """The picture (a `PIL.Image.Image`, RGB), the same every time.
+
+        Raises:
+            TetherError: what it is made from is missing.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +140,10 @@ class PictureSplit:
         """Whether the classes are others than those of the benchmark: not a shift of what is trained on."""
         return False
 
+    def allows(self, alteration: str) -> bool:
+        """Whether answers still hold for pictures that are altered so."""
+        return True
+
 
 class PictureBenchmark:
     """Pictures to train on, to choose by, and to test on in one or more domains.
@@ -133,8 +153,10 @@ class PictureBenchmark:
         tests: test splits by name.
         in_distribution: the name in `tests` of the split that looks like the training data.
         notes: what a reader of the numbers must know about how the splits were made.
+        knows: what is known of its pictures, in a word, for messages.
     """
 
+    knows: ClassVar[str] = "pictures alone"
     name: str
     train: PictureSplit
     validation: PictureSplit
@@ -255,6 +277,7 @@ class Benchmark(PictureBenchmark):
             without a class; an identity or a picture on two sides of the train, validation and test borders.
     """
 
+    knows = "classes"
     name: str
     class_names: tuple[str, ...]
     templates: tuple[str, ...]

@@ -117,15 +117,20 @@ def simulate(image: Image.Image, name: str, *, seed: int = 0, key: str = "") -> 
 
 
 def simulated_shifts(
-    split: PictureSplit, names: Sequence[str] = SIMULATED_SHIFTS, *, seed: int = 0
+    split: PictureSplit, names: Sequence[str] | None = None, *, seed: int = 0
 ) -> dict[str, PictureSplit]:
     """The split once per simulated shift, by the shift's name; the pictures are changed when they are read.
+
+    Args:
+        names: of shifts; by default all that leave the split's answers as they are.
 
     Raises:
         TetherError: an unknown shift, or a split that is altered already.
     """
     if split.alteration:
         raise TetherError(f"The split {split.name!r} is altered already, by {split.alteration!r}.")
+    if names is None:
+        names = [name for name in SIMULATED_SHIFTS if split.allows(f"simulated:{name}")]
     for name in names:
         if name not in _SHIFTS:
             raise TetherError(f"There is no simulated shift {name!r}{near_misses(name, SIMULATED_SHIFTS)}")

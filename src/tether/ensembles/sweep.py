@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 from tether._alpha import Alpha, alpha_of
 from tether.data.records import PictureSplit
 from tether.errors import TetherError
-from tether.evaluation.classification import batches_of, no_autocast_cache
+from tether.evaluation.classification import no_autocast_cache, whole_batches_of
 from tether.evaluation.classifier import evaluating
+from tether.evaluation.encoder import encoder_of
 from tether.evaluation.scores import Sweep, alpha_text
 from tether.evaluation.scoring import Progress, Reader, Scorer, answer
 from tether.evaluation.sharing import shared_prefix
@@ -58,8 +59,10 @@ def alpha_sweep(
         images = list(dict.fromkeys(image for image, _ in towers))
         members = [[i for i, (image, _) in enumerate(towers) if image == one] for one in images]
 
-        def batches(split: PictureSplit) -> Iterator[tuple[Tensor, Tensor]]:
-            return batches_of(model, split, batch_size, workers, open_split)
+        encoder = encoder_of(next(iter(readers.values())))  # that of the task, so of all of them
+
+        def batches(split: PictureSplit) -> Iterator[tuple[dict[str, Any], Tensor]]:
+            return whole_batches_of(model, split, batch_size, workers, open_split, encoder)
 
         far = ("evaluating", 0, sum(map(len, splits.values())))
 
@@ -69,10 +72,10 @@ def alpha_sweep(
             if progress:
                 progress(*far)
 
-        def respond(pixels: Tensor, split: PictureSplit) -> Iterator[Tensor]:
+        def respond(batch: Mapping[str, Any], split: PictureSplit) -> Iterator[Any]:
             for image, group in zip(images, members, strict=True):
                 path.set(image, "image")
-                features = model.encode_image(pixels)
+                features = encoder(model, batch)
                 tell(*far)  # at every alpha: a batch at all of them may take half a minute
                 for i in group:
                     yield readers[towers[i][1]](features)

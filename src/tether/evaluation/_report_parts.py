@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from tether.evaluation._report_text import definitions, percent, points
+from tether.evaluation.drawing import Drawn
 from tether.evaluation.results import ChangedPicture, Changes, Domain, Found, Method, Results
 from tether.evaluation.significance import Estimate, standard_deviation
 from tether.evaluation.summary import MEAN_OF_SHIFTED
@@ -212,6 +213,33 @@ def changes_head(changes: Changes) -> str:
         f'<p>Of {changes.n:,} pictures <span class="good">{changes.wrong_to_right} turned right</span> and '
         f'<span class="bad">{changes.right_to_wrong} turned wrong</span>: {points(net)} points.</p>'
     )
+
+
+def drawings(results: Results, drawn: Sequence[Drawn]) -> str:
+    """Rows of a picture, its truth and the highlighted method's answer, domain by domain."""
+    if not drawn:
+        return ""
+    text = (
+        f"<p>From left to right: a test picture, the truth, and the answer of {escape(results.highlighted)}, its first "
+        "run at the chosen alpha. The pictures were taken at equal distances in the test, before anybody saw an "
+        "answer.</p>"
+    )
+    for domain in dict.fromkeys(one.domain for one in drawn):
+        cards = "".join(_drawing_card(one) for one in drawn if one.domain == domain)
+        text += f'<h3>{escape(domain)}</h3><div class="drawings">{cards}</div>'
+    return text
+
+
+def _drawing_card(drawn: Drawn) -> str:
+    images = "".join(
+        f'<img src="{escape(address)}" alt="{what} of {escape(drawn.identity)}" loading="lazy">'
+        for what, address in (("picture", drawn.picture), ("truth", drawn.truth), ("answer", drawn.answer))
+    )
+    legend = " ".join(
+        f'<span><i style="background:{escape(colour)}"></i>{escape(name)}</span>'
+        for name, colour in drawn.legend
+    )
+    return f'<div class="drawing" title="{escape(drawn.identity)}">{images}<div>{legend}</div></div>'
 
 
 def found_card(found: Found, address: str | None) -> str:

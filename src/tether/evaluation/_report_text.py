@@ -13,6 +13,8 @@ _MEANINGS = {
     "top1": "Share of pictures whose first answer is right.",
     "recall": "Share of captions that find their picture first, and of pictures that find a caption of theirs "
     "first; the mean of both.",
+    "miou": "Of each class the pixels that are of it and are answered so, out of all that are either (intersection "
+    "over union), over all pictures together; the mean over the classes that occur.",
 }
 
 _SHAPES = {

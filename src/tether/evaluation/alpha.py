@@ -215,7 +215,8 @@ def choose_alpha(
     )
     best = min(curve, key=lambda point: (-point.in_distribution, _size(point.alpha)))
     pictures = sweep.scores[0][in_distribution].n
-    reason = _reason(chosen, best, curve, rule, pictures, altered, tolerance)
+    untuned = sweep.scores[0][in_distribution].untuned
+    reason = _reason(chosen, best, curve, rule, pictures, altered, tolerance, untuned)
     return AlphaChoice(chosen.alpha, rule, reason, pictures, tuple(curve))
 
 
@@ -310,6 +311,7 @@ def _reason(
     pictures: int,
     altered: int,
     tolerance: float,
+    untuned: str,
 ) -> str:
     at = f"alpha {alpha_text(chosen.alpha)}"
     some = f"{altered} of " if altered < pictures else ""
@@ -339,7 +341,7 @@ def _reason(
             else:
                 text += f"Among these, {at} is best on {shifts}: {mean}, at {level}."
     if _size(chosen.alpha) == 0:
-        text += " That is the zero-shot model: on validation, fine-tuning did not help."
+        text += f" That is {untuned}: on validation, fine-tuning did not help."
     elif len(curve) > 1 and _size(chosen.alpha) == max(_size(point.alpha) for point in curve):
         text += " It is the largest alpha tried."
     return f"{text} No test picture was used."

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -10,10 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tether import _distributed
-from tether.data.dataset import ImageDataset
 from tether.data.records import PictureSplit
-from tether.data.transforms import test_transform
 from tether.evaluation.classifier import evaluating
+from tether.evaluation.encoder import IMAGE_FEATURES, Encoder, encoder_of
 from tether.evaluation.reading import read_ahead
 from tether.evaluation.scoring import Progress, Reader, Scores, answer
 from tether.models.model import Model
@@ -36,17 +36,19 @@ def evaluate(
     Args:
         workers: processes that read pictures; 0 reads in this one.
         open_split: makes the data set of a split, whose items are dicts with "pixels" and "index"; by default
-            `ImageDataset` with the model's own test transform.
+            what the reader's encoder makes, for image features `ImageDataset` with the model's own test transform.
 
     Raises:
         TetherError: a split without pictures, a label beyond the classifier, or answers that are not numbers.
     """
 
-    def batches(split: PictureSplit) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches_of(model, split, batch_size, workers, open_split)
+    encoder = encoder_of(classifier)
 
-    def respond(pixels: Tensor, split: PictureSplit) -> list[Tensor]:
-        return [classifier(model.encode_image(pixels))]
+    def batches(split: PictureSplit) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        return whole_batches_of(model, split, batch_size, workers, open_split, encoder)
+
+    def respond(batch: Mapping[str, Any], split: PictureSplit) -> list[Any]:
+        return [classifier(encoder(model, batch))]
 
     with evaluating(model):
         return answer(splits, lambda split, _: classifier.scorer(split), batches, respond, progress)[0]
@@ -59,15 +61,29 @@ def batches_of(
     workers: int = 0,
     open_split: Callable[[PictureSplit], Dataset] | None = None,
 ) -> Iterator[tuple[Float[Tensor, "b 3 h w"], Int[Tensor, " b"]]]:
-    """Pixels, where the model computes, and numbers of this process's pictures; shares are equally long.
+    """Pixels, where the model computes, and numbers of this process's pictures; shares are equally long."""
+    for batch, index in whole_batches_of(model, split, batch_size, workers, open_split):
+        yield batch["pixels"], index
+
+
+def whole_batches_of(
+    model: Model,
+    split: PictureSplit,
+    batch_size: int,
+    workers: int = 0,
+    open_split: Callable[[PictureSplit], Dataset] | None = None,
+    encoder: Encoder = IMAGE_FEATURES,
+) -> Iterator[tuple[dict[str, Any], Int[Tensor, " b"]]]:
+    """Batches with all that an encoder asks for, pixels where the model computes, and numbers of their pictures.
 
     The coming batches are read meanwhile, see `tether.evaluation.reading`.
     """
-    data = open_split(split) if open_split else ImageDataset(split, test_transform(model.image))
+    data = open_split(split) if open_split else encoder.open_split(model, split)
     share = share_of_process(len(split))
-    with closing(read_ahead(data, share, batch_size=batch_size, workers=workers)) as batches:
+    options = {"batch_size": batch_size, "workers": workers, "collate": encoder.collate}
+    with closing(read_ahead(data, share, **options)) as batches:
         for batch in batches:
-            yield batch["pixels"].to(model.device), batch["index"]
+            yield {**batch, "pixels": batch["pixels"].to(model.device)}, batch["index"]
 
 
 def share_of_process(n: int) -> Sequence[int]:

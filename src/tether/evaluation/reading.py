@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +14,12 @@ _AHEAD = 2  # batches that wait for the model
 
 
 def read_ahead(
-    data: Dataset, indices: Sequence[int], *, batch_size: int, workers: int = 0
+    data: Dataset,
+    indices: Sequence[int],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    collate: Callable[[list[Any]], Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Batches of `data[index]` in the order of `indices`, the coming ones read while the caller works.
 
@@ -23,12 +28,15 @@ def read_ahead(
     back after each item, as `ImageDataset` does, leaves them as they were; the caller must not draw from them
     between two batches.
 
+    Args:
+        collate: makes a batch of items; None for torch's own.
+
     Raises:
         TetherError: a picture cannot be read, with the error of the data set, when its batch's turn comes.
     """
     parts = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
     if workers:
-        yield from load(data, lambda done: iter(parts[done:]), workers=workers)
+        yield from load(data, lambda done: iter(parts[done:]), workers=workers, collate=collate)
         return
     left = threading.Event()
 
@@ -38,7 +46,7 @@ def read_ahead(
             if left.is_set():  # by Ctrl-C or an error: nobody waits for these pictures
                 return None
             items.append(data[index])
-        return default_collate(items)
+        return (collate or default_collate)(items)
 
     with ThreadPoolExecutor(1, "tether-reader") as reader:
         coming: deque[Future[Any]] = deque()

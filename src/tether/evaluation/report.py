@@ -6,9 +6,7 @@ alpha, without which it says the same at the chosen alpha. Every text in it that
 methods, data sets, files) is escaped, and a content security policy forbids every other script and address.
 """
 
-import base64
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +18,7 @@ from tether.evaluation import _report_parts as parts
 from tether.evaluation import _report_slider as moving
 from tether.evaluation import _report_text as words
 from tether.evaluation._svg import standing_alone
+from tether.evaluation.drawing import Drawn, address_of
 from tether.evaluation.figures import alpha_figure, domains_figure, robustness_figure
 from tether.evaluation.results import Changes, Results
 
@@ -30,16 +29,19 @@ _SIDE = 96
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def write_report(results: Results, path: Path, pictures: Pictures | None = None) -> None:
+def write_report(
+    results: Results, path: Path, pictures: Pictures | None = None, drawings: Sequence[Drawn] = ()
+) -> None:
     """Write the page that explains `results`, whole or not at all.
 
     Args:
         pictures: shown small where an answer changed; without it only the names are listed.
+        drawings: test pictures with truth and answer drawn over them.
 
     Raises:
         TetherError: the file cannot be written.
     """
-    page = report_page(results, pictures)
+    page = report_page(results, pictures, drawings)
     write_text(path, page)
 
 
@@ -59,7 +61,7 @@ def write_robustness_figure(results: Results, path: Path) -> bool:
     return True
 
 
-def report_page(results: Results, pictures: Pictures | None = None) -> str:
+def report_page(results: Results, pictures: Pictures | None = None, drawings: Sequence[Drawn] = ()) -> str:
     """The page as text; see `write_report`."""
     slider = moving.slider(results, lambda domain, index: _thumbnail(pictures, domain, index))
     sections = [
@@ -72,6 +74,7 @@ def report_page(results: Results, pictures: Pictures | None = None) -> str:
         ("tuning", "How settings were chosen", parts.tuning_tables(results)),
         ("differences", "Which differences are more than chance", parts.differences_table(results)),
         ("changes", "Pictures whose answer changed", _changes(results, pictures)),
+        ("drawings", "Answers beside the truth", parts.drawings(results, drawings)),
         ("queries", "What came up first for some captions", _queries(results, pictures)),
         ("made", "How these numbers were made", parts.how_made(results)),
         ("terms", "Terms", words.terms(results)),
@@ -189,10 +192,4 @@ def _queries(results: Results, pictures: Pictures | None) -> str:
 def _thumbnail(pictures: Pictures | None, domain: str, index: int) -> str | None:
     """A small picture as a data address, at most `_SIDE` pixels to a side; None where there is none."""
     picture = pictures(domain, index) if pictures else None
-    if picture is None:
-        return None
-    small = picture.convert("RGB")
-    small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    small.save(out, format="WEBP", quality=80)
-    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
+    return None if picture is None else address_of(picture, _SIDE)

@@ -54,9 +54,11 @@ class Scores(ABC):
         metrics: what is measured; by the first one, a share of which more is better, settings and alpha are chosen
             and methods are told apart.
         primary: for every picture a number whose mean over the split is the first metric.
+        untuned: what answers at alpha 0, in words.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
+    untuned: ClassVar[str] = "the zero-shot model"
     split: PictureSplit
 
     def __init_subclass__(cls, **rest: Any) -> None:
@@ -155,8 +157,12 @@ class Scores(ABC):
 class Scorer(Protocol):
     """The rules of one split."""
 
-    def rows(self, output: Tensor, index: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
-        """For each picture of a batch a row of numbers; all that is kept of it."""
+    def rows(self, output: Any, index: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
+        """For each picture of a batch a row of numbers; all that is kept of it.
+
+        Args:
+            output: the reader's; what it is judged by comes with it where that is too large to be held for a split.
+        """
 
     def scores(self, rows: Float[Tensor, "n k"]) -> Scores:
         """From the rows of all pictures of the split in order."""
@@ -164,10 +170,11 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class Reader(Protocol):
-    """What is made of features at one alpha."""
+    """What is made of a batch at one alpha: of image features of length 1, [b, dim], unless the reader has an attribute
+    `encoder` that says otherwise, see `tether.evaluation.encoder.Encoder`."""
 
-    def __call__(self, features: Float[Tensor, "b dim"]) -> Tensor:
-        """The output for a batch of features of length 1."""
+    def __call__(self, features: Any) -> Any:
+        """The output for what the encoder gives."""
 
     def scorer(self, split: Any) -> Scorer:
         """The rules by which outputs for a split are scored."""
@@ -176,8 +183,8 @@ class Reader(Protocol):
 def answer(
     splits: Mapping[str, PictureSplit],
     scorer: Callable[[PictureSplit, int], Scorer],
-    batches: Callable[[Any], Iterable[tuple[Tensor, Int[Tensor, " b"]]]],
-    respond: Callable[[Tensor, Any], Iterable[Tensor]],
+    batches: Callable[[Any], Iterable[tuple[Any, Int[Tensor, " b"]]]],
+    respond: Callable[[Any, Any], Iterable[Any]],
     progress: Progress | None = None,
     batch_done: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Scores]]:
@@ -185,7 +192,7 @@ def answer(
 
     Args:
         scorer: of a split and the number of the one that answers.
-        batches: pixels and numbers of this process's pictures of a split, see `batches_of`.
+        batches: what is asked and numbers of this process's pictures of a split, see `batches_of`.
         respond: outputs for a batch by one after the other, always as many.
         batch_done: called after each batch.
 
@@ -201,9 +208,9 @@ def answer(
             raise TetherError(f"Split {split.name!r} has no examples; there is nothing to evaluate.")
         scorers: list[Scorer] = []
         seen, rows = [], []
-        for pixels, index in batches(split):
+        for batch, index in batches(split):
             of_batch = []
-            for number, output in enumerate(respond(pixels, split)):
+            for number, output in enumerate(respond(batch, split)):
                 if number == len(scorers):
                     scorers.append(scorer(split, number))
                 of_batch.append(scorers[number].rows(output, index))

@@ -14,6 +14,7 @@ from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_d
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from open_clip.transformer import VisionTransformer
 from open_clip.utils import to_2tuple
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from tether._files import read_json
 from tether.errors import TetherError, near_misses
 from tether.models.activation import Activation, describe_activation
 from tether.models.hub import DESCRIPTIONS, fetch
+from tether.models.load_timm import maps_of
 from tether.models.model import ImageSpec, Model, channels
 from tether.models.open_clip_text import end_id, ends_matter_only, text_features, text_tower
 from tether.models.saving import copy_description
@@ -231,6 +233,7 @@ def wrap(module: nn.Module, preprocess: dict[str, Any], tokenizer: Any, source: 
     else:
         context_length, rows = tower.context_length, tower.token_embedding.num_embeddings
     own = isinstance(tokenizer, SimpleTokenizer)
+    maps, strides = _maps_of(module.visual)
     check_tokenizer(
         tokenizer,
         words=(tokenizer.vocab_size, tokenizer.vocab_size) if own else words_of(tokenizer.tokenizer),
@@ -249,6 +252,8 @@ def wrap(module: nn.Module, preprocess: dict[str, Any], tokenizer: Any, source: 
         activation=describe_activation(image=module.visual, text=text.transformer),
         tokenizer=tokenizer,
         image_features=_image_features,
+        image_maps=maps,
+        strides=strides,
         text_features=text_features,
     )
 
@@ -263,6 +268,25 @@ def _width(visual: nn.Module) -> int:
 
 def _image_features(module: nn.Module, pixels: Tensor) -> Tensor:
     return module.encode_image(pixels)
+
+
+def _maps_of(visual: nn.Module) -> tuple[Any, tuple[int, ...]]:
+    """How to get feature maps of an image tower, and their strides; none of a ResNet with attention pooling."""
+    if isinstance(visual, VisionTransformer):
+        return _patch_map, (visual.patch_size[0],)
+    if not hasattr(visual, "trunk"):
+        return None, ()
+    maps, strides = maps_of(visual.trunk)
+    return maps and partial(_maps_of_trunk, maps=maps), strides
+
+
+def _patch_map(module: nn.Module, pixels: Tensor) -> list[Tensor]:
+    options = {"normalize_intermediates": True, "intermediates_only": True}
+    return module.visual.forward_intermediates(pixels, indices=1, **options)["image_intermediates"]
+
+
+def _maps_of_trunk(module: nn.Module, pixels: Tensor, *, maps: Any) -> list[Tensor]:
+    return maps(module.visual.trunk, pixels)
 
 
 def _check_towers(config: dict[str, Any], source: str) -> None:

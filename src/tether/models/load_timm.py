@@ -97,7 +97,7 @@ def _assemble(architecture: str, config: dict[str, Any], file: Path | None, sour
     module.pretrained_cfg = described
     module.reset_classifier(0)
     image = _image_spec(module, source)
-    maps, strides = _maps_of(module)
+    maps, strides = maps_of(module)
 
     def describe(folder: Path) -> None:
         new = {
@@ -155,7 +155,7 @@ def _width(module: nn.Module, source: str) -> int:
     return getattr(module, "head_hidden_size", module.num_features)
 
 
-def _maps_of(module: nn.Module) -> tuple[Any, tuple[int, ...]]:
+def maps_of(module: nn.Module) -> tuple[Any, tuple[int, ...]]:
     """How to get feature maps, and their strides: of every stage, or of the last block where all have one stride."""
     if not hasattr(module, "forward_intermediates") or not isinstance(
         getattr(module, "feature_info", None), list

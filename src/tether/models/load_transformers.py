@@ -81,6 +81,8 @@ def load_folder(folder: Path, source: str, activation: Activation | None = None)
         activation=found,
         tokenizer=tokenizer,
         image_features=_patch_features if kind == "siglip2" else _image_features,
+        image_maps=_MAPS.get(kind),
+        strides=(module.config.vision_config.patch_size,) if kind in _MAPS else (),
         text_features=_clip_text_features if kind == "clip" else _text_features,
         describe=partial(copy_description, folder),
     )
@@ -200,6 +202,24 @@ def _patch_features(module: nn.Module, pixels: Tensor) -> Tensor:
         pixel_values=patches.flatten(3).flatten(1, 2), pixel_attention_mask=mask, spatial_shapes=shapes
     )
     return features.pooler_output
+
+
+def _patch_map(module: nn.Module, pixels: Tensor) -> list[Tensor]:
+    """SigLIP's patches, which are behind the final norm."""
+    tokens = module.vision_model(pixel_values=pixels).last_hidden_state
+    rows = pixels.shape[-2] // module.config.vision_config.patch_size
+    return [tokens.transpose(1, 2).unflatten(2, (rows, -1))]
+
+
+def _patch_map_of_clip(module: nn.Module, pixels: Tensor) -> list[Tensor]:
+    """CLIP's patches, without the class token in front and through the final norm, which it applies to that alone."""
+    tokens = module.vision_model(pixel_values=pixels).last_hidden_state[:, 1:]
+    rows = pixels.shape[-2] // module.config.vision_config.patch_size
+    return [module.vision_model.post_layernorm(tokens).transpose(1, 2).unflatten(2, (rows, -1))]
+
+
+_MAPS = {"clip": _patch_map_of_clip, "siglip": _patch_map}
+"""By kind; SigLIP 2 takes flattened patches of any grid and gives none."""
 
 
 def _end_id(module: nn.Module) -> int | None:

@@ -1,6 +1,6 @@
 """Optimizers as recipes name them, over named parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,7 +66,7 @@ def create(
     config: OptimizerConfig,
     parameters: Mapping[str, Tensor],
     *,
-    head: str | None = None,
+    head: str | Collection[str] | None = None,
     anchors: Literal["start", "zero"] | Mapping[str, Tensor | None] = "start",
     special: Special | None = None,
 ) -> Optimizer:
@@ -75,7 +75,7 @@ def create(
         optimizer = create(SPDConfig(lr=1e-5), dict(model.named_parameters()), head="head.weight")
 
     Args:
-        head: name of a new head. It learns at `head_lr` where the config has one, and a robust optimizer leaves
+        head: name or names of a new head's parameters. It learns at `head_lr` where the config has one, and a robust optimizer leaves
             it to its plain base step with ordinary decay.
         anchors: what a robust optimizer stays near. "start": a copy of each parameter as it is now, for a
             model's own weights. "zero": for weights that add to a frozen model, such as low-rank factors, whose
@@ -86,13 +86,15 @@ def create(
     Raises:
         TetherError: `head`, an anchor or a pattern names no parameter; or there is a `head_lr` and no head.
     """
-    if head is None and config.head_lr is not None:
+    heads = (head,) if isinstance(head, str) else tuple(head or ())
+    if not heads and config.head_lr is not None:
         raise TetherError(f"optimizer.head_lr is {config.head_lr}, but there is no head; leave it out.")
-    if head is not None and head not in parameters:
-        raise TetherError(f"The head {head!r} is not trained{near_misses(head, list(parameters))}")
+    for name in heads:
+        if name not in parameters:
+            raise TetherError(f"The head {name!r} is not trained{near_misses(name, list(parameters))}")
     of_head = {"lr": config.lr if config.head_lr is None else config.head_lr}
     if config.anchored:
         of_head["excluded"] = True
-    special = {**(special or {}), **({} if head is None else {head: of_head})}
+    special = {**(special or {}), **dict.fromkeys(heads, of_head)}
     groups = parameter_groups(parameters, lr=config.lr, weight_decay=config.weight_decay, special=special)
     return config.optimizer(groups, anchors)

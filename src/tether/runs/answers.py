@@ -8,6 +8,7 @@ import torch
 
 from tether._alpha import Alpha, alpha_of
 from tether.adapters.files import Adapter, apply, load_adapter
+from tether.adapters.head import ModuleHead
 from tether.data import load_benchmark, test_transform
 from tether.data.reading import read_image
 from tether.data.records import Benchmark, ImageRef
@@ -62,6 +63,11 @@ def answers(
     adapter = load_adapter(folder) if folder else None
     if adapter is None and (alpha is not None or base):
         raise TetherError(f"--alpha and --model belong to an adapter, and {source} is none.")
+    if adapter and isinstance(adapter.head, ModuleHead) and not texts:
+        raise TetherError(
+            f"{source} is for {adapter.head.task}, which answers with more than a class: the report of its run shows "
+            "some pictures. Or give texts."
+        )
     names, templates = (tuple(texts), AS_THEY_ARE) if texts else _classes(folder, adapter, source)
     model = load(source if adapter is None else base or base_of(adapter, folder), device=device)
     head = adapter.head if adapter and not texts else None

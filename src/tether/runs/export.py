@@ -11,7 +11,7 @@ from tether._alpha import Alpha, alpha_of
 from tether._files import new_folder, read_json, refuse_existing, save_tensors
 from tether.adapters import MergeReport
 from tether.adapters.files import Adapter, apply, load_adapter
-from tether.adapters.head import HEAD_FILE, read_head
+from tether.adapters.head import HEAD_FILE, ModuleHead, read_head, save_head
 from tether.adapters.mergeable import mergeable
 from tether.errors import TetherError
 from tether.models import Model, load
@@ -32,8 +32,8 @@ def export(
         adapter: folder written by `save_adapter`.
         out: new folder; nothing is overwritten.
         alpha: ensemble weight; by default the one saved with the adapter.
-        head: file of a linear head, in place of the adapter's own; with the model it is saved as it is at this alpha
-            (the text tower's).
+        head: file of a head, in place of the adapter's own; with the model a linear one is saved as it is at this alpha
+            (the text tower's), another one as it is.
 
     Raises:
         TetherError: `out` exists, the adapter belongs to another base or that is not where it was, `head` is no
@@ -46,17 +46,20 @@ def export(
     model = load(source or base_of(saved, adapter))
     attached = mergeable(apply(model, saved))
     alpha = saved.alpha if alpha is None else alpha
-    weight = trained.at(alpha_of(alpha, "text")) if trained else None
-    if weight is not None and not bool(weight.isfinite().all()):
+    at_alpha = trained.at(alpha_of(alpha, "text")) if trained else None
+    tensors = at_alpha.tensors() if isinstance(at_alpha, ModuleHead) else {"weight": at_alpha}
+    if trained and not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise TetherError(
             f"The head in {head or adapter} holds NaN or infinity, so it is not saved. Take an earlier one."
         )
     report = attached.merge(alpha, probe=_probe(model))
     with new_folder(out) as folder:
         model.save_into(folder)
-        if weight is not None:
-            save_tensors(folder / HEAD_FILE, {"weight": weight})
-        write_card(folder, out.absolute().name, model, saved, adapter, report, head=weight is not None)
+        if isinstance(at_alpha, ModuleHead):
+            save_head(folder / HEAD_FILE, at_alpha)
+        elif trained:
+            save_tensors(folder / HEAD_FILE, tensors)
+        write_card(folder, out.absolute().name, model, saved, adapter, report, head=at_alpha)
     return report
 
 

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from tether._files import read_json
 from tether.adapters import MergeReport
 from tether.adapters.files import Adapter
-from tether.adapters.head import HEAD_FILE
+from tether.adapters.head import HEAD_FILE, ModuleHead, described_at
 from tether.config import method_of
 from tether.evaluation.scores import alpha_text
 from tether.models import Model
@@ -16,7 +18,14 @@ BASE_CARD = "BASE-CARD.md"
 
 
 def write_card(
-    folder: Path, name: str, model: Model, adapter: Adapter, where: Path, report: MergeReport, *, head: bool
+    folder: Path,
+    name: str,
+    model: Model,
+    adapter: Adapter,
+    where: Path,
+    report: MergeReport,
+    *,
+    head: Tensor | ModuleHead | None,
 ) -> None:
     """Write the card into a merged model's folder; that of the base stays beside it under another name.
 
@@ -25,7 +34,7 @@ def write_card(
         name: what the folder will be called.
         model: the merged model, whose source is the base.
         where: the folder of the adapter.
-        head: whether a linear head lies in the folder.
+        head: what lies in the folder beside the model: a linear head's weight, or a head of several layers.
     """
     base_card = ""
     if (folder / CARD).is_file():
@@ -36,12 +45,16 @@ def write_card(
         error = f"{report.max_error:.2e}, {report.relative_error:.2e} of the largest output"
     probe = "random pictures and two texts" if model.has_text else "random pictures"
     scale = "the logit scale" if model.has_text else f"{model.head_scale:.6g} (√dim)"
-    head_text = (
-        f"\n`{HEAD_FILE}` holds the linear head, `weight` [classes, dim]: logits are features of length 1 times its "
-        f"transpose, times {scale}.\n"
-        if head
-        else ""
-    )
+    head_text = ""
+    if isinstance(head, ModuleHead):
+        head_text = f"\n`{HEAD_FILE}` and `{described_at(Path(HEAD_FILE))}` hold the head for {head.task}.\n"
+        if head.task == "segmentation":
+            head_text += f'`tether.runs.segmenter.load_segmenter("{name}")` answers with both.\n'
+    elif head is not None:
+        head_text = (
+            f"\n`{HEAD_FILE}` holds the linear head, `weight` [classes, dim]: logits are features of length 1 times "
+            f"its transpose, times {scale}.\n"
+        )
     text = f"""# {name}
 
 The model `{model.source}` with an adapter merged into its weights: an ordinary {model.family} model without any part of

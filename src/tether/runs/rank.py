@@ -9,6 +9,7 @@ from torch import Tensor
 from tether._alpha import TOWERS, alpha_of
 from tether._files import new_folder, refuse_existing
 from tether.adapters.files import apply, check_head, load_adapter, save_adapter
+from tether.adapters.head import ModuleHead
 from tether.adapters.ranks import RankResult, smallest_within
 from tether.data import ImageDataset, test_transform
 from tether.data.records import Benchmark
@@ -52,6 +53,10 @@ def shrink(
     if not len(benchmark.validation):
         raise TetherError(f"{benchmark.name} has no validation pictures to choose a rank by.")
     saved = load_adapter(adapter)
+    if isinstance(saved.head, ModuleHead):
+        raise TetherError(
+            f"Ranks are chosen by accuracy, and {adapter} is for {saved.head.task}. Train it again with the rank."
+        )
     factored = saved.config.factored(saved.state)  # refuses what has no ranks before anything is evaluated
     if not any(alpha_of(saved.alpha, tower) for tower in TOWERS):
         raise TetherError(

@@ -18,6 +18,7 @@ from tether.evaluation.report import write_report, write_robustness_figure
 from tether.evaluation.results import Results
 from tether.evaluation.tables import differences_csv, to_csv, to_markdown
 from tether.runs.comparing.results import ZERO_SHOT, Comparison, Trained, all_runs, make_results
+from tether.runs.drawings import read_drawings
 from tether.runs.outcome import Outcome
 from tether.training.environment import package_versions
 
@@ -103,12 +104,12 @@ def _write_comparison(comparison: Comparison, folder: Path) -> Path:
     ):
         write_text(folder / name, make(results))
     write_robustness_figure(results, folder / "effective_robustness.svg")
-    write_report(results, folder / REPORT, _pictures(comparison.tests))
+    write_report(results, folder / REPORT, _pictures(comparison.tests), comparison.drawings)
     return folder / REPORT
 
 
 def write_run(outcome: Outcome) -> None:
-    """Put `report.html` into the directory of a finished run: the zero-shot model and what was trained.
+    """Put `report.html` into the directory of a finished run: the zero-shot model, if there is one, and what was trained.
 
     Raises:
         TetherError: a test picture cannot be read, or the file cannot be written.
@@ -123,7 +124,7 @@ def write_run(outcome: Outcome) -> None:
         title=f"{recipe.name} on {outcome.benchmark.name}",
         data_set=outcome.benchmark.name,
         highlighted=recipe.name,
-        reference=ZERO_SHOT,
+        reference=ZERO_SHOT if recipe.task.zero_shot else recipe.name,
         draws=2_000,  # it is made after every run
         settings={
             "model": recipe.model,
@@ -132,7 +133,7 @@ def write_run(outcome: Outcome) -> None:
         },
         versions=package_versions(),
     )
-    write_report(results, outcome.run / REPORT, _pictures(tests))
+    write_report(results, outcome.run / REPORT, _pictures(tests), read_drawings(outcome.run))
 
 
 def _pictures(tests: Mapping[str, PictureSplit]) -> Callable[[str, int], Image.Image]:

@@ -1,4 +1,4 @@
-"""Robust fine-tuning for classification: train on one domain, choose alpha honestly, judge on every domain.
+"""Robust fine-tuning: train on one domain, choose alpha honestly, judge on every domain.
 
 `run` is the whole job: data → adapter → training → alpha from validation and simulated shifts → test → files.
 """
@@ -19,9 +19,9 @@ from tether._files import read_json, sha256_file, write_json
 from tether._text import quoted
 from tether.adapters import Attached, attach
 from tether.adapters.files import save_adapter
-from tether.adapters.head import HEAD_FILE, Head, save_head
+from tether.adapters.head import HEAD_FILE, described_at, save_head
 from tether.config import method_of, plain
-from tether.data import load_benchmark, require_readable, test_transform, train_transform
+from tether.data import load_benchmark, require_readable, test_transform
 from tether.data.dataset import ImageDataset
 from tether.data.records import Benchmark, PictureBenchmark
 from tether.ensembles.accumulation import Accumulation
@@ -36,6 +36,7 @@ from tether.optimizers.from_config import create
 from tether.optimizers.schedule import Schedule
 from tether.optimizers.tpgm import RadiusLearner
 from tether.recipe import Recipe, from_plain, to_plain
+from tether.runs.drawings import draw_some, save_drawings
 from tether.runs.files import PROBE, measured, peak_memory, take_over
 from tether.runs.judge import judge
 from tether.runs.outcome import (
@@ -53,7 +54,7 @@ from tether.runs.pictures import Pictures, require_records
 from tether.runs.predictor import save_ensemble
 from tether.runs.report import REPORT, write_run
 from tether.runs.validation import Validation
-from tether.tasks.task import HEAD, Task
+from tether.tasks.task import Task
 from tether.training import FitConfig, HeldOut, RunDirectory, fit
 from tether.training.plan import Plan
 
@@ -196,6 +197,7 @@ def _run(
     try:
         with attached.path(state) if attached else WeightPath(model.module, {}) as path:
             judged = judge(task, path, test=test, progress=progress)
+            drawings = draw_some(task, path, judged.alpha) if test else []
     except TetherError as error:
         raise TetherError(
             f"{error} The training is done and kept: once this is mended, "
@@ -216,7 +218,7 @@ def _run(
     }
 
     def save() -> None:
-        head = None if task.head_ends is None else Head(*task.head_ends)
+        head = task.trained_head
         if head and not attached:
             save_head(directory.path / HEAD_FILE, head)
         if attached:
@@ -224,7 +226,8 @@ def _run(
             shutil.rmtree(directory.path / ADAPTER, ignore_errors=True)
             use_at = 1.0 if judged.ensemble else judged.alpha  # an ensemble combines the two ends itself
             save_adapter(directory.path / ADAPTER, attached, state=state, alpha=use_at, head=head)
-        paths = [directory.path / HEAD_FILE, directory.path / ADAPTER]
+        head_file = directory.path / HEAD_FILE
+        paths = [head_file, described_at(head_file), directory.path / ADAPTER]
         if judged.ensemble:
             with attached.ordinary() if attached else nullcontext():
                 name = ADAPTER if attached else None
@@ -232,6 +235,7 @@ def _run(
         # of a part without the tests, whose answers these replace
         (directory.path / RESULT).unlink(missing_ok=True)
         save_sweep(directory.path / SCORES, judged.tested)
+        save_drawings(directory.path, drawings)
         results["scores_sha256"] = sha256_file(directory.path / SCORES)
         files = {file for path in paths for file in (path, *path.rglob("*")) if file.is_file()}
         results["file_bytes"] = sum(file.stat().st_size for file in files)
@@ -252,7 +256,7 @@ def _train(
     """The trained values by name, accumulated where the recipe says so."""
     recipe, model = task.recipe, task.model
     seed = recipe.training.seed
-    training = task.training_data(train_transform(model.image, **asdict(recipe.augmentation)), seed=seed)
+    training = task.training_data(task.train_transform(), seed=seed)
     if recipe.probe:
         options = {"loss": recipe.objective.loss(), "seed": seed}
         options |= {"progress": progress, "show_progress": show_progress}
@@ -266,19 +270,20 @@ def _train(
     optimizer = create(
         recipe.optimizer,
         parameters,
-        head=HEAD if HEAD in parameters else None,
+        head=task.head_names,
         anchors=zeros or "start",
     )
     learner = None
     if recipe.optimizer.held_out:
-        held_out = task.held_out_data(test_transform(model.image), seed=seed)
+        held_out = task.held_out_data(task.test_transform(), seed=seed)
         held_out = HeldOut(task, held_out, recipe.training, collate=training.collate)
         learner = RadiusLearner(optimizer, held_out, recipe.radii)
     plan = Plan(training.data, recipe.training, training.order)  # before anything of the run is written
     task.prepare(plan.total, plan.batches.per_epoch)
     accumulation = Accumulation(parameters, **asdict(recipe.accumulation)) if recipe.accumulation else None
     schedule = Schedule.of(optimizer, recipe.schedule, plan.total)
-    with measured(directory, model.device), fast_last_block(model):
+    shortened = fast_last_block(model) if task.pooled else nullcontext()
+    with measured(directory, model.device), shortened:
         fit(
             task,
             training.data,

@@ -7,7 +7,6 @@ import torch
 from torch.utils.data import Dataset
 
 from tether.adapters import Attached
-from tether.data import ImageDataset, test_transform
 from tether.data.records import PictureSplit
 from tether.data.splitting import thinned
 from tether.evaluation import evaluate
@@ -49,8 +48,8 @@ class Validation:
             task=task,
             attached=attached,
             split=split,
-            pictures=ImageDataset(
-                split, test_transform(task.model.image), cache_bytes=0 if training.workers else _CACHE
+            pictures=task.encoder.open_split(
+                task.model, split, cache_bytes=0 if training.workers else _CACHE
             ),
             every=math.ceil(_SHARE * count / examples),
             steps=training.total_steps(examples),

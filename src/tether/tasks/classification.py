@@ -68,8 +68,8 @@ class Classification(Task):
         super().__init__(recipe, model, benchmark, progress)
         if not isinstance(benchmark, Benchmark):
             raise TetherError(
-                f"Classification needs pictures of classes, and {benchmark.name} has captions. Use "
-                "task.method=retrieval, or labelled data."
+                f"Classification needs pictures of classes, and {benchmark.name} has {benchmark.knows}. Use "
+                f"{'task.method=retrieval' if benchmark.knows == 'captions' else 'a task for these'}, or labelled data."
             )
         self._check_tests(benchmark.tests)
         self.class_names, self.templates = benchmark.class_names, benchmark.templates

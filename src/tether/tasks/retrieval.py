@@ -80,8 +80,8 @@ class Retrieval(Task):
         super().__init__(recipe, model, benchmark, progress)
         if not isinstance(benchmark, CaptionBenchmark):
             raise TetherError(
-                f"Retrieval needs pictures with captions, and {benchmark.name} has classes. Use data.method=karpathy, "
-                "caption_table or emoji_captions, or task.method=classification."
+                f"Retrieval needs pictures with captions, and {benchmark.name} has {benchmark.knows}. Use "
+                "data.method=karpathy, caption_table or emoji_captions, or task.method=classification."
             )
         if not recipe.objective.pairs:
             raise TetherError(

@@ -12,8 +12,8 @@ and afterwards, without a model, `config.scores(…)` reads answers again.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -21,7 +21,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from tether.adapters import Attached
+from tether.adapters.head import Head, ModuleHead
 from tether.data.records import PictureBenchmark, PictureSplit
+from tether.data.transforms import test_transform, train_transform
+from tether.evaluation.drawing import Drawn
+from tether.evaluation.encoder import IMAGE_FEATURES, Encoder
 from tether.evaluation.scoring import Progress, Reader
 from tether.models import Model
 from tether.recipe import Recipe
@@ -59,11 +63,17 @@ class Task(ABC):
         head: a linear head that is trained besides the adapter; None without one.
         class_names, templates: of the classes, for what needs their texts; empty without classes.
         zero_shot: the pre-trained model's class embeddings; None without classes.
+        encoder: how pictures become what its readers read.
+        draws: whether its answers are seen in pictures, see `drawn`.
+        pooled: whether of the last block the pooled token alone is read, so that it may be shortened in training.
     """
 
     class_names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     zero_shot: Tensor | None = None
+    encoder: Encoder = IMAGE_FEATURES
+    draws: bool = False
+    pooled: bool = True
 
     def __init__(
         self,
@@ -81,12 +91,20 @@ class Task(ABC):
 
     # What a task says about itself.
 
+    def train_transform(self) -> Callable[..., Any]:
+        """What training pictures go through."""
+        return train_transform(self.model.image, **asdict(self.recipe.augmentation))
+
+    def test_transform(self) -> Callable[..., Any]:
+        """What other pictures go through."""
+        return test_transform(self.model.image)
+
     @abstractmethod
-    def training_data(self, transform: Callable[..., Tensor], *, seed: int) -> TrainingData:
+    def training_data(self, transform: Callable[..., Any], *, seed: int) -> TrainingData:
         """What is trained on, pictures through a transform."""
 
     @abstractmethod
-    def held_out_data(self, transform: Callable[..., Tensor], *, seed: int) -> Dataset:
+    def held_out_data(self, transform: Callable[..., Any], *, seed: int) -> Dataset:
         """Validation examples as the loss takes them, for an optimizer that learns from held-out ones."""
 
     @abstractmethod
@@ -142,6 +160,11 @@ class Task(ABC):
         return dict(self._attached.named_parameters()) if self._attached else {}
 
     @property
+    def head_names(self) -> tuple[str, ...]:
+        """Names of the parameters that are a new head's."""
+        return () if self.head is None else (HEAD,)
+
+    @property
     def scale(self) -> Any:
         """Inverse temperature, with its gradient where it is trained."""
         if not self._trains_scale:
@@ -181,6 +204,15 @@ class Task(ABC):
     def head_ends(self) -> tuple[Tensor, Tensor] | None:
         """The trained head and what it began as, as they are saved; None without one."""
         return None
+
+    @property
+    def trained_head(self) -> Head | ModuleHead | None:
+        """The trained head as it is saved; None without one."""
+        return None if self.head_ends is None else Head(*self.head_ends)
+
+    def drawn(self, split: PictureSplit, places: Sequence[int]) -> list[Drawn]:
+        """Some pictures of a split with truth and answers drawn over them, as the model is set now."""
+        return []
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {"trained": self.trained(), "terms": self._terms.state_dict() if self._terms else {}}

@@ -32,6 +32,7 @@ from tether.runs.comparing.results import (
     without,
 )
 from tether.runs.comparing.worker import Worker
+from tether.runs.drawings import read_drawings
 from tether.training.environment import package_versions
 
 REFERENCE = "full"
@@ -46,7 +47,8 @@ class ReportOptions:
     Attributes:
         title: by default how many methods on which data.
         command: what makes the comparison again, for people.
-        reference: the method that all others are tested against; "full" by default, or zero-shot without one.
+        reference: the method that all others are tested against; by default "full", else zero-shot, or the first row
+            where no model answers before it is trained.
         baselines: ordinary models, through which the line of effective robustness is drawn; three or more. A recipe
             on several models is as many.
         highlighted: what the report is about; the last method by default.
@@ -70,8 +72,11 @@ class ReportOptions:
         for recipe, row in zip(recipes, rows, strict=True):
             if row != recipe.name:
                 methods.setdefault(recipe.name, []).append(row)
-        zero_shots = [row_name(ZERO_SHOT, model, models) for model in models]
-        known = {ZERO_SHOT: zero_shots, **{row: [row] for row in zero_shots}, **methods}
+        known = dict(methods)
+        if any(recipe.task.zero_shot for recipe in recipes):
+            zero_shots = [row_name(ZERO_SHOT, model, models) for model in models]
+            known |= {ZERO_SHOT: zero_shots, **{row: [row] for row in zero_shots}}
+        usual = next(name for name in (REFERENCE, ZERO_SHOT, rows[0]) if name in known)
         for name in (*self.baselines, *filter(None, [self.highlighted])):
             if name not in methods:
                 raise TetherError(
@@ -88,7 +93,7 @@ class ReportOptions:
                 f"The line of effective robustness goes through 3 ordinary models or more; found {len(baselines)}."
             )
         return {
-            "reference": known[self.reference or (REFERENCE if REFERENCE in methods else ZERO_SHOT)][0],
+            "reference": known[self.reference or usual][0],
             "baselines": baselines,
             "highlighted": methods[self.highlighted][0] if self.highlighted else rows[-1],
         }
@@ -213,11 +218,13 @@ def _comparison(
         versions=package_versions(),
         notes=notes(plan, trained),
     )
+    highlighted = next(one for one in trained if one.recipe.name == rows["highlighted"])
     return Comparison(
         name=_folder_name(short, taken),
         results=results,
         tests=pooled_tests(benchmarks, trained[0].left_out),
         runs=runs,
+        drawings=read_drawings(highlighted.outcomes[0].run),
     )
 
 

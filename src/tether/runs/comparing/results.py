@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tether.data.records import PictureBenchmark, PictureSplit
+from tether.data.records import Benchmark, PictureBenchmark, PictureSplit
 from tether.evaluation.alpha import AlphaChoice, AlphaPoint
+from tether.evaluation.drawing import Drawn
 from tether.evaluation.results import BaselinePoint, Method, PathPoint, Results, Tuning
 from tether.evaluation.scores import Sweep, alpha_text
 from tether.evaluation.scoring import Scores
@@ -57,12 +58,14 @@ class Comparison:
         name: of the data set, fit for a folder.
         tests: the test splits that the results are of, those of all folds together.
         runs: the test answers of every row.
+        drawings: test pictures with the highlighted method's answers drawn over them, where these can be seen.
     """
 
     name: str
     results: Results
     tests: Mapping[str, PictureSplit]
     runs: Mapping[str, Runs]
+    drawings: tuple[Drawn, ...] = ()
 
 
 def make_results(
@@ -94,8 +97,11 @@ def make_results(
     models = [one.recipe.model for one in trained]
     by_name = {one.recipe.name: one for one in trained}
     zero_shot = row_name(ZERO_SHOT, by_name[highlighted].recipe.model, models)
-    corruptions = [name for name, scores in runs[zero_shot][0].items() if scores.split.is_corruption]
-    domains = describe_domains(runs[zero_shot][0], benchmark.in_distribution, corruptions)
+    zero_shot = zero_shot if zero_shot in runs else ""
+    after = next(iter(runs[highlighted].values()))
+    before = runs[zero_shot][0] if zero_shot else after
+    corruptions = [name for name, scores in before.items() if scores.split.is_corruption]
+    domains = describe_domains(before, benchmark.in_distribution, corruptions)
     shifted = [domain.name for domain in domains if domain.kind == "shifted"]
     tested = [domain.name for domain in domains if domain.kind != "corruption" or len(corruptions) == 1]
     methods = [
@@ -104,7 +110,6 @@ def make_results(
         else summarise(name, own, shifted, description="The model as it was loaded.")
         for name, own in runs.items()
     ]
-    before, after = runs[zero_shot][0], next(iter(runs[highlighted].values()))
     class_names, templates = outcome_texts(benchmark)
     if class_names:
         methods = [
@@ -145,20 +150,21 @@ def make_results(
 
 
 def all_runs(trained: Sequence[Trained]) -> dict[str, Runs]:
-    """The test answers of every row, by its name; before the first row of a model comes that model's own."""
+    """The test answers of every row, by its name; before the first row of a model comes that model's own, where it
+    answers by itself."""
     models = [one.recipe.model for one in trained]
     runs: dict[str, Runs] = {}
     for one in trained:
         zero_shot = row_name(ZERO_SHOT, one.recipe.model, models)
-        if zero_shot not in runs:
+        if one.recipe.task.zero_shot and zero_shot not in runs:
             runs[zero_shot] = {0: _pool([run.test.at(0.0) for run in next(iter(one.by_seed.values()))])}
         runs[one.recipe.name] = one.runs()
     return runs
 
 
 def outcome_texts(benchmark: PictureBenchmark) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of classes and the templates of their prompts; empty where the data has no classes."""
-    return getattr(benchmark, "class_names", ()), getattr(benchmark, "templates", ())
+    """The names of classes and the templates of their prompts; empty where pictures have no class each."""
+    return (benchmark.class_names, benchmark.templates) if isinstance(benchmark, Benchmark) else ((), ())
 
 
 def pooled_tests(
