@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
     AutoBackbone,
@@ -439,7 +439,7 @@ def _trunk_in(backbone: nn.Module) -> nn.Module:
     return backbone.levels.trunk if isinstance(backbone, TrunkBackbone) else backbone
 
 
-class quiet:  # noqa: N801 - reads as a verb
+class quiet:
     """Inside, a logger and those below it say nothing: Mask2Former warns of every backbone but Swin."""
 
     def __init__(self, name: str) -> None:
