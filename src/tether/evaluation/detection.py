@@ -33,7 +33,7 @@ from tether.evaluation.significance import Interval, Statistic
 MOST = 100
 """Detections per picture that count."""
 IOUS = np.linspace(0.5, 0.95, 10)
-RECALLS = torch.linspace(0, 1, 101, dtype=torch.float64)
+RECALLS = torch.from_numpy(np.linspace(0, 1, 101))  # torch.linspace differs in last bits, which decide
 AREAS = {"": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 """Smallest and largest area of what counts."""
 RIGHT, WRONG, NEITHER = 0, 1, 2

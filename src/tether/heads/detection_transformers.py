@@ -11,6 +11,7 @@ Losses, matching and post-processing are transformers'. What one must know of th
 - Up to transformers 5.17 RT-DETR took its main loss over the denoising queries: 5.18 is required.
 - Losses are divided by the number of objects of one process (Mask2Former: of all, but under accelerate alone). The mean
   over processes is to be that of one process with all pictures: they are divided by the mean number instead.
+- Objects and queries are matched by scipy, which transformers does not bring along.
 - Mask2Former and RT-DETR draw points and noise from the global stream: give `loss` a seed.
 - A model's own `freeze_backbone()` would freeze an adapter inside: it is never called; `tether.attach` freezes.
 """
@@ -19,6 +20,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -239,6 +241,7 @@ class RTDetrV2(Detector):
     def __init__(self, host: RTDetrV2ForObjectDetection, *, most: int = 100) -> None:
         require_class(host, RTDetrV2ForObjectDetection)
         require_right_loss()
+        require_matching()
         super().__init__(host.config.num_labels, masks=False)
         self.host, self.most = host, most
 
@@ -281,6 +284,7 @@ class Mask2Former(Detector):
 
     def __init__(self, host: Mask2FormerForUniversalSegmentation) -> None:
         require_class(host, Mask2FormerForUniversalSegmentation)
+        require_matching()
         super().__init__(host.config.num_labels, masks=True)
         self.host = host
 
@@ -418,6 +422,18 @@ def require_right_loss() -> None:
         raise TetherError(
             f"transformers {installed} computes RT-DETR's main loss over its denoising queries, which is wrong. "
             f"Install transformers {needed} or later."
+        )
+
+
+def require_matching() -> None:
+    """Refuse to go on without what matches queries with objects.
+
+    Raises:
+        TetherError: scipy is not installed.
+    """
+    if find_spec("scipy") is None:
+        raise TetherError(
+            "transformers matches queries with objects by scipy, which is not installed. Install tether[detection]."
         )
 
 
