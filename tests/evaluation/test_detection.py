@@ -8,7 +8,7 @@ import torch
 
 from tether.data.dense import DenseExample, DenseSplit
 from tether.data.records import ImageRef
-from tether.data.targets import Objects
+from tether.data.targets import Boxes, Objects
 from tether.errors import TetherError
 from tether.evaluation.detection import (
     AREAS,
@@ -68,8 +68,9 @@ def world(seed, pictures=12, crowds=True, difficult=False):
 
 
 def a_split(pictures, per_identity=1):
+    nothing = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, int), np.zeros(0, bool))
     examples = (
-        DenseExample(ImageRef("/pictures", f"{i}.png"), None, identity=f"thing {i // per_identity}")
+        DenseExample(ImageRef("/pictures", f"{i}.png"), nothing, identity=f"thing {i // per_identity}")
         for i in range(pictures)
     )
     return DenseSplit("test", "photo", tuple(examples))

@@ -20,12 +20,13 @@ from transformers.image_transforms import center_to_corners_format
 import tether
 from tether import _distributed
 from tether.adapters.mona import MonaConfig
+from tether.config import build, methods_of
 from tether.data import DenseDataset, ScenesConfig, collate_dense, dense_test_transform, load_benchmark
 from tether.errors import TetherError
 from tether.evaluation.detection import average_precision
 from tether.heads import detection_transformers
 from tether.heads.cascade import CascadeMaskRCNNConfig
-from tether.heads.detection import Levels, at_picture
+from tether.heads.detection import DetectorConfig, Levels, at_picture
 from tether.heads.detection_torchvision import MaskRCNNConfig, RetinaNetConfig
 from tether.heads.detection_transformers import (
     Mask2FormerHeadConfig,
@@ -470,6 +471,18 @@ def test_one_class_is_enough(batch):
         few = replace(CONFIGS[name][0], score_threshold=0.0, detections=3).build(make_backbone(), 1).eval()
         found = few.predict(batch["pixels"], batch["size"])
         assert all(0 < len(one) <= 3 and one.labels.max() == 0 for one in found)
+
+
+def test_every_head_has_a_name():
+    assert list(methods_of(DetectorConfig)) == [
+        "cascade_mask_rcnn",
+        "mask2former",
+        "mask_rcnn",
+        "retinanet",
+        "rt_detr_v2",
+    ]
+    config = build(DetectorConfig, {"method": "mask_rcnn", "masks": False, "strides": [8, 16]}, "head")
+    assert config == MaskRCNNConfig(masks=False, strides=(8, 16)) and not config.finds_masks
 
 
 def test_what_is_not_installed_is_named(monkeypatch):

@@ -26,6 +26,7 @@ from torchvision.models.detection.roi_heads import (
 )
 from torchvision.ops import clip_boxes_to_image
 
+from tether.config import method
 from tether.heads.detection import Levels, Size
 from tether.heads.detection_torchvision import MaskRCNNConfig, require_stages
 
@@ -33,6 +34,7 @@ UNITS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15
 """By which each stage's moves of centre and size are multiplied; the paper's normalisation by standard deviations."""
 
 
+@method("cascade_mask_rcnn")
 @dataclass(frozen=True, kw_only=True)
 class CascadeMaskRCNNConfig(MaskRCNNConfig):
     """Cascade Mask R-CNN; without masks it is Cascade R-CNN.

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from tether.config import Family
 from tether.errors import TetherError
 from tether.evaluation.detections import Detections
 from tether.models.backbone import Backbone
@@ -27,8 +28,8 @@ Size = tuple[int, int]
 """Height and width."""
 
 
-class DetectorConfig(ABC):
-    """What the head of a detector is; a frozen dataclass beside the detector that it builds.
+class DetectorConfig(Family, folder="tether.heads"):
+    """What the head of a detector is; a frozen dataclass beside the detector that it builds, named by its `method`.
 
     Attributes:
         finds_masks: whether its detections have masks, so that it learns from masks.

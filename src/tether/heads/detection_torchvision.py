@@ -25,6 +25,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from tether.config import method
 from tether.errors import TetherError
 from tether.evaluation.detections import Detections
 from tether.heads.detection import (
@@ -43,6 +44,7 @@ RATIOS = (0.5, 1.0, 2.0)
 """Height to width of anchors."""
 
 
+@method("retinanet")
 @dataclass(frozen=True, kw_only=True)
 class RetinaNetConfig(DetectorConfig):
     """RetinaNet; defaults are the paper's, in torchvision's form.
@@ -94,6 +96,7 @@ class RetinaNetConfig(DetectorConfig):
         return TorchvisionDetector(host, classes).to(backbone.device)
 
 
+@method("mask_rcnn")
 @dataclass(frozen=True, kw_only=True)
 class MaskRCNNConfig(DetectorConfig):
     """Mask R-CNN with a feature pyramid; without masks it is Faster R-CNN. Defaults are the paper's.

@@ -44,6 +44,7 @@ from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
 from tether import _distributed
+from tether.config import method
 from tether.errors import TetherError
 from tether.evaluation.detections import Detections
 from tether.heads.detection import (
@@ -63,6 +64,7 @@ RIGHT_SINCE = (5, 18)
 """The version of transformers from which on RT-DETR's main loss is right."""
 
 
+@method("rt_detr_v2")
 @dataclass(frozen=True, kw_only=True)
 class RTDetrV2HeadConfig(DetectorConfig):
     """RT-DETRv2; defaults are those of its ResNet-50 model.
@@ -128,6 +130,7 @@ class RTDetrV2HeadConfig(DetectorConfig):
         return RTDetrV2(host, most=self.detections).to(backbone.device)
 
 
+@method("mask2former")
 @dataclass(frozen=True, kw_only=True)
 class Mask2FormerHeadConfig(DetectorConfig):
     """Mask2Former for instances; defaults are those of its models on COCO.
