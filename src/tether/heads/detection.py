@@ -32,14 +32,20 @@ class DetectorConfig(Family, folder="tether.heads"):
     """What the head of a detector is; a frozen dataclass beside the detector that it builds, named by its `method`.
 
     Attributes:
+        strides: pixels per cell of the maps of the trunk that it takes.
         finds_masks: whether its detections have masks, so that it learns from masks.
     """
+
+    strides: tuple[int, ...]
 
     @property
     @abstractmethod
     def finds_masks(self) -> bool: ...
 
     @abstractmethod
+    def on(self, levels: "Levels", classes: int) -> "Detector":
+        """A detector on maps of the config's strides, its weights drawn from the global stream."""
+
     def build(self, backbone: Backbone, classes: int, *, seed: int = 0) -> "Detector":
         """A detector on the backbone's own module, its head with random weights.
 
@@ -49,8 +55,12 @@ class DetectorConfig(Family, folder="tether.heads"):
             seed: of the head's weights.
 
         Raises:
-            TetherError: the backbone has no maps of the strides that the head takes.
+            TetherError: the backbone has no maps of the strides that the head takes, or there is no class.
         """
+        if classes < 1:
+            raise TetherError(f"A detector needs a class or more to find, not {classes}.")
+        with seeded(seed, torch.device("cpu")):
+            return self.on(Levels(backbone, self.strides), classes).to(backbone.device)
 
 
 class Detector(nn.Module, ABC):
@@ -71,8 +81,6 @@ class Detector(nn.Module, ABC):
 
     def __init__(self, classes: int, masks: bool) -> None:
         super().__init__()
-        if classes < 1:
-            raise TetherError(f"A detector needs a class or more to find, not {classes}.")
         self.classes, self.finds_masks = classes, masks
 
     @property

@@ -36,9 +36,7 @@ from tether.heads.detection import (
     at_picture,
     require_positive,
     require_shares,
-    seeded,
 )
-from tether.models.backbone import Backbone
 
 RATIOS = (0.5, 1.0, 2.0)
 """Height to width of anchors."""
@@ -75,25 +73,22 @@ class RetinaNetConfig(DetectorConfig):
     def finds_masks(self) -> bool:
         return False
 
-    def build(self, backbone: Backbone, classes: int, *, seed: int = 0) -> "TorchvisionDetector":
-        with seeded(seed, torch.device("cpu")):
-            levels = Levels(backbone, self.strides)
-            coarser = LastLevelP6P7(levels.channels[-1], self.channels)
-            pyramid = Pyramid(levels, FeaturePyramidNetwork(levels.channels, self.channels, coarser))
-            strides = [*self.strides, 2 * self.strides[-1], 4 * self.strides[-1]]
-            sizes = tuple(
-                tuple(self.anchor_scale * stride * 2 ** (third / 3) for third in range(3))
-                for stride in strides
-            )
-            host = RetinaNet(
-                pyramid,
-                classes,
-                anchor_generator=AnchorGenerator(sizes, (RATIOS,) * len(sizes)),
-                score_thresh=self.score_threshold,
-                nms_thresh=self.overlap,
-                detections_per_img=self.detections,
-            )
-        return TorchvisionDetector(host, classes).to(backbone.device)
+    def on(self, levels: Levels, classes: int) -> "TorchvisionDetector":
+        coarser = LastLevelP6P7(levels.channels[-1], self.channels)
+        pyramid = Pyramid(levels, FeaturePyramidNetwork(levels.channels, self.channels, coarser))
+        strides = [*self.strides, 2 * self.strides[-1], 4 * self.strides[-1]]
+        sizes = tuple(
+            tuple(self.anchor_scale * stride * 2 ** (third / 3) for third in range(3)) for stride in strides
+        )
+        host = RetinaNet(
+            pyramid,
+            classes,
+            anchor_generator=AnchorGenerator(sizes, (RATIOS,) * len(sizes)),
+            score_thresh=self.score_threshold,
+            nms_thresh=self.overlap,
+            detections_per_img=self.detections,
+        )
+        return TorchvisionDetector(host, classes)
 
 
 @method("mask_rcnn")
@@ -135,10 +130,8 @@ class MaskRCNNConfig(DetectorConfig):
     def finds_masks(self) -> bool:
         return self.masks
 
-    def build(self, backbone: Backbone, classes: int, *, seed: int = 0) -> "TorchvisionDetector":
-        with seeded(seed, torch.device("cpu")):
-            host = self.host(Levels(backbone, self.strides), classes)
-        return TorchvisionDetector(host, classes, masks=self.masks, background=True).to(backbone.device)
+    def on(self, levels: Levels, classes: int) -> "TorchvisionDetector":
+        return TorchvisionDetector(self.host(levels, classes), classes, masks=self.masks, background=True)
 
     def host(self, levels: Levels, classes: int) -> FasterRCNN:
         """torchvision's module."""

@@ -56,7 +56,6 @@ from tether.heads.detection import (
     require_positive,
     seeded,
 )
-from tether.models.backbone import Backbone
 from tether.models.transformers_folder import read_config
 from tether.models.weights import complain
 
@@ -70,7 +69,7 @@ class RTDetrV2HeadConfig(DetectorConfig):
     """RT-DETRv2; defaults are those of its ResNet-50 model.
 
     Raises:
-        TetherError: a number that is not above 0, a single decoder layer, or not three strides.
+        TetherError: a number that is not above 0, or a single decoder layer.
     """
 
     width: int = 256
@@ -101,33 +100,31 @@ class RTDetrV2HeadConfig(DetectorConfig):
     def finds_masks(self) -> bool:
         return False
 
-    def build(self, backbone: Backbone, classes: int, *, seed: int = 0) -> "RTDetrV2":
+    def on(self, levels: Levels, classes: int) -> "RTDetrV2":
         require_right_loss()
-        with seeded(seed, torch.device("cpu")):
-            levels = Levels(backbone, self.strides)
-            config = RTDetrV2Config(
-                backbone_config=TrunkConfig(channels=levels.channels),
-                num_labels=classes,
-                d_model=self.width,
-                encoder_hidden_dim=self.width,
-                encoder_in_channels=levels.channels,
-                encoder_ffn_dim=self.hidden,
-                encoder_attention_heads=self.heads,
-                encode_proj_layers=[len(self.strides) - 1],
-                feat_strides=list(self.strides),
-                decoder_in_channels=[self.width] * len(self.strides),
-                decoder_ffn_dim=self.hidden,
-                decoder_layers=self.decoder_layers,
-                decoder_attention_heads=self.heads,
-                decoder_n_levels=len(self.strides),
-                num_feature_levels=len(self.strides),
-                num_queries=self.queries,
-                num_denoising=self.denoising,
-                freeze_backbone_batch_norms=False,  # they belong to the trunk, which attaching freezes
-            )
-            host = RTDetrV2ForObjectDetection(config)
+        config = RTDetrV2Config(
+            backbone_config=TrunkConfig(channels=levels.channels),
+            num_labels=classes,
+            d_model=self.width,
+            encoder_hidden_dim=self.width,
+            encoder_in_channels=levels.channels,
+            encoder_ffn_dim=self.hidden,
+            encoder_attention_heads=self.heads,
+            encode_proj_layers=[len(self.strides) - 1],
+            feat_strides=list(self.strides),
+            decoder_in_channels=[self.width] * len(self.strides),
+            decoder_ffn_dim=self.hidden,
+            decoder_layers=self.decoder_layers,
+            decoder_attention_heads=self.heads,
+            decoder_n_levels=len(self.strides),
+            num_feature_levels=len(self.strides),
+            num_queries=self.queries,
+            num_denoising=self.denoising,
+            freeze_backbone_batch_norms=False,  # they belong to the trunk, which attaching freezes
+        )
+        host = RTDetrV2ForObjectDetection(config)
         host.model.backbone.model.levels = levels
-        return RTDetrV2(host, most=self.detections).to(backbone.device)
+        return RTDetrV2(host, most=self.detections)
 
 
 @method("mask2former")
@@ -170,9 +167,8 @@ class Mask2FormerHeadConfig(DetectorConfig):
     def finds_masks(self) -> bool:
         return True
 
-    def build(self, backbone: Backbone, classes: int, *, seed: int = 0) -> "Mask2Former":
-        with seeded(seed, torch.device("cpu")), quiet("transformers.models.mask2former"):
-            levels = Levels(backbone, self.strides)
+    def on(self, levels: Levels, classes: int) -> "Mask2Former":
+        with quiet("transformers.models.mask2former"):
             config = Mask2FormerConfig(
                 backbone_config=TrunkConfig(channels=levels.channels),
                 num_labels=classes,
@@ -191,7 +187,7 @@ class Mask2FormerHeadConfig(DetectorConfig):
             )
             host = Mask2FormerForUniversalSegmentation(config)
         host.model.pixel_level_module.encoder.levels = levels
-        return Mask2Former(host).to(backbone.device)
+        return Mask2Former(host)
 
 
 class TrunkConfig(BackboneConfigMixin, PreTrainedConfig):
