@@ -140,19 +140,15 @@ class DetectionScores(Scores):
         self, kind: str, area: str, draws: Float[Tensor, "*d n"]
     ) -> Float[Tensor, "*d ious classes"]:
         """NaN for classes of which nothing was drawn."""
-        flat = draws.reshape(-1, self.n)
-        area_index = list(AREAS).index(area)
-        answers = self._answers
+        flat, answers, area_index = draws.reshape(-1, self.n), self._answers, list(AREAS).index(area)
         status = answers.status[:, self.kinds.index(kind), area_index]
         result = flat.new_empty(len(flat), len(IOUS), len(self.class_names))
         for label in range(len(self.class_names)):
             wanted = flat @ self._counts[:, label, area_index]
-            here = (answers.labels == label).nonzero().flatten()
-            of_class, pictures = status[here], answers.pictures[here]
-            step = max(1, AT_ONCE // max(1, len(here)))
-            for start in range(0, len(flat), step):
-                some = slice(start, start + step)
-                result[some, :, label] = _precision(flat[some][:, pictures], of_class, wanted[some])
+            here = answers.labels == label
+            for iou in range(len(IOUS)):
+                sums = _up_to_each_right(status[here, iou], answers.pictures[here], self.n)
+                result[:, iou, label] = _area_under_curve(flat, *sums, wanted)
         return result.reshape(*draws.shape[:-1], *result.shape[1:])
 
     @cached_property
@@ -391,30 +387,51 @@ def _matched(
     return status
 
 
-def _precision(
-    drawn: Float[Tensor, "d m"], status: Int[Tensor, "m ious"], wanted: Float[Tensor, " d"]
-) -> Float[Tensor, "d ious"]:
-    """AP of one class at each threshold.
+def _up_to_each_right(
+    status: Int[Tensor, " m"], pictures: Int[Tensor, " m"], n: int
+) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
+    """Of each picture the right detections, and all that count, down to each of the k right ones.
 
-    Precision is made monotone from the right, so it is needed where a right detection stands, and nowhere else.
+    Between them precision only falls, so that what is said there is all that average precision needs.
 
     Args:
-        drawn: how often the picture of each detection was drawn, the surest first.
-        status: of the detections.
-        wanted: number of objects that were drawn.
+        status: of the detections of a class at one threshold, the surest first.
+        pictures: where they were found.
+        n: number of pictures.
     """
-    result = drawn.new_zeros(len(drawn), len(IOUS))
-    for threshold in range(len(IOUS)):
-        right = status[:, threshold] == RIGHT
-        counted = status[:, threshold] != NEITHER
-        if not right.any():
-            continue
-        tp = drawn[:, right].cumsum(1)
-        total = (drawn * counted).cumsum(1)[:, right]
-        precision = tp / total.clamp(min=1)
-        monotone = precision.flip(1).cummax(1).values.flip(1)
-        recall = tp / wanted.clamp(min=1)[:, None]
-        first = torch.searchsorted(recall, RECALLS.expand(len(drawn), -1).contiguous())
-        padded = torch.cat([monotone, monotone.new_zeros(len(drawn), 1)], 1)
-        result[:, threshold] = padded.gather(1, first).mean(1)
-    return torch.where(wanted[:, None] > 0, result, torch.nan)
+    right = (status == RIGHT).nonzero().flatten()
+    counted = (status != NEITHER).nonzero().flatten()
+    next_right = torch.searchsorted(right, counted)
+    counted, next_right = counted[next_right < len(right)], next_right[next_right < len(right)]
+    ones = torch.ones(len(counted), dtype=torch.float64)
+    every = torch.zeros(n, len(right), dtype=torch.float64)
+    every.index_put_((pictures[counted], next_right), ones, accumulate=True)
+    found = torch.zeros_like(every)
+    found[pictures[right], torch.arange(len(right))] = 1
+    return found.cumsum(1), every.cumsum(1)
+
+
+def _area_under_curve(
+    draws: Float[Tensor, "d n"],
+    found: Float[Tensor, "n k"],
+    every: Float[Tensor, "n k"],
+    wanted: Float[Tensor, " d"],
+) -> Float[Tensor, " d"]:
+    """Precision, monotone from the right, averaged over recalls.
+
+    Args:
+        draws: how often each picture is counted.
+        found, every: see `_up_to_each_right`.
+        wanted: number of objects that are to be found.
+    """
+    parts = []
+    step = max(1, AT_ONCE // (found.shape[1] + len(RECALLS)))
+    for some, objects in zip(draws.split(step), wanted.split(step), strict=True):
+        right = some @ found
+        precision = right / (some @ every).clamp(min=1)
+        monotone = precision.flip(1).cummax(1).values.flip(1) if found.shape[1] else precision
+        recall = right / objects.clamp(min=1)[:, None]
+        first = torch.searchsorted(recall, RECALLS.expand(len(some), -1).contiguous())
+        beyond = monotone.new_zeros(len(some), 1)
+        parts.append(torch.cat([monotone, beyond], 1).gather(1, first).mean(1))
+    return torch.where(wanted > 0, torch.cat(parts), torch.nan)
