@@ -38,7 +38,7 @@ setup: $(VENV)/.done
 $(VENV)/.done: pyproject.toml constraints.txt overrides.txt
 	python3 -m venv $(VENV)
 	command -v uv >/dev/null || $(PYTHON) -m pip install --quiet uv
-	PATH="$(PATH):$(CURDIR)/$(VENV)/bin" uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --override overrides.txt --editable ".[parquet,corruptions]" --group dev
+	PATH="$(PATH):$(CURDIR)/$(VENV)/bin" uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --override overrides.txt --editable ".[parquet,corruptions,detection]" --group dev
 	touch $@
 
 # How the built-in data and model were made; needs npm.

@@ -12,6 +12,7 @@ NEEDED_BY_OTHERS = {
     "sentencepiece": "transformers reads the tokenizer of SigLIP 1 with it",
     "tensorboard": "torch.utils.tensorboard writes with it",
     "opencv-python-headless": "imagecorruptions draws with it, and asks for the build that needs a desktop",
+    "scipy": "transformers matches objects with detections with it",
     "accelerate": "its Accelerator is the user's own, and comes in as an argument",
 }
 """Dependencies that no file of ours imports, and why they are there all the same."""
