@@ -42,7 +42,7 @@ def address_of(image: Image.Image, side: int = SIDE) -> str:
 
 
 def colour_of(label: int) -> Colour:
-    """A class's colour, far from those of the classes before it: PASCAL VOC's, whose first one after black is class 0."""
+    """A class's colour, far from those of the classes before it: PASCAL VOC's, the first after black for class 0."""
     code, channels = label + 1, [0, 0, 0]
     for bit in range(8):
         for channel in range(3):

@@ -1,7 +1,7 @@
 """A class for every pixel, from feature maps: UPerNet (Xiao et al., ECCV 2018), by transformers' modules.
 
-With an auxiliary FCN head (Long et al., CVPR 2015) on a coarser map while it is trained, as in the published recipes. Two
-things differ from these: `Pyramid` stands in front, so that a plain ViT has maps of several scales too; and group
+With an auxiliary FCN head (Long et al., CVPR 2015) on a coarser map while it is trained, as in the published recipes.
+Two things differ from these: `Pyramid` stands in front, so that a plain ViT has maps of several scales too; and group
 normalisation (Wu & He, ECCV 2018) stands in place of batch normalisation, whose statistics of a few crops are noise,
 differ between processes and do not follow a running average of the weights.
 """

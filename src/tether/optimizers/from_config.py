@@ -75,8 +75,8 @@ def create(
         optimizer = create(SPDConfig(lr=1e-5), dict(model.named_parameters()), head="head.weight")
 
     Args:
-        head: name or names of a new head's parameters. It learns at `head_lr` where the config has one, and a robust optimizer leaves
-            it to its plain base step with ordinary decay.
+        head: name or names of a new head's parameters. It learns at `head_lr` where the config has one, and a robust
+            optimizer leaves it to its plain base step with ordinary decay.
         anchors: what a robust optimizer stays near. "start": a copy of each parameter as it is now, for a
             model's own weights. "zero": for weights that add to a frozen model, such as low-rank factors, whose
             random half is no place to return to. Or by name: an anchor (used without a copy where type and
