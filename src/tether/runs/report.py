@@ -109,7 +109,7 @@ def _write_comparison(comparison: Comparison, folder: Path) -> Path:
 
 
 def write_run(outcome: Outcome) -> None:
-    """Put `report.html` into the directory of a finished run: what was trained, and the zero-shot model if there is one.
+    """Put `report.html` into the directory of a finished run: what was trained, and the zero-shot model where one is.
 
     Raises:
         TetherError: a test picture cannot be read, or the file cannot be written.
