@@ -93,11 +93,13 @@ COMBINATIONS := $(call METHOD,spd-wise-ft spd-vrf r-adapter-cross-entropy r-adap
 RECOMMENDED := $(call METHOD,vrf spd-vrf spd-wise-ft r-adapter-cross-entropy r-adapter-cross-entropy-vrf function-space)
 ABLATION := $(call METHOD,$(addprefix r-adapter-,no-drop no-accumulation no-rescaling no-margin no-smoothing without-stem \
 	cross-entropy)) full $(call METHOD,full-without-stem) flyp
-LOOKS := $(addprefix experiments/icon-shift/,$(addsuffix .yaml,colour solid line))
+LOOKS := $(addprefix experiments/icon-shift/,$(addsuffix .yaml,colour solid))
+ON_ICONS := $(TETHER) compare full $(call METHOD,wise-ft-ce) flyp wise-ft r-adapter --workers 2 --folds 0 1 2 \
+	--set alpha.curve=false --reference full --highlight r-adapter
 results: setup
-	@echo "icon-shift: some 5 hours (an estimate) on two idle cores, if nothing of it is there yet"
-	$(COMPARE) full $(call METHOD,wise-ft-ce) flyp wise-ft r-adapter --data $(LOOKS) --folds 0 1 2 --set alpha.curve=false \
-		--reference full --highlight r-adapter --out results/icon-shift
+	@echo "icon-shift: about an hour and a half on two idle cores, if nothing of it is there yet"
+	$(ON_ICONS) --data $(LOOKS) --out results/icon-shift
+	$(ON_ICONS) --data experiments/icon-shift/colour.yaml --tune 3 --out results/icon-shift-tuned
 
 results-emoji: setup
 	@echo "emoji-shift: about 20 hours on two idle cores, if nothing of it is there yet"
