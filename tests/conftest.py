@@ -114,25 +114,93 @@ def pixel_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-def save_pairs(root: Path, count: int, *, ground: int, seed: int) -> None:
-    """Pictures of 48 × 40 pixels with two blocks each, and masks of indices, the upper left pixel void."""
+def blocks(count: int, *, ground: int, seed: int) -> Iterator[tuple[Any, list[tuple[int, int, int]]]]:
+    """Pictures of 48 × 40 pixels with two blocks of 16 × 16 each; of these the label, left and top."""
     import numpy as np
     from PIL import Image
 
     chance = np.random.default_rng(seed)
-    for folder in ("images", "masks"):
-        (root / folder).mkdir(parents=True)
-    for number in range(count):
-        picture = chance.normal(ground, 12, (40, 48, 3))
-        mask = np.full((40, 48), 3, np.uint8)
+    for _ in range(count):
+        picture, there = chance.normal(ground, 12, (40, 48, 3)), []
         for left in (0, 24):
             label, x, y = int(chance.integers(3)), left + int(chance.integers(8)), int(chance.integers(22))
             picture[y : y + 16, x : x + 16] = 30
             picture[y : y + 16, x : x + 16, label] = 220
+            there.append((label, x, y))
+        yield Image.fromarray(picture.clip(0, 255).astype(np.uint8)), there
+
+
+def save_pairs(root: Path, count: int, *, ground: int, seed: int) -> None:
+    """Pictures of `blocks`, and masks of indices, the upper left pixel void."""
+    import numpy as np
+    from PIL import Image
+
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for number, (picture, there) in enumerate(blocks(count, ground=ground, seed=seed)):
+        mask = np.full((40, 48), 3, np.uint8)
+        for label, x, y in there:
             mask[y : y + 16, x : x + 16] = label
         mask[0, 0] = 255
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{number:02}.png")
+        picture.save(root / "images" / f"{number:02}.png")
         Image.fromarray(mask).save(root / "masks" / f"{number:02}.png")
+
+
+@pytest.fixture(scope="session")
+def object_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Options of pictures and objects in COCO's layout: the blocks of `pixel_data`, with outlines."""
+    root = tmp_path_factory.mktemp("objects")
+    sets = {"train": (24, 215, 0), "test": (6, 215, 2), "dark": (6, 70, 1)}
+    for name, (count, ground, seed) in sets.items():
+        save_objects(root / name, count, ground=ground, seed=seed)
+    places = {
+        name: {"annotations": str(root / name / "objects.json"), "pictures": str(root / name)}
+        for name in sets
+    }
+    return {
+        "method": "coco",
+        "train": places["train"],
+        "test": places["test"],
+        "shifted": {"dark": places["dark"]},
+        "domain": "light",
+        "validation_share": 0.25,
+    }
+
+
+def save_objects(root: Path, count: int, *, ground: int, seed: int) -> None:
+    """Pictures of `blocks`, and a file of annotations."""
+    root.mkdir(parents=True)
+    images, annotations = [], []
+    for number, (picture, there) in enumerate(blocks(count, ground=ground, seed=seed)):
+        picture.save(root / f"{number:02}.png")
+        images.append({"id": number, "file_name": f"{number:02}.png", "width": 48, "height": 40})
+        for label, x, y in there:
+            outline = [x, y, x + 16, y, x + 16, y + 16, x, y + 16]
+            of = {"id": len(annotations) + 1, "image_id": number, "category_id": label + 1, "iscrowd": 0}
+            annotations.append({**of, "bbox": [x, y, 16, 16], "area": 256, "segmentation": [outline]})
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(("red", "green", "blue"))]
+    text = json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    (root / "objects.json").write_text(text)
+
+
+@pytest.fixture(scope="session")
+def detection_options(tiny_model: Path, object_data: dict[str, Any]) -> dict[str, Any]:
+    """Options of a detection run with everything on that a resumed run could get wrong."""
+    head = {"method": "mask_rcnn", "masks": False, "channels": 16, "strides": [4, 8], "anchor_scale": 2.0}
+    head |= {"box_width": 32, "proposals": 20}  # two stages learn in few steps
+    return {
+        "name": "objects",
+        "model": str(tiny_model),
+        "task": {"method": "detection", "head": head, "augmentation": {"scale": [0.9, 1.1]}},
+        "data": object_data,
+        "adapter": {"method": "mona", "hidden": 4, "drop": 0.3},
+        "objective": {"method": "head"},
+        "optimizer": {"lr": 0.005},
+        "schedule": {"warmup": 2},
+        "accumulation": {"momentum": 0.8, "correction": "run_length"},
+        "training": {"epochs": 16, "batch_size": 9, "clip_norm": 1.0, "seed": 3},
+        "alpha": {"value": 1.0, "curve": False},
+    }
 
 
 @pytest.fixture(scope="session")

@@ -271,8 +271,8 @@ def test_scores_are_made_again_from_their_tensors_and_taken_apart():
 
 def test_a_scorer_makes_rows_of_batches():
     pairs = world(6, pictures=5)
-    scorer = DetectionScorer(a_split(5), CLASSES, lambda i: pairs[i][1], masks=True)
-    parts = [scorer.rows([pairs[i][0] for i in some], torch.tensor(some)) for some in ([3, 1], [0, 2, 4])]
+    scorer = DetectionScorer(a_split(5), CLASSES, masks=True)
+    parts = [scorer.rows([pairs[i] for i in some], torch.tensor(some)) for some in ([3, 1], [0, 2, 4])]
     rows = torch.cat(parts)[[2, 1, 3, 0, 4]]
     assert scorer.scores(rows).values() == scored(pairs).values()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from tether.data.prompts import fill, warn_of_same_prompts
 from tether.data.records import Benchmark, Split
@@ -167,11 +167,17 @@ def zero_shot_reader(
 @contextmanager
 def evaluating(model: Model) -> Iterator[None]:
     """No gradients, and every module in evaluation mode; each gets its own mode back."""
-    modes = [(module, module.training) for module in model.module.modules()]
-    model.module.eval()
+    with torch.no_grad(), in_evaluation_mode(model.module):
+        yield
+
+
+@contextmanager
+def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """A module and all its parts in evaluation mode; each gets its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for part, mode in modes:
+            part.training = mode

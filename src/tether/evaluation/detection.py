@@ -13,10 +13,10 @@ AP is no sum over pictures. It is computed again from the rows for every draw of
 values that stand for single pictures (see `SumScores.primary`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from tether.data.dense import DenseSplit
 from tether.data.targets import Objects
 from tether.errors import TetherError
 from tether.evaluation.detections import Detections
+from tether.evaluation.encoder import WithAnswers
 from tether.evaluation.scoring import Metric, Scores
 from tether.evaluation.significance import Interval, Statistic
 
@@ -37,6 +38,10 @@ RECALLS = torch.from_numpy(np.linspace(0, 1, 101))  # torch.linspace differs in 
 AREAS = {"": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 """Smallest and largest area of what counts."""
 RIGHT, WRONG, NEITHER = 0, 1, 2
+Pair = tuple[Detections, Objects]
+"""What was found in a picture, and what is there."""
+Size = tuple[int, int]
+"""Height and width."""
 AT_ONCE = 4_000_000
 """Numbers of one array while draws are evaluated."""
 
@@ -51,6 +56,7 @@ class DetectionScores(Scores):
     """
 
     kinds: ClassVar[tuple[str, ...]]
+    untuned: ClassVar[str] = "the tower as it was, under the trained head"
 
     split: DenseSplit
     rows: Float[Tensor, "n k"]
@@ -115,6 +121,9 @@ class DetectionScores(Scores):
         once = torch.ones(self.n, dtype=torch.float64)
         values = self._average_precision(self.kinds[0], "", once).mean(0).tolist()
         return {name: None if one != one else one for name, one in zip(self.class_names, values, strict=True)}
+
+    def numbers(self) -> dict[str, object]:
+        return {**super().numbers(), "by_class": self.by_class()}
 
     def tensors(self) -> dict[str, Tensor]:
         return {"rows": self.rows}
@@ -200,42 +209,67 @@ class MaskScores(DetectionScores):
     metrics = _metrics("mask", "masks") + _metrics("box", "boxes")
 
 
+@dataclass(frozen=True, eq=False)
+class DetectionReader:
+    """What is found in pictures, and what is there.
+
+    Args:
+        detect: a detector, called with pixels, the pictures' sizes, and what each fills of the input.
+        class_names: of the labels.
+        masks: whether masks are scored too, and first.
+        encoder: how pictures are put through the model.
+    """
+
+    detect: Callable[[Tensor, Sequence[Size], Sequence[Size]], list[Detections]]
+    class_names: tuple[str, ...]
+    masks: bool
+    encoder: WithAnswers
+
+    def __call__(self, batch: Mapping[str, Any]) -> list[Pair]:
+        """Of each picture, in its own pixels, on the CPU."""
+        found = self.detect(batch["pixels"], batch["size"], batch["content"])
+        return [(one.cpu(), target.objects) for one, target in zip(found, batch["target"], strict=True)]
+
+    def scorer(self, split: DenseSplit) -> "DetectionScorer":
+        return DetectionScorer(split, self.class_names, masks=self.masks)
+
+
 class DetectionScorer:
-    """The rules of one split; a `tether.evaluation.scoring.Scorer` of detections.
+    """The rules of one split; a `tether.evaluation.scoring.Scorer` of detections and objects.
 
     Args:
         split: the pictures.
         class_names: of the labels.
-        truth: the objects of a picture by its number, in pixels of the picture for which detections are given.
         masks: whether masks are scored too, and first.
 
     Example:
 
-        scorer = DetectionScorer(split, benchmark.class_names, lambda i: dataset.pair(i)[1].objects, masks=True)
-        rows = scorer.rows(detector.predict(batch["pixels"], batch["size"], batch["content"]), batch["index"])
+        scorer = DetectionScorer(split, benchmark.class_names, masks=True)
+        found = detector.predict(batch["pixels"], batch["size"], batch["content"])
+        objects = [dataset.pair(i)[1].objects for i in batch["index"].tolist()]
+        rows = scorer.rows(list(zip(found, objects)), batch["index"])
         print(scorer.scores(rows).values())  # of a split of one batch
     """
 
-    def __init__(
-        self,
-        split: DenseSplit,
-        class_names: Sequence[str],
-        truth: Callable[[int], Objects],
-        *,
-        masks: bool = False,
-    ) -> None:
-        self.split, self.class_names, self._truth = split, tuple(class_names), truth
+    def __init__(self, split: DenseSplit, class_names: Sequence[str], *, masks: bool = False) -> None:
+        self.split, self.class_names = split, tuple(class_names)
         self._scores: type[DetectionScores] = MaskScores if masks else BoxScores
 
-    def rows(self, output: Sequence[Detections], index: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
+    def rows(self, output: list[Pair], index: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
         """For each picture of a batch its row, on the CPU.
 
         Raises:
-            TetherError: a detection has a label that is no class, a score that is no number, or lacks a mask.
+            TetherError: a detection has a label that is no class, a score that is no number, or lacks a mask; the
+                message names the picture.
         """
         kinds, classes = self._scores.kinds, len(self.class_names)
-        pairs = zip(output, index.tolist(), strict=True)
-        return torch.stack([picture_row(found, self._truth(i), classes, kinds) for found, i in pairs])
+        rows = []
+        for number, (found, objects) in zip(index.tolist(), output, strict=True):
+            try:
+                rows.append(picture_row(found, objects, classes, kinds))
+            except TetherError as error:
+                raise TetherError(f"{self.split.examples[number].image}: {error}") from error
+        return torch.stack(rows)
 
     def scores(self, rows: Float[Tensor, "n k"]) -> DetectionScores:
         """From the rows of all pictures of the split in order."""

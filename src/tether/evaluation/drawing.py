@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
-from PIL import Image
+from jaxtyping import Bool, Float, Int
+from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
 SIDE = 176
@@ -67,6 +67,32 @@ def with_classes(
             mask = labels == label
             result[mask] = (1 - _OPAQUE) * grey[mask] + _OPAQUE * np.array(colour_of(label), np.float32)
     return Image.fromarray(result.round().astype(np.uint8))
+
+
+def with_objects(
+    picture: Image.Image,
+    boxes: Float[np.ndarray, "n 4"],
+    labels: Int[np.ndarray, " n"],
+    masks: Bool[np.ndarray, "n h w"] | None = None,
+) -> Image.Image:
+    """The picture in grey with the box of each object in the colour of its class, over its mask where it has one.
+
+    Args:
+        boxes: left, top, right, bottom in pixels of the picture.
+        labels: the objects' classes; what comes later is drawn over what came before.
+        masks: the objects' pixels.
+    """
+    of_pixels = np.full((picture.height, picture.width), -1)
+    for number, label in enumerate(labels.tolist() if masks is not None else ()):
+        of_pixels[masks[number]] = label
+    result = with_classes(picture, of_pixels)
+    draw, width = ImageDraw.Draw(result), max(1, round(max(picture.size) / SIDE * 2))
+    for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
+        left, top, right, bottom = box
+        draw.rectangle(
+            (left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour_of(label), width=width
+        )
+    return result
 
 
 def legend_of(labels: Collection[int], names: Sequence[str]) -> tuple[tuple[str, str], ...]:

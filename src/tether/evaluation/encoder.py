@@ -51,11 +51,11 @@ class ImageFeatures:
 
 
 @dataclass(frozen=True)
-class FeatureMaps:
-    """Feature maps of pictures, with their answers beside them: what heads for pixels and objects read.
+class WithAnswers:
+    """Pictures as they go into the model, with their answers beside them: what detectors read, which hold the model.
 
-    A reader is given the batch of `collate_dense` with `maps`, those of `Model.feature_maps`, and `target`, of each
-    picture its `DenseTarget` at the size it was read in, by which its scorer judges.
+    A reader is given the batch of `collate_dense` with `target`, of each picture its `DenseTarget` at the size it was
+    read in, by which its scorer judges.
 
     Args:
         fit: how pictures are brought to the model's size.
@@ -67,6 +67,13 @@ class FeatureMaps:
     def open_split(self, model: Model, split: PictureSplit, *, cache_bytes: int = 0) -> Dataset:
         """Nothing is kept in memory: answers are as large as pictures."""
         return DenseDataset(split, dense_test_transform(model.image, fit=self.fit), keep_target=True)
+
+    def __call__(self, model: Model, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(batch)
+
+
+class FeatureMaps(WithAnswers):
+    """The same with `maps`, those of `Model.feature_maps`: what heads read that do not hold the model."""
 
     def __call__(self, model: Model, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {**batch, "maps": model.feature_maps(batch["pixels"])}

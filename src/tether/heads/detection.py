@@ -146,6 +146,22 @@ class Detector(nn.Module, ABC):
             )
         return self._detect(pixels, sizes, contents)
 
+    def forward(
+        self,
+        pixels: Float[Tensor, "b 3 h w"],
+        sizes: Sequence[Size],
+        contents: Sequence[Size] | None = None,
+    ) -> list[Detections]:
+        """`predict`."""
+        return self.predict(pixels, sizes, contents)
+
+    def train_head(self, mode: bool = True) -> None:
+        """Set the head's mode, and leave the trunk in its own."""
+        inside = {id(part) for part in self.trunk.modules()}
+        for part in self.modules():
+            if id(part) not in inside:
+                part.training = mode
+
     def head_parameters(self) -> dict[str, nn.Parameter]:
         """What is trained besides an adapter, by name."""
         inside = {id(parameter) for parameter in self.trunk.parameters()}

@@ -15,6 +15,12 @@ from tether.models.builtin import ARCHITECTURE
 
 CARD = "CARD.md"
 BASE_CARD = "BASE-CARD.md"
+DOORS = {
+    "segmentation": "segmenter.load_segmenter",
+    "detection": "detector.load_finder",
+    "instances": "detector.load_finder",
+}
+"""What answers with a merged model and its head, by the head's task."""
 
 
 def write_card(
@@ -48,8 +54,8 @@ def write_card(
     head_text = ""
     if isinstance(head, ModuleHead):
         head_text = f"\n`{HEAD_FILE}` and `{described_at(Path(HEAD_FILE))}` hold the head for {head.task}.\n"
-        if head.task == "segmentation":
-            head_text += f'`tether.runs.segmenter.load_segmenter("{name}")` answers with both.\n'
+        if door := DOORS.get(head.task):
+            head_text += f'`tether.runs.{door}("{name}")` answers with both.\n'
     elif head is not None:
         head_text = (
             f"\n`{HEAD_FILE}` holds the linear head, `weight` [classes, dim]: logits are features of length 1 times "

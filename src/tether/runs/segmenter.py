@@ -1,7 +1,6 @@
 """A class for every pixel of any picture, by what a run of segmentation left: its adapter, its head, or both merged."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +9,15 @@ from jaxtyping import Int
 from PIL import Image
 
 from tether._alpha import Alpha
-from tether._files import read_json
-from tether.adapters.files import apply, load_adapter
-from tether.adapters.head import HEAD_FILE, ModuleHead, read_head
+from tether.adapters.head import ModuleHead
 from tether.data.dense_transforms import dense_test_transform
 from tether.data.reading import as_rgb
 from tether.data.targets import DenseTarget
 from tether.errors import TetherError
 from tether.evaluation.classifier import evaluating
 from tether.heads.segmentation import SegmentationHead, classes_of_pixels
-from tether.models import Model, load
-from tether.runs.export import adapter_folder, base_of
-from tether.runs.outcome import Base
+from tether.models import Model
+from tether.runs.module_heads import load_with_head
 
 
 class Segmenter:
@@ -36,12 +32,10 @@ class Segmenter:
         held: kept for as long as the segmenter is, such as what keeps an adapter at its alpha.
 
     Raises:
-        TetherError: the head is for another task, or does not fit the model.
+        TetherError: the head is not the one that its options describe.
     """
 
     def __init__(self, model: Model, head: ModuleHead, *, held: object = None) -> None:
-        if head.task != "segmentation":
-            raise TetherError(f"The head is for {head.task}, and this is for segmentation.")
         self.model, self.class_names, self._fit = model, tuple(head.class_names), head.fit
         self._held = held
         self.head = SegmentationHead(**head.options).eval()
@@ -90,25 +84,5 @@ def load_segmenter(
     Raises:
         TetherError: there is no head for segmentation, or a part of it is missing or damaged.
     """
-    path = Path(source)
-    folder = adapter_folder(path)
-    if folder is None:
-        if not (path / HEAD_FILE).is_file():
-            raise TetherError(
-                f"There is no head in {path}: give a run of task.method=segmentation, its adapter's folder, or what "
-                "`tether merge` made of it."
-            )
-        recorded = read_json(path / "base.json", Base).model if (path / "base.json").is_file() else str(path)
-        return Segmenter(load(base or recorded, device=device), _module(read_head(path / HEAD_FILE), path))
-    saved = load_adapter(folder)
-    model = load(base or base_of(saved, folder), device=device)
-    head = _module(saved.head, folder)
-    held = ExitStack()  # closing it would give the adapter back its own alpha
-    held.enter_context(apply(model, saved).path()).set(saved.alpha if alpha is None else alpha)
+    model, head, held = load_with_head(source, tasks=("segmentation",), base=base, alpha=alpha, device=device)
     return Segmenter(model, head, held=held)
-
-
-def _module(head: object, path: Path) -> ModuleHead:
-    if not isinstance(head, ModuleHead):
-        raise TetherError(f"{path} has no head for segmentation, but {type(head).__name__}.")
-    return head

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from tether import _distributed
 from tether._alpha import tower_of
 from tether.adapters import Attached
 from tether.adapters.head import ModuleHead
@@ -31,13 +32,12 @@ from tether.data.dense_transforms import (
 from tether.data.records import PictureBenchmark
 from tether.data.seeds import derived_seed
 from tether.errors import TetherError
-from tether.evaluation.classifier import evaluating
+from tether.evaluation.classifier import evaluating, in_evaluation_mode
 from tether.evaluation.drawing import Drawn, address_of, legend_of
-from tether.evaluation.encoder import FeatureMaps
+from tether.evaluation.encoder import FeatureMaps, WithAnswers
 from tether.evaluation.scoring import Progress, Reader
-from tether.families import TaskConfig
+from tether.families import ObjectiveConfig, TaskConfig
 from tether.models import Model
-from tether.objectives.cross_entropy import CrossEntropyConfig
 from tether.recipe import Recipe
 from tether.tasks.task import Task, TrainingData
 
@@ -68,15 +68,22 @@ class DenseTask(Task):
     Args:
         benchmark: a `DenseBenchmark`.
 
+    Attributes:
+        own_objective: the objective that stands for the loss of its head.
+        encoding: how pictures are put through the model, made with the way they are fitted into its size.
+
     Raises:
         TetherError: the pictures have no such answers, the model gives no feature maps, or something in the recipe
             makes no sense with a head of several layers.
     """
 
     answers: ClassVar[Answer]
+    own_objective: ClassVar[type[ObjectiveConfig]]
+    encoding: ClassVar[type[WithAnswers]] = FeatureMaps
     benchmark: DenseBenchmark
     pooled = False
     draws = True
+    own_loss = True
 
     def __init__(
         self,
@@ -88,30 +95,25 @@ class DenseTask(Task):
         super().__init__(recipe, model, benchmark, progress)
         self._check_data(benchmark)
         self._check_recipe(recipe)
-        self.encoder = FeatureMaps(fit=recipe.task.fit)
-        self.head_options = self.options_of_head(widths_of_maps(model))
-        self.head_module = made_head(type(self), self.head_options, seed=recipe.training.seed).to(
-            model.device
-        )
-        self.head_module.train()
+        self.encoder = self.encoding(fit=recipe.task.fit)
+        self.head_options = self.options_of_head()
+        seed = derived_seed(recipe.training.seed, "head")
+        self.head_module = self.make_head(model, self.head_options, seed=seed).to(model.device)
+        self.set_head_mode(training=True)
 
     # What a task of this kind says about itself.
 
     @abstractmethod
-    def options_of_head(self, channels: Sequence[int]) -> dict[str, Any]:
-        """By which `make_head` makes the head again, as plain data.
-
-        Args:
-            channels: of the model's feature maps.
-        """
+    def options_of_head(self) -> dict[str, Any]:
+        """By which `make_head` makes the head again, as plain data."""
 
     @staticmethod
     @abstractmethod
-    def make_head(**options: Any) -> nn.Module:
-        """The head with random weights."""
+    def make_head(model: Model, options: Mapping[str, Any], *, seed: int) -> nn.Module:
+        """The head with weights that are random by the seed; the global random stream is left as it was."""
 
     @abstractmethod
-    def reader_of(self, head: nn.Module) -> Reader:
+    def reader_of(self, head: Callable[..., Any]) -> Reader:
         """What a head answers to what the encoder gives."""
 
     @abstractmethod
@@ -121,6 +123,20 @@ class DenseTask(Task):
         Args:
             output: the reader's for this picture, with the truth.
         """
+
+    # What of `head_module` is the head: all of it, unless it holds the trunk too.
+
+    def head_parameters(self) -> dict[str, nn.Parameter]:
+        """What of the head is trained, by name."""
+        return dict(self.head_module.named_parameters())
+
+    def head_state(self) -> dict[str, Tensor]:
+        """Parameters and running statistics of the head, by name, sharing memory with it."""
+        return dict(self.head_module.state_dict())
+
+    def set_head_mode(self, *, training: bool) -> None:
+        """Set the head to training or evaluation mode."""
+        self.head_module.train(training)
 
     # What follows from it.
 
@@ -135,10 +151,10 @@ class DenseTask(Task):
 
     def _check_recipe(self, recipe: Recipe) -> None:
         task = method_of(type(recipe.task))
-        if type(recipe.objective) is not CrossEntropyConfig:
+        if type(recipe.objective) is not self.own_objective:
             raise TetherError(
                 f"The task {task} has the loss of its head, in place of one on image features. Use "
-                "objective.method=cross_entropy, whose smoothing it takes where it has any."
+                f"objective.method={method_of(self.own_objective)}."
             )
         for what, given in (("regularizers", recipe.regularizers), ("probe", recipe.probe)):
             if given:
@@ -171,11 +187,11 @@ class DenseTask(Task):
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         parameters = {name: p for name, p in super().named_parameters().items() if tower_of(name) == "image"}
-        return parameters | {f"{PREFIX}{name}": p for name, p in self.head_module.named_parameters()}
+        return parameters | {f"{PREFIX}{name}": p for name, p in self.head_parameters().items()}
 
     @property
     def head_names(self) -> tuple[str, ...]:
-        return tuple(f"{PREFIX}{name}" for name, _ in self.head_module.named_parameters())
+        return tuple(f"{PREFIX}{name}" for name in self.head_parameters())
 
     def train_transform(self) -> DenseTransform:
         return dense_train_transform(self.model.image, self.recipe.task.augmentation)
@@ -196,16 +212,36 @@ class DenseTask(Task):
 
     @torch.no_grad()
     def finish(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Put the final values into the head; from here on nothing in it is random."""
+        """Put the final values into the head; from here on nothing in it is random.
+
+        Its running statistics are those of the last step, and with several processes the mean of theirs.
+        """
         own = set(self.head_names)
-        for name, parameter in self.head_module.named_parameters():
+        for name, parameter in self.head_parameters().items():
             parameter.copy_(trained[f"{PREFIX}{name}"])
-        self.head_module.eval()
+        for tensor in self._statistics().values():
+            if tensor.is_floating_point():
+                tensor.copy_(_distributed.average(tensor.flatten()).view_as(tensor))
+        self.set_head_mode(training=False)
         return {name: value for name, value in trained.items() if name not in own}
+
+    def _statistics(self) -> dict[str, Tensor]:
+        """What of the head's state is no parameter."""
+        parameters = self.head_parameters()
+        return {name: tensor for name, tensor in self.head_state().items() if name not in parameters}
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        return {**super().state_dict(), "statistics": self._statistics()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        super().load_state_dict(state)
+        for name, tensor in self._statistics().items():
+            tensor.copy_(state["statistics"][name])
 
     @property
     def trained_head(self) -> ModuleHead:
-        state = {name: tensor.detach().cpu() for name, tensor in self.head_module.state_dict().items()}
+        state = {name: tensor.detach().cpu() for name, tensor in self.head_state().items()}
         return ModuleHead(
             task=str(method_of(type(self.recipe.task))),
             options=self.head_options,
@@ -256,13 +292,9 @@ class _Calm:
     def __init__(self, head: nn.Module) -> None:
         self._head = head
 
-    def __call__(self, maps: Sequence[Tensor]) -> Any:
-        before = self._head.training
-        self._head.eval()
-        try:
-            return self._head(maps)
-        finally:
-            self._head.train(before)
+    def __call__(self, *inputs: Any) -> Any:
+        with in_evaluation_mode(self._head):
+            return self._head(*inputs)
 
 
 @torch.no_grad()
@@ -275,10 +307,3 @@ def widths_of_maps(model: Model) -> tuple[int, ...]:
     with evaluating(model):
         pixels = torch.zeros(1, 3, model.image.height, model.image.width)
         return tuple(one.shape[1] for one in model.feature_maps(pixels))
-
-
-def made_head(task: type[DenseTask], options: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
-    """A task's head with weights that are random by the seed; the global random stream is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, "head"))
-        return task.make_head(**options)

@@ -4,10 +4,11 @@ Trained as published for Swin (Liu et al., ICCV 2021, section A2.3), which Mona 
 that have a class, and 0.4 times that of an auxiliary head. Judged on whole pictures, at the size they were read in.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
@@ -19,10 +20,12 @@ from tether.errors import TetherError
 from tether.evaluation.drawing import with_classes
 from tether.evaluation.scoring import Progress
 from tether.evaluation.segmentation import SegmentationReader, SegmentationScores
+from tether.heads.detection import seeded
 from tether.heads.segmentation import SegmentationHead, classes_of_pixels
 from tether.models import Model
+from tether.objectives.cross_entropy import CrossEntropyConfig
 from tether.recipe import Recipe
-from tether.tasks.dense import DenseConfig, DenseTask
+from tether.tasks.dense import DenseConfig, DenseTask, widths_of_maps
 
 
 @method("segmentation")
@@ -68,13 +71,14 @@ class Segmentation(DenseTask):
     """Pictures with a class for every pixel, the background one of them where the data has one."""
 
     answers: ClassVar = "semantic"
+    own_objective = CrossEntropyConfig
     head_module: SegmentationHead
 
-    def options_of_head(self, channels: Sequence[int]) -> dict[str, Any]:
+    def options_of_head(self) -> dict[str, Any]:
         task = self.recipe.task
         return {
             "classes": len(self.class_names_of_answers),
-            "channels": list(channels),
+            "channels": list(widths_of_maps(self.model)),
             "strides": list(self.model.strides),
             "hidden": task.hidden,
             "pool_scales": list(task.pool_scales),
@@ -83,8 +87,9 @@ class Segmentation(DenseTask):
         }
 
     @staticmethod
-    def make_head(**options: Any) -> nn.Module:
-        return SegmentationHead(**options)
+    def make_head(model: Model, options: Mapping[str, Any], *, seed: int) -> nn.Module:
+        with seeded(seed, torch.device("cpu")):
+            return SegmentationHead(**options)
 
     def objective(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         truth = batch["semantic"]
@@ -95,7 +100,7 @@ class Segmentation(DenseTask):
         right = (logits.argmax(1) == coarse) & judged
         return loss, {"pixel_accuracy": right.sum() / judged.sum().clamp(min=1)}, {}
 
-    def reader_of(self, head: Any) -> SegmentationReader:
+    def reader_of(self, head: Callable[..., Any]) -> SegmentationReader:
         return SegmentationReader(head, classes_of_pixels, len(self.class_names_of_answers), self.encoder)
 
     def draw(self, picture: Image.Image, output: Any) -> tuple[Image.Image, Image.Image, set[int]]:

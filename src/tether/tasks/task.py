@@ -66,6 +66,7 @@ class Task(ABC):
         encoder: how pictures become what its readers read.
         draws: whether its answers are seen in pictures, see `drawn`.
         pooled: whether of the last block the pooled token alone is read, so that it may be shortened in training.
+        own_loss: whether its head has a loss of its own, so that the objective is not asked for one on features.
     """
 
     class_names: tuple[str, ...] = ()
@@ -74,6 +75,7 @@ class Task(ABC):
     encoder: Encoder = IMAGE_FEATURES
     draws: bool = False
     pooled: bool = True
+    own_loss: bool = False
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class Task(ABC):
         self.head: nn.Parameter | None = None
         self._attached: Attached | None = None
         self._terms: Terms | None = None
-        self._loss = recipe.objective.loss()
+        self._loss = None if self.own_loss else recipe.objective.loss()
         self._trains_scale, self._fixed_scale = False, model.head_scale
 
     # What a task says about itself.
