@@ -690,7 +690,8 @@ def test_a_file_that_holds_no_data_is_told(fails, tmp_path):
 
 def test_the_options_of_another_data_method_say_that_it_is_to_be_named(fails):
     line = fails("train", "r-adapter", "data.train=pictures")
-    assert "'data.train' belongs to the methods folder, imagenet: give data.method=folder with it" in line
+    assert "'data.train' belongs to the methods coco, folder, imagenet" in line
+    assert "name the one that is meant, as data.method=…, with it" in line
 
 
 def test_sites_lists_where_an_adapter_can_go(tiny_model, capsys, fails):

@@ -294,7 +294,7 @@ def _check_method(configs: Mapping[str, type], value: Mapping[str, Any], where: 
         if owners := [name for name, options in known.items() if option in options]:
             raise TetherError(
                 f"There is no option '{where}.{option}' of the method {value['method']}: '{where}.{option}' belongs to "
-                f"the methods {', '.join(owners)}: give {where}.method={owners[0]} with it."
+                f"the methods {', '.join(owners)}: name the one that is meant, as {where}.method=…, with it."
             )
 
 

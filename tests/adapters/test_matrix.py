@@ -1,6 +1,7 @@
 """Method × backbone: what every method promises holds on every backbone, or the pair is refused with a reason."""
 
 import copy
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -17,11 +18,27 @@ from .models import TEXTS
 from .r_adapter.test_method import assert_same, disturb, snapshot
 
 KEYS = torch.arange(TEXTS)
-PAIRS = [(method, name) for method in METHODS for name in BACKBONES]
-EVERY_PAIR = pytest.mark.parametrize(("method", "name"), [pair for pair in PAIRS if pair not in IMPOSSIBLE])
-MERGEABLE_PAIRS = pytest.mark.parametrize(
-    ("method", "name"), [pair for pair in PAIRS if pair not in IMPOSSIBLE and pair[0] in MERGEABLE]
-)
+EVERYWHERE = ("r_adapter", "lora", "mona", "full")
+"""Methods that are tried on every backbone by `make test`, and the others on `FOR_ALL` alone."""
+FOR_ALL = ("open_clip CLIP", "timm ViT", "transformers Swin", "torchvision ConvNeXt")
+
+
+def pairs(methods: Iterable[str]) -> pytest.MarkDecorator:
+    """The pairs that there are of some methods; the rest of the table is for `make test-slow`."""
+    return pytest.mark.parametrize(
+        ("method", "name"),
+        [
+            pytest.param(
+                method, name, marks=() if method in EVERYWHERE or name in FOR_ALL else pytest.mark.slow
+            )
+            for method in methods
+            for name in BACKBONES
+            if (method, name) not in IMPOSSIBLE
+        ],
+    )
+
+
+EVERY_PAIR, MERGEABLE_PAIRS = pairs(METHODS), pairs(MERGEABLE)
 
 
 def attached_to(method: str, name: str) -> tuple[nn.Module, Attached]:

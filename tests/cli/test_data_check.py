@@ -64,4 +64,6 @@ def test_options_alone_will_do_and_nothing_is_refused(pixel_data, capsys):
 def test_pictures_without_classes_have_no_zero_shot_accuracy(pixel_data, capsys):
     words = [f"data.{name}={pixel_data[name]}" for name in ("method", "train", "classes")]
     assert main(["zero-shot", *words]) == 2
-    assert "needs pictures of classes, and light has masks or boxes" in capsys.readouterr().err
+    assert (
+        "where pictures have masks or boxes, as in light. Train a head on it first" in capsys.readouterr().err
+    )

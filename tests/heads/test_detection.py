@@ -36,7 +36,7 @@ from tether.heads.detection_transformers import (
     shares_of,
 )
 from tether.models.backbone import Backbone, ImageSpec
-from tether.models.load_timm import _maps_of
+from tether.models.load_timm import maps_of
 
 SIZE = 64
 CLASSES = ("book", "globe", "heart")
@@ -67,7 +67,7 @@ def make_backbone(name: str = "swin_tiny_patch4_window7_224", **options) -> Back
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = timm.create_model(name, img_size=SIZE, num_classes=0, **(options or swin)).eval()
-    maps, strides = _maps_of(module)
+    maps, strides = maps_of(module)
     image = ImageSpec(size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     return Backbone(
         module=module,
@@ -266,7 +266,7 @@ def test_detaching_restores_the_trunk(trained, batch):
     assert torch.equal(*losses)
 
 
-def test_a_plain_vit_gives_maps_of_all_sizes():
+def test_a_plain_vit_givesmaps_of_all_sizes():
     backbone = make_backbone("vit_tiny_patch16_224", embed_dim=32, depth=1, num_heads=2)
     levels = Levels(backbone, (4, 8, 16, 32))
     assert [tuple(one.shape) for one in levels(torch.zeros(1, 3, SIZE, SIZE))] == [

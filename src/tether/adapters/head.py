@@ -137,9 +137,8 @@ def read_head(path: Path) -> Head | ModuleHead:
         TetherError: a file is missing, not whole or another one.
     """
     tensors = read_tensors(path)
-    if described_at(path).is_file():
-        return module_head_of(tensors, read_json(described_at(path), dict), path)
-    return head_of(tensors, path)
+    described = read_json(described_at(path), dict) if described_at(path).is_file() else {}
+    return module_head_of(tensors, described, path) if "task" in described else head_of(tensors, path)
 
 
 def described_at(path: Path) -> Path:

@@ -29,7 +29,12 @@ from tether.families import DataConfig
 
 @dataclass(frozen=True, kw_only=True)
 class CocoSet:
-    """A file of annotations, such as `annotations/instances_val2017.json`, and the folder or `.zip` of its pictures."""
+    """A file of annotations and its pictures.
+
+    Args:
+        annotations: a file such as `annotations/instances_val2017.json`.
+        pictures: the folder or `.zip` of its pictures.
+    """
 
     annotations: str
     pictures: str
