@@ -36,7 +36,7 @@ from tether.heads.detection_transformers import (
     shares_of,
 )
 from tether.models.backbone import Backbone, ImageSpec
-from tether.models.load_timm import _maps_of
+from tether.models.load_timm import maps_of
 
 SIZE = 64
 CLASSES = ("book", "globe", "heart")
@@ -67,7 +67,7 @@ def make_backbone(name: str = "swin_tiny_patch4_window7_224", **options) -> Back
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = timm.create_model(name, img_size=SIZE, num_classes=0, **(options or swin)).eval()
-    maps, strides = _maps_of(module)
+    maps, strides = maps_of(module)
     image = ImageSpec(size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     return Backbone(
         module=module,
@@ -489,3 +489,14 @@ def test_what_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(detection_transformers, "find_spec", lambda name: None)
     with pytest.raises(TetherError, match=r"by scipy, which is not installed\. Install tether\[detection\]"):
         CONFIGS["Mask2Former"][0].build(make_backbone(), 2)
+
+
+def test_the_heads_mode_is_set_without_the_trunks():
+    backbone = make_backbone()
+    detector = CONFIGS["RetinaNet"][0].build(backbone, len(CLASSES)).eval()
+    detector.train_head()
+    assert detector.training and detector.host.head.training and not backbone.module.training
+    backbone.module.train()
+    detector.train_head(False)
+    assert not any(part.training for part in detector.host.head.modules()) and backbone.module.training
+    assert not detector.training and all(part.training for part in backbone.module.modules())
