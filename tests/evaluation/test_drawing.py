@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from tether.evaluation.drawing import Drawn, address_of, colour_of, legend_of, with_classes
+from tether.evaluation.drawing import Drawn, address_of, colour_of, legend_of, with_classes, with_objects
 from tether.evaluation.report import report_page
 
 from .demo import demo_results
@@ -25,6 +25,23 @@ def test_classes_are_coloured_and_the_rest_is_grey():
     assert drawn[0, 2, 1] > drawn[0, 2, 0] == drawn[0, 2, 2]
     assert (np.ptp(drawn[1], axis=-1) == 0).all()
     assert legend_of({1, 0}, ["cat", "dog"]) == (("cat", "#800000"), ("dog", "#008000"))
+
+
+def test_objects_have_an_outline_and_a_tint_in_the_colour_of_their_class():
+    picture = Image.new("RGB", (12, 8), (200, 200, 200))
+    boxes, labels = np.array([[1.0, 1.0, 6.0, 6.0], [8.0, 2.0, 11.0, 7.0]], np.float32), np.array([0, 1])
+    masks = np.zeros((2, 8, 12), bool)
+    masks[0, 2:4, 2:4] = True
+    alone, tinted = (np.asarray(with_objects(picture, boxes, labels, some)) for some in (None, masks))
+    for drawn in (alone, tinted):
+        assert [tuple(drawn[y, x]) for y, x in ((1, 1), (5, 5), (2, 8), (6, 10))] == [(128, 0, 0)] * 2 + [
+            (0, 128, 0)
+        ] * 2
+        assert tuple(drawn[0, 0]) == tuple(drawn[7, 11]) == tuple(drawn[6, 6]) == (200, 200, 200)
+    assert tuple(alone[3, 3]) == (200, 200, 200)
+    assert tinted[3, 3, 0] > tinted[3, 3, 1] == tinted[3, 3, 2]
+    none = with_objects(picture, boxes[:0], labels[:0], masks[:0])
+    assert (np.asarray(none) == 200).all()
 
 
 def test_an_address_holds_a_small_picture():

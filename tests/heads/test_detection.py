@@ -489,3 +489,14 @@ def test_what_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(detection_transformers, "find_spec", lambda name: None)
     with pytest.raises(TetherError, match=r"by scipy, which is not installed\. Install tether\[detection\]"):
         CONFIGS["Mask2Former"][0].build(make_backbone(), 2)
+
+
+def test_the_heads_mode_is_set_without_the_trunks():
+    backbone = make_backbone()
+    detector = CONFIGS["RetinaNet"][0].build(backbone, len(CLASSES)).eval()
+    detector.train_head()
+    assert detector.training and detector.host.head.training and not backbone.module.training
+    backbone.module.train()
+    detector.train_head(False)
+    assert not any(part.training for part in detector.host.head.modules()) and backbone.module.training
+    assert not detector.training and all(part.training for part in backbone.module.modules())
