@@ -64,6 +64,9 @@ class ScenesConfig(DataConfig):
         shifted: looks to test beside it; all others if not given.
         classes: what is shown, of the things that icon-shift trains on in this look.
         size: of the square pictures, in pixels.
+        train_pictures: how many are made to train on.
+        validation_pictures: how many to choose by.
+        test_pictures: how many of each test.
         seed: of where and how things are placed.
         corruptions: "none", "mixture" (one more test domain, "corrupted") or "all"; pictures are corrupted at 224
             pixels, and the answers are scaled with them.
@@ -80,7 +83,6 @@ class ScenesConfig(DataConfig):
     train_pictures: int = 800
     validation_pictures: int = 200
     test_pictures: int = 200
-    """Of each test."""
     seed: int = 0
     corruptions: CorruptedTests = "none"
 
