@@ -28,7 +28,7 @@ from tether.objectives.head import HeadLossConfig
 from tether.recipe import Recipe
 from tether.tasks.dense import DenseConfig, DenseTask
 
-SHOWN = 0.5
+SHOWN = 0.3
 """Detections that score less are not drawn."""
 
 
