@@ -105,7 +105,14 @@ def ap50(detector, dataset, batch):
     return scores.values()["mask_ap50" if masks else "box_ap50"]
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+SLOW = ("Faster R-CNN", "Mask R-CNN")
+"""Left to `make test-slow`: their parts are in the cascade."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CONFIGS],
+)
 def trained(request, dataset, batch):
     """A detector that has learnt two pictures, and what it was before."""
     config, lr, steps = CONFIGS[request.param]

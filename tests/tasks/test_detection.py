@@ -139,6 +139,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(detection_options, outcome, tmp_path,
     assert_same(outcome, again)
 
 
+@pytest.mark.slow
 def test_running_statistics_are_resumed_and_saved(detection_options, tmp_path, monkeypatch):
     training = {**short(detection_options, 2), "checkpoint_every": 2}
     task = with_head(detection_options, DETR, "detection")
@@ -194,6 +195,7 @@ def test_alpha_is_chosen_by_average_precision_and_shifts_that_move_nothing(detec
     assert len(simulated) == 8 and "background" not in simulated
 
 
+@pytest.mark.slow
 def test_runs_are_compared_without_a_row_before_training(detection_options, tmp_path):
     retinanet = {"method": "retinanet", "channels": 8, "strides": [4, 8], "anchor_scale": 2.0}
     task = with_head(detection_options, retinanet, "detection")
