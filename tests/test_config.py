@@ -254,7 +254,7 @@ def test_data_options_that_lack_a_method_or_a_name_say_what_to_write():
         ({}, "data lacks its method: set data.method to ade20k or caption_table or coco or emoji_"),
         (
             {"method": "emoji_shift", "train": "x"},
-            r"no option 'data\.train' of the method emoji_shift.*imagenet, mask_folders, voc: name the one that is meant",
+            r"no option 'data\.train' of the method emoji_shift.*imagenet, mask_folders, voc: name the one that",
         ),
         (
             {"method": "folder", "train": "x", "shifted": "pictures"},
