@@ -583,6 +583,7 @@ def assert_same_end(run, whole):
     assert not list(run.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_changes_no_bit_of_the_result(tether_processes, tiny_recipe):
     training = {**tiny_recipe["training"], "epochs": 20, "checkpoint_every": 1}
     folder, report = tether_processes("killed", {**tiny_recipe, "training": training})

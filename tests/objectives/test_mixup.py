@@ -124,6 +124,7 @@ def _one_rank(rank, port, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_global_batch(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

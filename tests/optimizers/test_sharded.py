@@ -12,6 +12,7 @@ WORKER = Path(__file__).parent / "sharded_worker.py"
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     workers = [

@@ -192,6 +192,7 @@ def test_options_that_make_no_sense_are_refused(option):
         RadiiConfig(**{option: 0})
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_radii_that_one_learns(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run(

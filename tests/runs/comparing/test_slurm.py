@@ -86,6 +86,7 @@ def test_where_there_is_no_slurm_it_is_told(tmp_path, monkeypatch):
 
 
 @submitit
+@pytest.mark.slow
 def test_jobs_do_all_the_runs(options, tmp_path, monkeypatch):
     """Every run was made by a process that is not this one, and what is finished needs no job."""
     monkeypatch.setattr(worker, "LONGEST_WAIT", 0.5)
