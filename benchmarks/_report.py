@@ -3,13 +3,15 @@
 import csv
 import io
 import platform
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks._inference import Merged, Readings
-from tether._files import write_atomically
+from tether._files import write_text
 
 ABOUT = """\
 Made by `python -m benchmarks.step`. Full fine-tuning, PEFT LoRA and the naive R-Adapter run as published code
@@ -147,11 +149,12 @@ def cell(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def save(folder: Path, report: str, rows: list[Row]) -> None:
+def save(folder: Path, name: str, report: str, rows: Sequence[Any]) -> None:
+    """Write `name`.md, and `name`.csv with a column for each field of the rows, which are dataclasses."""
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*COLUMNS, "note"], lineterminator="\n")
+    writer = csv.DictWriter(text, [field.name for field in fields(rows[0])], lineterminator="\n")
     writer.writeheader()
     writer.writerows(vars(row) for row in rows)
-    write_atomically(folder / "speed.md", lambda path: path.write_text(report, encoding="utf-8"))
-    write_atomically(folder / "speed.csv", lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
+    write_text(folder / f"{name}.md", report)
+    write_text(folder / f"{name}.csv", text.getvalue())

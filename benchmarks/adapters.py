@@ -8,14 +8,12 @@ published forward, one convolution after the other. Writes `adapters.md` and `ad
 
 import argparse
 import copy
-import csv
-import io
 import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -29,8 +27,7 @@ from torch.nn import functional as F
 
 from benchmarks._count import cost, flop_counter
 from benchmarks._methods import known_to_be_safe
-from benchmarks._report import cell
-from tether._files import write_text
+from benchmarks._report import cell, save
 from tether.adapters import (
     AdaptFormerConfig,
     BiasOnlyConfig,
@@ -345,19 +342,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.repeats:
             times = timed(backbone, model, methods, options.timed, options.repeats)
             of_this = [
-                Row(**{**vars(row), "step": times[row.method][0], "forward": times[row.method][1]})
-                for row in of_this
+                replace(row, step=times[row.method][0], forward=times[row.method][1]) for row in of_this
             ]
         rows += of_this
     mona = mona_against_the_literal_form(options.timed, options.repeats) if options.repeats else []
     page = render(rows, mona, options)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [one.name for one in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(vars, rows))
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_text(options.output / "adapters.md", page)
-    write_text(options.output / "adapters.csv", text.getvalue())
+    save(options.output, "adapters", page, rows)
     print(page)
     return 0
 

@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = targets(counted, merged, readings)
     report = render(rows, lines, found, options.threads)
     print(report)
-    save(options.output, report, rows)
+    save(options.output, "speed", report, rows)
     return 0
 
 

@@ -3,10 +3,11 @@
 import argparse
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from tether._files import write_atomically
@@ -41,6 +42,41 @@ def command(build: Callable[[Path, Path], None], description: str, packages: str
     arguments = parser.parse_args()
     with errors_as_lines():
         build(arguments.packages, arguments.out)
+
+
+def pretraining_parser(description: str) -> argparse.ArgumentParser:
+    """What every command that pre-trains is asked; read it with `pretraining_options`.
+
+    Args:
+        description: documentation of the module that is run; its first line is shown.
+    """
+    parser = argparse.ArgumentParser(
+        description=description.splitlines()[0],
+        epilog="A run that was stopped or killed goes on with the same command and --resume RUN.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("pictures", type=Path, help="folder with pictures.zip and pictures.json")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="where the run gets its directory (%(default)s)"
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with a run that was stopped or killed"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
+    parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="such as training.steps=500")
+    return parser
+
+
+def pretraining_options(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """The options of a command that pre-trains; torch gets its threads."""
+    options = parser.parse_intermixed_args(arguments)
+    if options.threads is not None:
+        if options.threads < 1:
+            parser.error(f"argument --threads: expected a whole number from 1, found {options.threads}")
+        torch.set_num_threads(options.threads)
+    return options
 
 
 def on_white(picture: Image.Image) -> Image.Image:

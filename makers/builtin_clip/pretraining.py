@@ -6,7 +6,6 @@ The trunk's frozen lower stem runs once per augmented view; the rest learns from
 picture are the texts of its name, and texts so general that they fit it too (the class name of many emoji).
 """
 
-import argparse
 import math
 import shutil
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from timm.layers import set_fused_attn
 from torch import Tensor, nn
 
-from makers._building import errors_as_lines
+from makers._building import errors_as_lines, pretraining_options, pretraining_parser
 from makers.builtin_clip.pairs import CaptionedPictures, PairDataset, cache_stem_features
 from makers.builtin_clip.stem import load_stem
 from makers.builtin_clip.towers import ArchitectureConfig, create, save_model, train_tokenizer
@@ -225,26 +224,9 @@ class Pretraining:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        epilog="A run that was stopped or killed goes on with the same command and --resume RUN.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("pictures", type=Path, help="folder with pictures.zip and pictures.json")
+    parser = pretraining_parser(__doc__)
     parser.add_argument("--stem", type=Path, required=True, help="safetensors of the convolutional stem")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="where the run gets its directory (%(default)s)"
-    )
-    parser.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with a run that was stopped or killed"
-    )
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own)")
-    parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="such as training.steps=500")
-    options = parser.parse_intermixed_args(arguments)
-    if options.threads is not None:
-        if options.threads < 1:
-            parser.error(f"argument --threads: expected a whole number from 1, found {options.threads}")
-        torch.set_num_threads(options.threads)
+    options = pretraining_options(parser, arguments)
     with errors_as_lines(), ProgressDisplay() as progress:
         config = build(PretrainingConfig, override({}, options.overrides))
         folder = pretrain(

@@ -7,7 +7,6 @@ that is thrown away afterwards its pooled features learn two things at once: wha
 view (distillation), and which of the batch's captions fit the picture, by CLIP's frozen texts.
 """
 
-import argparse
 import io
 import zipfile
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from makers._building import errors_as_lines
+from makers._building import errors_as_lines, pretraining_options, pretraining_parser
 from makers.builtin_clip.pairs import CaptionedPictures, augment
 from makers.builtin_clip.pretraining import multi_positive_loss
 from tether._files import write_json, write_tensors
@@ -240,24 +239,9 @@ class Pretraining:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        epilog="A run that was stopped or killed goes on with the same command and --resume RUN.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("pictures", type=Path, help="folder with pictures.zip and pictures.json")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="where the run gets its directory (%(default)s)"
-    )
-    parser.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with a run that was stopped or killed"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="such as training.steps=500")
-    options = parser.parse_intermixed_args(arguments)
-    if options.threads < 1:
-        parser.error(f"argument --threads: expected a whole number from 1, found {options.threads}")
-    torch.set_num_threads(options.threads)
+    parser = pretraining_parser(__doc__)
+    parser.set_defaults(threads=1)
+    options = pretraining_options(parser, arguments)
     with errors_as_lines(), ProgressDisplay() as progress:
         config = build(PretrainingConfig, override({}, options.overrides))
         folder = pretrain(config, options.pictures, options.runs, resume=options.resume, progress=progress)

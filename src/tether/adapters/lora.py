@@ -188,12 +188,8 @@ class LoRAAttached(Mergeable):
         alphas = {path: alpha_of(alpha, target.tower) for path, target in self.targets.items()}
         if self.config.variant == "dora" and set(alphas.values()) != {1.0}:
             return None
-        before = {name: tensor.clone() for name, tensor in self.state_dict().items()}
-        self.load_state_dict(at_alpha(before if state is None else state, alphas))
-        try:
+        with self._in_state(at_alpha(self.state_dict() if state is None else state, alphas)):
             return self._run(probe)
-        finally:
-            self.load_state_dict(before)
 
     def _engage(self) -> None:
         for (path, owner), target, layer in zip(

@@ -14,6 +14,7 @@ from tether.adapters._tensors import all_finite, base_tensors, difference, not_f
 from tether.adapters.attached import Attached
 from tether.config import method_of
 from tether.errors import TetherError
+from tether.models.modes import in_evaluation_mode
 from tether.models.weight_path import MARK, Path, WeightPath
 
 Probe = Callable[[], Any] | Tensor | tuple[Tensor, ...]
@@ -209,18 +210,23 @@ class Mergeable(Attached):
         """What the probe gives with the un-merged method at alpha; None where there is no such form."""
         return None
 
+    @contextmanager
+    def _in_state(self, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the method has another state."""
+        before = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        self.load_state_dict(state)
+        try:
+            yield
+        finally:
+            self.load_state_dict(before)
+
     @torch.no_grad()
     def _run(self, probe: Probe) -> list[Tensor]:
-        modes = [(module, module.training) for module in self.module.modules()]
-        self.module.eval()
-        try:
+        with in_evaluation_mode(self.module):
             if callable(probe) and not isinstance(probe, Tensor):
                 output = probe()
             else:
                 output = self.module(*(probe if isinstance(probe, tuple) else (probe,)))
-        finally:
-            for module, training in modes:
-                module.training = training
         outputs = [tensor.float() for tensor in tensors_of(output)]
         if not outputs:
             raise TetherError("The probe gave no tensors to compare; return the model's outputs from it.")

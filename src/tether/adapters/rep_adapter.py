@@ -157,14 +157,12 @@ class RepAdapterAttached(Mergeable, PlacedAttached):
     def _outputs_unmerged(
         self, alpha: Alpha, state: Mapping[str, Tensor] | None, probe: Probe
     ) -> list[Tensor]:
-        before = {name: tensor.clone() for name, tensor in self.state_dict().items()}
-        self.load_state_dict(before if state is None else state)
-        self.scale({tower: alpha_of(alpha, tower) for tower in TOWERS})
-        try:
-            return self._run(probe)
-        finally:
-            self.scale(dict.fromkeys(TOWERS, 1.0))
-            self.load_state_dict(before)
+        with self._in_state(self.state_dict() if state is None else state):
+            self.scale({tower: alpha_of(alpha, tower) for tower in TOWERS})
+            try:
+                return self._run(probe)
+            finally:
+                self.scale(dict.fromkeys(TOWERS, 1.0))
 
 
 def readers(module: nn.Module, site: Site) -> list[tuple[str, str]]:

@@ -167,19 +167,15 @@ class SSFAttached(Mergeable):
     def _outputs_unmerged(
         self, alpha: Alpha, state: Mapping[str, Tensor] | None, probe: Probe
     ) -> list[Tensor]:
-        before = {name: tensor.clone() for name, tensor in self.state_dict().items()}
-        state = before if state is None else state
+        state = self.state_dict() if state is None else state
         towers = {f"{one.path}.{self._name}": one.tower for one in self._operations}
         weighted = {}
         for name, tensor in state.items():
             path, _, kind = name.rpartition(".")
             start = float(kind == "scale")
             weighted[name] = start + alpha_of(alpha, towers[path]) * (tensor - start)
-        self.load_state_dict(weighted)
-        try:
+        with self._in_state(weighted):
             return self._run(probe)
-        finally:
-            self.load_state_dict(before)
 
     def _engage(self) -> None:
         for operation, part in zip(self._operations, self._modules, strict=True):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,16 +174,11 @@ def _comparing_command(options: argparse.Namespace) -> str:
 
 
 def zero_shot(options: argparse.Namespace, device: Any) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
     from tether.data.captions import CaptionBenchmark
     from tether.data.records import Benchmark
-    from tether.evaluation import evaluate, zero_shot_reader
-    from tether.evaluation.retrieval_scores import caption_reader
-    from tether.evaluation.tables import marked
+    from tether.evaluation import evaluate
     from tether.models import load
-    from tether.runs.show import show_table
+    from tether.runs.sweep import text_reader
 
     benchmark = _benchmark({"method": "icon_shift"}, options.overrides)
     if not isinstance(benchmark, Benchmark | CaptionBenchmark):
@@ -191,41 +187,30 @@ def zero_shot(options: argparse.Namespace, device: Any) -> int:
             f"Train a head on it first: tether train."
         )
     model = load(options.model, device=device)
-    tests = benchmark.tests
     with _progress() as progress:
-        if isinstance(benchmark, CaptionBenchmark):
-            reader = caption_reader(model, tests.values(), progress=progress)
-        else:
-            reader = zero_shot_reader(model, benchmark, tests.values(), progress=progress)
-        scores = evaluate(model, tests, reader, progress=progress)
+        reader = text_reader(model, benchmark, progress=progress)
+        scores = evaluate(model, benchmark.tests, reader, progress=progress)
     first, *rest = next(iter(scores.values())).metrics
     rest = [metric for metric in rest if metric.name in SHOWN_BESIDE]
     columns = [first.title, "95 % interval", *(metric.title for metric in rest)]
-    table = Table("domain", "pictures", *columns)
-    table.title = cell(f"{options.model} on {benchmark.name}")
-    home = benchmark.in_distribution
-    for name in sorted(scores, key=lambda name: name != home):
-        of_domain, values = scores[name], scores[name].values()
+
+    def cells(name: str) -> list[str]:
+        interval, values = scores[name].interval, scores[name].values()
         shown = [values[metric.name] for metric in rest]
-        table.add_row(
-            cell(marked(name, "in-distribution" if name == home else "")),
-            str(of_domain.n),
+        return [
             f"{values[first.name]:.1%}",
-            f"{of_domain.interval.low:.1%} – {of_domain.interval.high:.1%}",
+            f"{interval.low:.1%} – {interval.high:.1%}",
             *("" if value is None else f"{value:.1%}" for value in shown),
-        )
-    show_table(table, Console())
+        ]
+
+    _show_domains(f"{options.model} on {benchmark.name}", benchmark, columns, cells)
     return 0
 
 
 def sweep(options: argparse.Namespace, device: Any) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
     from tether.evaluation.scores import alpha_text
     from tether.evaluation.tables import marked
     from tether.runs.export import adapter_folder, run_config
-    from tether.runs.show import show_table
     from tether.runs.sweep import ALPHAS, sweep
 
     words = [*_data_words(options.data), *options.overrides]
@@ -247,15 +232,11 @@ def sweep(options: argparse.Namespace, device: Any) -> int:
             progress=progress,
         )
     first = next(iter(swept.scores[0].values())).metrics[0]
-    heads = [marked(alpha_text(alpha), "kept" if alpha == kept else "") for alpha in swept.alphas]
-    table = Table("domain", "pictures", *(f"alpha {head}" for head in heads))
-    table.title = cell(f"{first.title} of {options.adapter} on {benchmark.name}")
-    home = benchmark.in_distribution
-    for name in sorted(benchmark.tests, key=lambda name: name != home):
-        values = [scores[name].value for scores in swept.scores]
-        shown = cell(marked(name, "in-distribution" if name == home else ""))
-        table.add_row(shown, str(len(benchmark.tests[name])), *(f"{value:.1%}" for value in values))
-    show_table(table, Console())
+    heads = [f"alpha {marked(alpha_text(alpha), 'kept' if alpha == kept else '')}" for alpha in swept.alphas]
+    title = f"{first.title} of {options.adapter} on {benchmark.name}"
+    _show_domains(
+        title, benchmark, heads, lambda name: [f"{scores[name].value:.1%}" for scores in swept.scores]
+    )
     return 0
 
 
@@ -461,6 +442,22 @@ def demo(options: argparse.Namespace, device: Any) -> int:
     with _progress() as progress:
         demo(options.runs, progress, device=device)
     return 0
+
+
+def _show_domains(title: str, benchmark: Any, columns: list[str], cells: Callable[[str], list[str]]) -> None:
+    """A table with a row for each test of a benchmark, what looks like the training data first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tether.evaluation.tables import marked
+    from tether.runs.show import show_table
+
+    table = Table("domain", "pictures", *columns, title=cell(title))
+    home = benchmark.in_distribution
+    for name in sorted(benchmark.tests, key=lambda name: name != home):
+        shown = cell(marked(name, "in-distribution" if name == home else ""))
+        table.add_row(shown, str(len(benchmark.tests[name])), *cells(name))
+    show_table(table, Console())
 
 
 def _benchmark(data: dict[str, Any], overrides: list[str]) -> Any:

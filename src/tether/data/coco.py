@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 
 from tether.config import method
 from tether.data.corrupted_tests import CorruptedTests, check_choice
-from tether.data.dense import DenseBenchmark, DenseExample, DenseSplit, cut, in_role
+from tether.data.dense import DenseBenchmark, DenseExample, cut, in_domains, in_role
+from tether.data.domains import check_shifted
 from tether.data.locating import image_inside, require_there
 from tether.data.outlines import polygon_mask, run_length_mask, unpacked
 from tether.data.records import distinct
@@ -72,10 +73,7 @@ class CocoConfig(DataConfig):
 
     def __post_init__(self):
         check_choice(self.corruptions)
-        if self.domain in self.shifted:
-            raise TetherError(
-                f"The domain {self.domain!r} is the in-distribution one; a shifted one needs another name."
-            )
+        check_shifted(self.shifted, self.domain)
 
     def load(self) -> DenseBenchmark:
         """Read the annotations, about 24,000 a second: COCO's training set takes half a minute.
@@ -95,17 +93,13 @@ class CocoConfig(DataConfig):
             validation = others(self.validation, "validation")
         else:
             train, validation = cut(train, self.validation_share, seed=self.seed)
-        tests = {self.domain: DenseSplit("test", self.domain, others(self.test, "test"))}
-        for domain, place in self.shifted.items():
-            tests[domain] = DenseSplit(f"test {domain}", domain, others(place, f"shifted {domain}"))
+        test = others(self.test, "test")
+        shifted = {domain: others(place, f"shifted {domain}") for domain, place in self.shifted.items()}
         return DenseBenchmark(
             name=Path(self.train.annotations).stem,
             class_names=names,
             answers=("boxes", "masks") if self.masks else ("boxes",),
-            train=DenseSplit("train", self.domain, train),
-            validation=DenseSplit("validation", self.domain, validation),
-            tests=tests,
-            in_distribution=self.domain,
+            **in_domains(self.domain, train, validation, test, shifted),
         )
 
 

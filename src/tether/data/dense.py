@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tether.data.records import ImageRef, PictureBenchmark, PictureSplit, check_class_names, distinct
 from tether.data.splitting import parts_of
@@ -162,6 +162,29 @@ def cut(
     parts = parts_of(dict.fromkeys(example.identity for example in examples), (share,), seed=seed)
     kept = tuple(example for example in examples if parts[example.identity] == 1)
     return kept, tuple(example for example in examples if parts[example.identity] == 0)
+
+
+def in_domains(
+    domain: str,
+    train: tuple[DenseExample, ...],
+    validation: tuple[DenseExample, ...],
+    test: tuple[DenseExample, ...],
+    shifted: Mapping[str, tuple[DenseExample, ...]],
+) -> dict[str, Any]:
+    """The splits of a `DenseBenchmark`, by the names of its arguments.
+
+    Args:
+        domain: the look of all but `shifted`.
+        shifted: test pictures by domain.
+    """
+    tests = {domain: DenseSplit("test", domain, test)}
+    tests |= {name: DenseSplit(f"test {name}", name, examples) for name, examples in shifted.items()}
+    return {
+        "train": DenseSplit("train", domain, train),
+        "validation": DenseSplit("validation", domain, validation),
+        "tests": tests,
+        "in_distribution": domain,
+    }
 
 
 def in_role(examples: Iterable[DenseExample], role: str) -> tuple[DenseExample, ...]:

@@ -81,6 +81,18 @@ class DomainConfig:
         )
 
 
+def check_shifted(shifted: Iterable[str], home: str) -> None:
+    """Refuse names of shifted domains of which one is that of the in-distribution domain.
+
+    Raises:
+        TetherError: it is.
+    """
+    if home in shifted:
+        raise TetherError(
+            f"The domain {home!r} is the in-distribution one; a shifted one needs another name."
+        )
+
+
 def check_domains(
     domains: Mapping[str, DomainConfig], shifted: Sequence[str], in_distribution: str | None
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from tether.config import method
 from tether.data.corrupted_tests import CorruptedTests, check_choice
-from tether.data.domains import DomainConfig, check_domains
+from tether.data.domains import DomainConfig, check_domains, check_shifted
 from tether.data.prompts import templates
 from tether.data.reading import PICTURE_SUFFIXES, list_pictures
 from tether.data.records import Benchmark, Example, ImageRef, Split, distinct
@@ -66,10 +66,7 @@ class FolderConfig(DataConfig):
         return load(self)
 
     def __post_init__(self):
-        if self.domain in self.shifted:
-            raise TetherError(
-                f"The domain {self.domain!r} is the in-distribution one; a shifted one needs another name."
-            )
+        check_shifted(self.shifted, self.domain)
         templates(self.templates)
         check_choice(self.corruptions)
         check_extra_classes(self.extra_classes)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tether.config import method
 from tether.data.corrupted_tests import CorruptedTests, check_choice
-from tether.data.dense import DenseBenchmark, DenseExample, DenseSplit, cut, in_role
+from tether.data.dense import DenseBenchmark, DenseExample, cut, in_domains, in_role
+from tether.data.domains import check_shifted
 from tether.data.reading import list_pictures
 from tether.data.records import ImageRef
 from tether.data.targets import IGNORE, MaskCoding, MaskFile
@@ -69,10 +70,7 @@ class MaskFoldersConfig(DataConfig):
 
     def __post_init__(self):
         check_choice(self.corruptions)
-        if self.domain in self.shifted:
-            raise TetherError(
-                f"The domain {self.domain!r} is the in-distribution one; a shifted one needs another name."
-            )
+        check_shifted(self.shifted, self.domain)
 
     def load(self) -> DenseBenchmark:
         """List the folders; pictures and masks are read when they are used.
@@ -97,18 +95,13 @@ class MaskFoldersConfig(DataConfig):
             validation = examples(self.validation, "validation")
         else:
             train, validation = cut(train, self.validation_share, seed=self.seed + 1)
-        tests = {self.domain: DenseSplit("test", self.domain, test)}
-        for domain, root in self.shifted.items():
-            tests[domain] = DenseSplit(f"test {domain}", domain, examples(root, f"shifted {domain}"))
+        shifted = {domain: examples(root, f"shifted {domain}") for domain, root in self.shifted.items()}
         return DenseBenchmark(
             name=Path(self.train).resolve().name,
             class_names=names,
             background=self.background,
             answers=("semantic",),
-            train=DenseSplit("train", self.domain, train),
-            validation=DenseSplit("validation", self.domain, validation),
-            tests=tests,
-            in_distribution=self.domain,
+            **in_domains(self.domain, train, validation, test, shifted),
         )
 
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from tether.config import method
 from tether.data.corrupted_tests import CorruptedTests, check_choice
-from tether.data.dense import DenseBenchmark, DenseExample, DenseSplit, cut, in_role
+from tether.data.dense import DenseBenchmark, DenseExample, cut, in_domains, in_role
+from tether.data.domains import check_shifted
 from tether.data.locating import require_there
 from tether.data.reading import read_bytes
 from tether.data.records import ImageRef
@@ -77,10 +78,7 @@ class VocConfig(DataConfig):
         check_choice(self.corruptions)
         if self.answers not in (known := get_args(Answers)):
             raise TetherError(f"answers is {self.answers!r}{near_misses(str(self.answers), known)}")
-        if self.domain in self.shifted:
-            raise TetherError(
-                f"The domain {self.domain!r} is the in-distribution one; a shifted one needs another name."
-            )
+        check_shifted(self.shifted, self.domain)
 
     def load(self) -> DenseBenchmark:
         """Read lists and XML files (about 8,000 a second); pictures and masks are read when they are used.
@@ -98,19 +96,15 @@ class VocConfig(DataConfig):
             validation = examples(self.root, self.validation, "photo")
         else:
             train, validation = cut(train, self.validation_share, seed=self.seed)
-        tests = {self.domain: DenseSplit("test", self.domain, test)}
-        for domain, root in self.shifted.items():
-            pictures = examples(root, self.test, f"shifted {domain}")
-            tests[domain] = DenseSplit(f"test {domain}", domain, pictures)
+        shifted = {
+            domain: examples(root, self.test, f"shifted {domain}") for domain, root in self.shifted.items()
+        }
         return DenseBenchmark(
             name=Path(self.root).resolve().name,
             class_names=tuple(self.classes),
             background="background" if self.answers == "semantic" else "",
             answers=(self.answers,),
-            train=DenseSplit("train", self.domain, train),
-            validation=DenseSplit("validation", self.domain, validation),
-            tests=tests,
-            in_distribution=self.domain,
+            **in_domains(self.domain, train, validation, test, shifted),
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from tether.data.prompts import fill, warn_of_same_prompts
 from tether.data.records import Benchmark, Split
@@ -14,6 +14,7 @@ from tether.errors import TetherError
 from tether.evaluation.scores import ClassScorer, SplitScores
 from tether.evaluation.scoring import Progress
 from tether.models.model import Model
+from tether.models.modes import in_evaluation_mode
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -169,15 +170,3 @@ def evaluating(model: Model) -> Iterator[None]:
     """No gradients, and every module in evaluation mode; each gets its own mode back."""
     with torch.no_grad(), in_evaluation_mode(model.module):
         yield
-
-
-@contextmanager
-def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """A module and all its parts in evaluation mode; each gets its own mode back."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

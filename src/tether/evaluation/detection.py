@@ -10,11 +10,11 @@ Small are objects below 32² pixels, large those above 96². Neither right nor w
 of another size, or on one that PASCAL VOC calls difficult, on that and on a crowd however often.
 
 AP is no sum over pictures. It is computed again from the rows for every draw of a bootstrap, and for the jackknife
-values that stand for single pictures (see `SumScores.primary`).
+values that stand for single pictures (see `tether.evaluation.sum_scores.pseudo_values`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -28,8 +28,9 @@ from tether.data.targets import Objects
 from tether.errors import TetherError
 from tether.evaluation.detections import Detections
 from tether.evaluation.encoder import WithAnswers
-from tether.evaluation.scoring import Metric, Scores
-from tether.evaluation.significance import Interval, Statistic
+from tether.evaluation.scoring import Metric
+from tether.evaluation.significance import Statistic
+from tether.evaluation.sum_scores import RowScores, pseudo_values
 
 MOST = 100
 """Detections per picture that count."""
@@ -47,7 +48,7 @@ AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DetectionScores(Scores):
+class DetectionScores(RowScores):
     """Detections in all pictures of one split, matched with its objects; `BoxScores` and `MaskScores` say of what.
 
     Attributes:
@@ -85,15 +86,9 @@ class DetectionScores(Scores):
 
     @cached_property
     def primary(self) -> Float[Tensor, " n"]:
-        """Jackknife values, see `SumScores.primary`."""
-        n, value = self.n, self.primary_of_all
-        without = self._primary_of(1 - torch.eye(n, dtype=torch.float64))
-        pseudo = n * value - (n - 1) * torch.where(without.isnan(), value, without)
-        return pseudo - pseudo.mean() + value
-
-    @cached_property
-    def interval(self) -> Interval:
-        return self.interval_of([self.value], [self])
+        """Of the first metric, see `pseudo_values`."""
+        without = self._primary_of(1 - torch.eye(self.n, dtype=torch.float64))
+        return pseudo_values(self.primary_of_all, without)
 
     @property
     def competing(self) -> int:
@@ -124,22 +119,6 @@ class DetectionScores(Scores):
 
     def numbers(self) -> dict[str, object]:
         return {**super().numbers(), "by_class": self.by_class()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"rows": self.rows}
-
-    def picked(self, places: Sequence[int]) -> "DetectionScores":
-        examples = tuple(self.split.examples[place] for place in places)
-        return replace(self, split=replace(self.split, examples=examples), rows=self.rows[list(places)])
-
-    @classmethod
-    def pooled(cls, parts: Sequence["DetectionScores"]) -> "DetectionScores":
-        examples = tuple(example for part in parts for example in part.split.examples)
-        return cls(
-            split=replace(parts[0].split, examples=examples),
-            rows=torch.cat([part.rows for part in parts]),
-            class_names=parts[0].class_names,
-        )
 
     def _primary_of(self, draws: Float[Tensor, "*d n"]) -> Float[Tensor, "*d"]:
         """The first metric of pictures that are counted as often as they were drawn."""

@@ -15,16 +15,8 @@ from tether.evaluation.significance import Interval, Statistic
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SumScores(Scores):
-    """Rows that add up over pictures, and metrics of their sums. A metric is made by two names:
-
-        class IoUScores(SumScores):
-            metrics = (Metric(name="miou", title="mean IoU"),)
-
-            @staticmethod
-            def values_of(sums):  # of rows (intersections, unions), each [classes]
-                intersections, unions = sums.chunk(2, -1)
-                return (intersections / unions).nanmean(-1, keepdim=True)  # over the classes that occur
+class RowScores(Scores):
+    """All that is kept of each picture is a row of numbers, and the first metric is no mean over pictures.
 
     Attributes:
         rows: one per picture, in the split's order.
@@ -32,6 +24,51 @@ class SumScores(Scores):
 
     split: PictureSplit
     rows: Float[Tensor, "n k"]
+
+    @cached_property
+    def interval(self) -> Interval:
+        return self.interval_of([self.value], [self])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"rows": self.rows}
+
+    def picked(self, places: Sequence[int]) -> "RowScores":
+        examples = tuple(self.split.examples[place] for place in places)
+        return replace(self, split=replace(self.split, examples=examples), rows=self.rows[list(places)])
+
+    @classmethod
+    def pooled(cls, parts: Sequence["RowScores"]) -> "RowScores":
+        examples = tuple(example for part in parts for example in part.split.examples)
+        split = replace(parts[0].split, examples=examples)
+        return replace(parts[0], split=split, rows=torch.cat([part.rows for part in parts]))
+
+
+def pseudo_values(value: Float[Tensor, ""], without: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """What each picture adds to a metric, shifted so that their mean is the metric itself.
+
+    Jackknife pseudo-values n · v − (n − 1) · v without the picture (Tukey 1958); of a mean they are its numbers.
+
+    Args:
+        value: v.
+        without: v without each of the pictures; NaN of one that alone says anything.
+    """
+    n = len(without)
+    pseudo = n * value - (n - 1) * torch.where(without.isnan(), value, without)
+    return pseudo - pseudo.mean() + value
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SumScores(RowScores):
+    """Rows that add up over pictures, and metrics of their sums. A metric is made by two names:
+
+    class IoUScores(SumScores):
+        metrics = (Metric(name="miou", title="mean IoU"),)
+
+        @staticmethod
+        def values_of(sums):  # of rows (intersections, unions), each [classes]
+            intersections, unions = sums.chunk(2, -1)
+            return (intersections / unions).nanmean(-1, keepdim=True)  # over the classes that occur
+    """
 
     @staticmethod
     @abstractmethod
@@ -53,20 +90,9 @@ class SumScores(Scores):
 
     @cached_property
     def primary(self) -> Float[Tensor, " n"]:
-        """What each picture adds to the first metric, shifted so that their mean is the metric itself.
-
-        Jackknife pseudo-values n · v − (n − 1) · v without the picture (Tukey 1958); of a mean they are its numbers.
-        """
-        n, value = len(self.rows), self.values_of(self.sums)[0]
+        """Of the first metric, see `pseudo_values`."""
         without = self.values_of(self.sums - self.rows.double())[:, 0]
-        pseudo = n * value - (n - 1) * torch.where(
-            without.isnan(), value, without
-        )  # a picture that alone says anything
-        return pseudo - pseudo.mean() + value
-
-    @cached_property
-    def interval(self) -> Interval:
-        return self.interval_of([self.value], [self])
+        return pseudo_values(self.values_of(self.sums)[0], without)
 
     def values(self) -> dict[str, float | None]:
         values = self.values_of(self.sums).tolist()
@@ -74,17 +100,3 @@ class SumScores(Scores):
             metric.name: None if value != value else value
             for metric, value in zip(self.metrics, values, strict=True)
         }
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"rows": self.rows}
-
-    def picked(self, places: Sequence[int]) -> "SumScores":
-        examples = tuple(self.split.examples[place] for place in places)
-        return replace(self, split=replace(self.split, examples=examples), rows=self.rows[list(places)])
-
-    @classmethod
-    def pooled(cls, parts: Sequence["SumScores"]) -> "SumScores":
-        examples = tuple(example for part in parts for example in part.split.examples)
-        return cls(
-            split=replace(parts[0].split, examples=examples), rows=torch.cat([part.rows for part in parts])
-        )

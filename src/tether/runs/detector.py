@@ -5,22 +5,19 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from tether._alpha import Alpha
 from tether.adapters.head import ModuleHead
-from tether.data.dense_transforms import dense_test_transform
-from tether.data.reading import as_rgb
-from tether.data.targets import DenseTarget
-from tether.evaluation.classifier import evaluating
 from tether.evaluation.detections import Detections
 from tether.models import Model
-from tether.runs.module_heads import load_with_head
+from tether.runs.module_heads import Size, WithHead, load_with_head
 from tether.tasks.detection import ObjectTask
 
 TASKS = ("detection", "instances")
 
 
-class ObjectFinder:
+class ObjectFinder(WithHead):
     """Finds objects in pictures.
 
         finder = load_finder("runs/detection-001")
@@ -40,8 +37,7 @@ class ObjectFinder:
     """
 
     def __init__(self, model: Model, head: ModuleHead, *, held: object = None) -> None:
-        self.model, self.class_names, self._fit = model, tuple(head.class_names), head.fit
-        self._held = held
+        super().__init__(model, head, held=held)
         self.detector = ObjectTask.make_head(model, head.options, seed=0).eval()
         self.detector.load_head_state_dict(head.state)
         self.finds_masks = self.detector.finds_masks
@@ -55,15 +51,11 @@ class ObjectFinder:
         Raises:
             TetherError: a picture has no RGB form.
         """
-        transform = dense_test_transform(self.model.image, fit=self._fit)
-        answers = []
-        with evaluating(self.model):
-            for picture in map(as_rgb, pictures):
-                item = transform(picture, DenseTarget())
-                pixels, size = item["pixels"][None].to(self.model.device), (picture.height, picture.width)
-                (found,) = self.detector.predict(pixels, [size], [item["content"]])
-                answers.append(found.cpu())
-        return answers
+        return self._answers(pictures)
+
+    def _answer(self, pixels: Tensor, size: Size, content: Size) -> Detections:
+        (found,) = self.detector.predict(pixels, [size], [content])
+        return found.cpu()
 
 
 def load_finder(

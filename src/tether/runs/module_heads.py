@@ -1,18 +1,63 @@
 """A model with the head of several layers that a run left: from the run, its adapter, or both merged."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 
 from tether._alpha import Alpha
 from tether._files import read_json
 from tether.adapters.files import apply, load_adapter
 from tether.adapters.head import HEAD_FILE, ModuleHead, read_head
+from tether.data.dense_transforms import dense_test_transform
+from tether.data.reading import as_rgb
+from tether.data.targets import DenseTarget
 from tether.errors import TetherError
+from tether.evaluation.classifier import evaluating
 from tether.models import Model, load
 from tether.runs.export import adapter_folder, base_of
 from tether.runs.outcome import Base
+
+Size = tuple[int, int]
+"""Height and width."""
+
+
+class WithHead(ABC):
+    """A model and its head, which answer for pictures of any size.
+
+    Args:
+        model: with what was trained of it.
+        head: as it was saved.
+        held: kept for as long as this is, such as what keeps an adapter at its alpha.
+    """
+
+    def __init__(self, model: Model, head: ModuleHead, *, held: object = None) -> None:
+        self.model, self.class_names, self._fit = model, tuple(head.class_names), head.fit
+        self._held = held
+
+    @abstractmethod
+    def _answer(self, pixels: Tensor, size: Size, content: Size) -> Any:
+        """For one picture, as a batch; its size, and what it fills of the input."""
+
+    def _answers(self, pictures: Sequence[Image.Image]) -> list[Any]:
+        """For each picture, in evaluation mode and without gradients.
+
+        Raises:
+            TetherError: a picture has no RGB form.
+        """
+        transform = dense_test_transform(self.model.image, fit=self._fit)
+        answers = []
+        with evaluating(self.model):
+            for picture in map(as_rgb, pictures):
+                item = transform(picture, DenseTarget())
+                pixels = item["pixels"][None].to(self.model.device)
+                answers.append(self._answer(pixels, (picture.height, picture.width), item["content"]))
+        return answers
 
 
 def load_with_head(

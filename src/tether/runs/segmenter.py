@@ -7,20 +7,17 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from PIL import Image
+from torch import Tensor
 
 from tether._alpha import Alpha
 from tether.adapters.head import ModuleHead
-from tether.data.dense_transforms import dense_test_transform
-from tether.data.reading import as_rgb
-from tether.data.targets import DenseTarget
 from tether.errors import TetherError
-from tether.evaluation.classifier import evaluating
 from tether.heads.segmentation import SegmentationHead, classes_of_pixels
 from tether.models import Model
-from tether.runs.module_heads import load_with_head
+from tether.runs.module_heads import Size, WithHead, load_with_head
 
 
-class Segmenter:
+class Segmenter(WithHead):
     """Tells the pixels of pictures apart.
 
         segmenter = load_segmenter("runs/segmentation-001")
@@ -36,8 +33,7 @@ class Segmenter:
     """
 
     def __init__(self, model: Model, head: ModuleHead, *, held: object = None) -> None:
-        self.model, self.class_names, self._fit = model, tuple(head.class_names), head.fit
-        self._held = held
+        super().__init__(model, head, held=held)
         self.head = SegmentationHead(**head.options).eval()
         try:
             self.head.load_state_dict(dict(head.state))
@@ -45,7 +41,6 @@ class Segmenter:
             raise TetherError(f"The head is not the one that its options describe: {error}") from error
         self.head.to(model.device)
 
-    @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image]) -> list[Int[np.ndarray, "_ _"]]:
         """The class of every pixel of each picture.
 
@@ -55,15 +50,11 @@ class Segmenter:
         Raises:
             TetherError: a picture has no RGB form.
         """
-        transform = dense_test_transform(self.model.image, fit=self._fit)
-        answers = []
-        with evaluating(self.model):
-            for picture in map(as_rgb, pictures):
-                item = transform(picture, DenseTarget())
-                logits = self.head(self.model.feature_maps(item["pixels"][None]))[0]
-                sizes = (tuple(item["pixels"].shape[1:]), item["content"], (picture.height, picture.width))
-                answers.append(classes_of_pixels(logits, *sizes).cpu().numpy())
-        return answers
+        return self._answers(pictures)
+
+    def _answer(self, pixels: Tensor, size: Size, content: Size) -> Int[np.ndarray, "h w"]:
+        (logits,) = self.head(self.model.feature_maps(pixels))
+        return classes_of_pixels(logits, tuple(pixels.shape[2:]), content, size).cpu().numpy()
 
 
 def load_segmenter(

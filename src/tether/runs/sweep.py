@@ -60,6 +60,16 @@ def sweep(
         ), adapter.alpha
 
 
+def text_reader(
+    model: Model, benchmark: Benchmark | CaptionBenchmark, *, progress: Progress | None = None
+) -> Reader:
+    """What a model answers to the tests of a benchmark by its texts alone, as it is set now."""
+    tests = benchmark.tests.values()
+    if isinstance(benchmark, CaptionBenchmark):
+        return caption_reader(model, tests, progress=progress)
+    return zero_shot_reader(model, benchmark, tests, progress=progress)
+
+
 def _reader(
     model: Model,
     benchmark: PictureBenchmark,
@@ -79,10 +89,8 @@ def _reader(
         raise TetherError(
             f"{folder} has no head, and its base no text tower, so it has no answers to be judged by."
         )
-    if isinstance(benchmark, CaptionBenchmark):
-        return lambda alpha: caption_reader(model, tests.values(), progress=progress)
-    if head is None:
-        return lambda alpha: zero_shot_reader(model, benchmark, tests.values(), progress=progress)
+    if head is None or isinstance(benchmark, CaptionBenchmark):
+        return lambda alpha: text_reader(model, benchmark, progress=progress)
     if len(head.weight) != len(benchmark.class_names) or any(split.class_names for split in tests.values()):
         raise TetherError(
             f"The head in {folder} was trained on {len(head.weight)} classes and {benchmark.name} has "

@@ -32,12 +32,13 @@ from tether.data.dense_transforms import (
 from tether.data.records import PictureBenchmark
 from tether.data.seeds import derived_seed
 from tether.errors import TetherError
-from tether.evaluation.classifier import evaluating, in_evaluation_mode
+from tether.evaluation.classifier import evaluating
 from tether.evaluation.drawing import Drawn, address_of, legend_of
 from tether.evaluation.encoder import FeatureMaps, WithAnswers
 from tether.evaluation.scoring import Progress, Reader
 from tether.families import ObjectiveConfig, TaskConfig
 from tether.models import Model
+from tether.models.modes import in_evaluation_mode
 from tether.recipe import Recipe
 from tether.tasks.task import Task, TrainingData
 
@@ -276,10 +277,9 @@ class DenseTask(Task):
                 Drawn(
                     domain=split.domain,
                     identity=split.examples[place].identity,
-                    **{
-                        k: address_of(v)
-                        for k, v in {"picture": picture, "truth": truth, "answer": answer}.items()
-                    },
+                    picture=address_of(picture),
+                    truth=address_of(truth),
+                    answer=address_of(answer),
                     legend=legend_of(seen, self.class_names_of_answers),
                 )
             )

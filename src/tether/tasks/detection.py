@@ -17,13 +17,13 @@ from tether.config import build, made, method, method_of, plain
 from tether.data.records import PictureBenchmark, PictureSplit
 from tether.data.seeds import derived_seed
 from tether.errors import TetherError
-from tether.evaluation.classifier import in_evaluation_mode
 from tether.evaluation.detection import BoxScores, DetectionReader, DetectionScores, MaskScores, Pair
 from tether.evaluation.drawing import with_objects
 from tether.evaluation.encoder import WithAnswers
 from tether.evaluation.scoring import Progress
 from tether.heads.detection import Detector, DetectorConfig
 from tether.models import Model
+from tether.models.modes import in_evaluation_mode
 from tether.objectives.head import HeadLossConfig
 from tether.recipe import Recipe
 from tether.tasks.dense import DenseConfig, DenseTask

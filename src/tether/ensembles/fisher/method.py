@@ -30,6 +30,7 @@ from tether.evaluation.classifier import Classifier
 from tether.evaluation.scores import SplitScores, Sweep
 from tether.families import EnsembleConfig
 from tether.models.model import Model
+from tether.models.modes import in_evaluation_mode
 
 BATCH = 4
 """Pictures whose graph is kept at a time; each is one backward pass anyway."""
@@ -208,15 +209,13 @@ def _information(
 @contextmanager
 def _differentiable(model: Model, parameters: Mapping[str, Tensor]) -> Iterator[None]:
     """Gradients of these parameters alone, nothing random; all is as before afterwards."""
-    modes = [(part, part.training) for part in model.module.modules()]
     required = [(parameter, parameter.requires_grad) for parameter in model.module.parameters()]
-    model.module.requires_grad_(False).eval()
+    model.module.requires_grad_(False)
     try:
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        yield
+        with in_evaluation_mode(model.module):
+            yield
     finally:
-        for part, mode in modes:
-            part.training = mode
         for parameter, value in required:
             parameter.requires_grad_(value)
