@@ -97,7 +97,7 @@ LOOKS := $(addprefix experiments/icon-shift/,$(addsuffix .yaml,colour solid))
 ON_ICONS := $(TETHER) compare full $(call METHOD,wise-ft-ce) flyp wise-ft r-adapter --workers 2 --folds 0 1 2 \
 	--set alpha.curve=false --reference full --highlight r-adapter
 results: setup
-	@echo "icon-shift: about an hour and a half on two idle cores, if nothing of it is there yet"
+	@echo "icon-shift: some hour and a half (an estimate) on two idle cores, if nothing of it is there yet"
 	$(ON_ICONS) --data $(LOOKS) --out results/icon-shift
 	$(ON_ICONS) --data experiments/icon-shift/colour.yaml --tune 3 --out results/icon-shift-tuned
 
